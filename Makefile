@@ -1,0 +1,54 @@
+# Every target sets up what it needs: a fresh clone, Python and make are enough.
+#   make demo                   the whole product on synthetic scenes
+#   make test ARGS='-k masks'   ARGS goes to the program behind the target
+
+PYTHON ?= python3
+ARGS ?=
+BIN := .venv/bin
+STAMP := .venv/.stamp
+
+# Demo and tests start what they need themselves: a Ray cluster that happens to run on this machine, or a
+# tracking server that this shell happens to know, must not see their data.
+demo test: export RAY_ADDRESS := local
+unexport MLFLOW_TRACKING_URI
+unexport MLFLOW_REGISTRY_URI
+
+.DEFAULT_GOAL := help
+.PHONY: setup demo test lint bench s3 clean help
+
+help: ## show this list
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+
+setup: $(STAMP) ## install the pinned dependencies and this project into .venv
+
+demo: $(STAMP) ## draw scenes, train, label a bucket twice, query the labels; all of it in demo/
+	@rm -rf demo
+	@$(BIN)/python jobs/demo.py $(ARGS)
+
+test: lint ## lint, types and all tests
+	@$(BIN)/python -m pytest $(ARGS)
+
+lint: $(STAMP) ## style and types
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+bench: $(STAMP) ## measure labelling stage by stage
+	@$(BIN)/python -m benchmarks.run $(ARGS)
+
+s3: $(STAMP) ## run a plain S3 server on loopback until Ctrl-C, for trying things by hand
+	@$(BIN)/python -m tests.s3server $(ARGS)
+
+clean: ## remove .venv, demo/, caches and build products
+	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp is newer than the files that say what to install, or everything is installed again.
+$(STAMP): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	    { echo "Python 3.10 or newer is needed: make PYTHON=/path/to/python3 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || { echo "Making .venv with $$($(PYTHON) --version)"; $(PYTHON) -m venv .venv; }
+	@echo "Installing the pinned dependencies into .venv (some minutes the first time)"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev]'
+	@touch $@
+	@echo "Installed."

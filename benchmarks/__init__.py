@@ -1,0 +1,1 @@
+"""Measurements, started by ``make bench``; figures and the machines they are from: ``docs/benchmarks.md``."""

@@ -1,0 +1,1 @@
+"""The jobs' pipelines: the only package that knows Ray, MLflow and object storage."""

@@ -1,0 +1,124 @@
+"""The Ray session of a job, and how its actors and tasks share the cluster's resources."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeVar
+
+import ray
+import ray.data
+from ray.exceptions import RayTaskError
+
+from pspnet_core.errors import ConfigError, PspnetError
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, kw_only=True)
+class WorkerRange:
+    """``--workers N`` or ``MIN:MAX``."""
+
+    low: int
+    high: int
+
+    @classmethod
+    def parse(cls, text: str) -> "WorkerRange":
+        """Read ``N`` or ``MIN:MAX``; ConfigError for anything else."""
+        parts = str(text).split(":")
+        if len(parts) > 2 or not all(part.isdecimal() and int(part) > 0 for part in parts):
+            raise ConfigError("workers", text, "give a number such as 4, or a range such as 1:8")
+        low, high = int(parts[0]), int(parts[-1])
+        if low > high:
+            raise ConfigError("workers", text, "the smaller number comes first")
+        return cls(low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Resources of one actor or worker, and the threads it may keep busy."""
+
+    cpus: float
+    gpus: float
+    threads: int
+
+
+@contextlib.contextmanager
+def ray_session() -> Iterator[None]:
+    """Connect to the cluster that ``RAY_ADDRESS`` names or that runs on this machine, else start one in the process.
+
+    Leaves on the way out, unless the caller was connected before.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    ray.init(logging_level=logging.WARNING)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def share(workers: int, gpus: float | None, *, reserve: float, resources: Mapping[str, float]) -> Share:
+    """Divide the cluster among ``workers`` equal actors.
+
+    Args:
+        gpus: GPUs of each actor; None gives one each when the cluster has any.
+        reserve: share of the CPUs that stays free for other tasks, in [0, 1).
+        resources: what the cluster has, as ``ray.cluster_resources()`` tells.
+
+    Raises:
+        ConfigError: when the cluster cannot hold them, naming what is missing.
+    """
+    cpus, present = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    each = gpus if gpus is not None else (1.0 if present else 0.0)
+    if each * workers > present and gpus is None:
+        raise ConfigError("workers", workers, f"the cluster has {present:g} GPUs; ask for fewer workers or set --gpus")
+    if cpus <= 0:
+        raise ConfigError("workers", workers, "the cluster has no CPUs")
+    # GPU actors leave the CPUs to the stages that feed them; CPU actors are the work themselves.
+    free = cpus * (1 - reserve)
+    cpu_share = min(1.0, free / workers) if each else free / workers
+    rounded = math.floor(cpu_share * 100) / 100 if cpu_share < 1 else float(math.floor(cpu_share))
+    if rounded < 0.05:
+        raise ConfigError("workers", workers, f"the cluster has {cpus:g} CPUs; ask for fewer workers")
+    return Share(cpus=rounded, gpus=each, threads=max(1, math.floor(cpus / workers)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pool:
+    """How many model actors there are, and what each may use."""
+
+    low: int
+    high: int
+    share: Share
+
+    @classmethod
+    def of(cls, workers: str | None, gpus: float | None, *, reserve: float) -> "Pool":
+        """The pool for ``--workers`` and ``--gpus`` on the connected cluster; arguments and errors as ``share``."""
+        resources = ray.cluster_resources()
+        most = int(resources.get("GPU", 0) // (gpus or 1))
+        wanted = WorkerRange.parse(workers) if workers else WorkerRange(low=1, high=max(1, most))
+        return cls(
+            low=wanted.low,
+            high=wanted.high,
+            share=share(wanted.high, gpus, reserve=reserve, resources=resources),
+        )
+
+
+def quiet_ray_data() -> None:
+    """Leave progress to us: Ray Data's own bars and lines would stand beside ours."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+
+
+def own_errors(rows: Iterable[T]) -> Iterator[T]:
+    """Pass rows on; an error of ours that travelled inside one of Ray's comes out as itself."""
+    try:
+        yield from rows
+    except RayTaskError as error:
+        if isinstance(error.cause, PspnetError):
+            raise error.cause from error
+        raise

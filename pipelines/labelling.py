@@ -1,0 +1,352 @@
+"""Labelling: ``LabelConfig`` in, an exact label table out. The driver's side; a chunk's side is ``segmenting.py``.
+
+list the input -> subtract the ledger -> write the plan -> Ray Data: chunk numbers -> read -> segment -> write -> tiny
+rows back to the driver -> class statistics and the run record. Guarantees: ``docs/guarantees.md``.
+"""
+
+import datetime
+import json
+import logging
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+
+from pipelines import tracking
+from pipelines.chunks import ChunkRow, Read, Work, Write
+from pipelines.cluster import Pool, WorkerRange, own_errors, quiet_ray_data, ray_session
+from pipelines.ledger import ChunkLimits, Ledger, Order, Plan
+from pipelines.progress import Progress
+from pipelines.segmenting import Predictor, Segment
+from pipelines.sources import find_source
+from pipelines.storage import Store, open_store
+from pipelines.tables import CLASS_STATS, CLASSES, SCHEMA_VERSION, Paths, to_parquet, utc_now
+from pspnet_core import __version__
+from pspnet_core.checkpoints import Checkpoint
+from pspnet_core.classes import ClassTable
+from pspnet_core.errors import ConfigError, PspnetError
+from pspnet_core.inference import Segmenter
+
+log = logging.getLogger(__name__)
+WAVE = 2048  # chunks handed to Ray Data at a time, so that the driver's memory does not grow with the plan
+CHUNK_BYTES = 64 * 2**20
+
+
+class LabellingFailed(PspnetError):
+    """The run stopped; what is written stays, the plan stays, and the same command goes on from there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LabelConfig:
+    """Label every image below a prefix and write masks and class statistics as Parquet."""
+
+    input: str
+    """Images: a local folder or a URI (s3://...)."""
+    output: str
+    """Where the label table goes: a local folder or a URI."""
+    model: str
+    """Checkpoint: a local folder, a URI, runs:/... or models:/name@alias."""
+    date: str | None = None
+    """Partition dt= of new labels, YYYY-MM-DD; today (UTC) by default."""
+    workers: str | None = None
+    """Model actors: N or MIN:MAX; by default up to one per GPU, or one on CPUs."""
+    gpus: float | None = None
+    """GPUs per actor, fractions allowed; by default 1 when the cluster has any."""
+    chunk: int = 256
+    """Images per chunk, which is one Parquet file."""
+    batch: int = 8
+    """Most images in one forward pass."""
+    mask: str = "rle"
+    """Mask columns to fill: rle (run lengths), png or both."""
+    scales: tuple[float, ...] | None = None
+    """Input scales to average over; by default the checkpoint's."""
+    flip: bool | None = None
+    """Whether to average with the mirrored image; by default the checkpoint's setting."""
+    window: int | None = None
+    """Side of the sliding window in pixels, 0 for whole images; by default the checkpoint's."""
+    source: str = "images"
+    """Input format; a row of SOURCES."""
+    pixels: int = 100_000_000
+    """Largest image in pixels; a larger one becomes an error row."""
+
+    def __post_init__(self) -> None:
+        for name in ("chunk", "batch", "pixels"):
+            if getattr(self, name) < 1:
+                raise ConfigError(name, getattr(self, name), "give a positive number")
+        if self.mask not in ("rle", "png", "both"):
+            raise ConfigError("mask", self.mask, "choose rle, png or both")
+        if self.workers is not None:
+            WorkerRange.parse(self.workers)
+        if self.date is not None:
+            _check_date(self.date)
+        find_source(self.source)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    """What was done; adds up over chunks and plans."""
+
+    labelled: int = 0
+    errors: int = 0
+    cpu: Counter[str] = field(default_factory=Counter)
+
+    def __add__(self, other: "Totals") -> "Totals":
+        """Both together."""
+        cpu = Counter(self.cpu)
+        cpu.update(other.cpu)
+        return Totals(labelled=self.labelled + other.labelled, errors=self.errors + other.errors, cpu=cpu)
+
+
+def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = None) -> dict[str, Any]:
+    """Label what is not labelled yet.
+
+    Args:
+        make_predictor: stands in for the model's ``Segmenter``, in benchmarks and tests.
+
+    Returns:
+        ``run_id``, ``images`` (= ``labelled`` + ``skipped`` + ``errors``), ``seconds``, ``images_per_second``,
+        ``labels`` (a glob over the label table) and ``cpu_ms`` (CPU milliseconds per image, stage by stage).
+
+    Raises:
+        ConfigError: a mistake in the config; nothing was written.
+        LabellingFailed: the run broke off; run it again to finish it.
+    """
+    started = time.perf_counter()
+    checkpoint = tracking.load_model(config.model)
+    checkpoint = checkpoint.with_inference(scales=config.scales, flip=config.flip, window=config.window)
+    source = open_store(config.input, field="input")
+    output = open_store(config.output, field="output")
+    listing = find_source(config.source).find(source)
+    if not len(listing):
+        raise ConfigError("input", config.input, "holds no images; check the prefix")
+    output.check_writable_atomically()
+    ledger = Ledger(output, Paths(partition=checkpoint.partition))
+    skipped = len(listing) - len(ledger.pending(listing))
+    log.info("%d images listed, %d labelled already by %s", len(listing), skipped, checkpoint.partition)
+    job = _Job(config=config, checkpoint=checkpoint, source=source, ledger=ledger, make_predictor=make_predictor)
+    totals, run_id = job.run(listing)
+    seconds = time.perf_counter() - started
+    done = totals.labelled + totals.errors
+    return {
+        "run_id": run_id,
+        "images": done + skipped,
+        "labelled": totals.labelled,
+        "skipped": skipped,
+        "errors": totals.errors,
+        "seconds": round(seconds, 3),
+        "images_per_second": round(done / seconds, 2),
+        "labels": output.uri_of(f"{ledger.paths.masks}*/*.parquet"),
+        "cpu_ms": {stage: round(1000 * cpu / max(1, done), 3) for stage, cpu in sorted(totals.cpu.items())},
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Job:
+    """The parts of one invocation, put together."""
+
+    config: LabelConfig
+    checkpoint: Checkpoint
+    source: Store
+    ledger: Ledger
+    make_predictor: Callable[[], Predictor] | None
+
+    def run(self, listing: pa.Table) -> tuple[Totals, str | None]:
+        """Carry out plans until nothing is pending; returns the totals and the id of the last run."""
+        totals, plan = Totals(), self._next_plan(listing)
+        if plan is not None:
+            with ray_session():
+                pool = Pool.of(self.config.workers, self.config.gpus, reserve=0.5)
+                while plan is not None:
+                    totals += self._carry_out(plan, pool)
+                    plan = self._next_plan(listing)
+        latest = self.ledger.latest_plan()
+        return totals, latest.run_id if latest else None
+
+    def _next_plan(self, listing: pa.Table) -> Plan | None:
+        """The plan that is open, else a new one for what is pending, else None."""
+        latest = self.ledger.latest_plan()
+        if latest is not None and not self.ledger.is_finished(latest):
+            log.info("going on with plan %d of run %s", latest.number, latest.run_id)
+            return latest
+        pending = self.ledger.pending(listing)
+        if not len(pending):
+            return None
+        order = Order(
+            source=self.config.source,
+            input=self.source.root,
+            date=self.config.date or f"{utc_now():%Y-%m-%d}",
+            mask=self.config.mask,
+        )
+        limits = ChunkLimits(images=self.config.chunk, bytes=CHUNK_BYTES)
+        return self.ledger.make_plan(pending, order, limits, latest)
+
+    def _carry_out(self, plan: Plan, pool: Pool) -> Totals:
+        """Write what is missing of a plan, then what belongs to its end."""
+        started = utc_now()
+        missing = self.ledger.missing_chunks(plan)
+        work = self._work(plan)
+        totals = Totals()
+        with Progress(plan.images * len(missing) // plan.chunks, "labelling") as progress:
+            for start in range(0, len(missing), WAVE):
+                for row in self._wave(work, pool, missing[start : start + WAVE]):
+                    chunk = totals_of(row)
+                    progress.advance(chunk.labelled + chunk.errors)
+                    totals += chunk
+        lost = self.ledger.missing_chunks(plan)
+        if lost:
+            raise LabellingFailed(
+                f"{len(lost)} chunks of plan {plan.number} were not written; run the same command again"
+            )
+        finish(work, started, totals)
+        return totals
+
+    def _work(self, plan: Plan) -> Work:
+        return Work(
+            input=open_store(plan.order.input, field="input"),
+            output=self.ledger.store,
+            ledger=self.ledger,
+            plan=plan,
+            model=self.config.model,
+            classes=self.checkpoint.classes,
+            pixels=self.config.pixels,
+        )
+
+    def _wave(self, work: Work, pool: Pool, chunks: Sequence[int]) -> Iterator[ChunkRow]:
+        """Send some chunks through read, segment and write; yields each one's counters as it is done."""
+        quiet_ray_data()
+        wave: ray.data.Dataset = ray.data.from_items(
+            [{"id": chunk} for chunk in chunks], override_num_blocks=len(chunks)
+        )
+        # Reading and writing claim no CPU: a stage that may always start cannot be starved by actors, of this job or of
+        # another on the same cluster, which would hang both. Their number is what bounds them.
+        tasks = ray.data.TaskPoolStrategy(size=2 * pool.high)
+        wave = wave.map(Read(work), compute=tasks, num_cpus=0)
+        wave = wave.map(
+            Segment,  # type: ignore[arg-type]  # a class is built once per actor
+            fn_constructor_args=(work, self._predictor_factory(), pool.share.threads),
+            compute=ray.data.ActorPoolStrategy(min_size=pool.low, max_size=pool.high),
+            num_cpus=pool.share.cpus,
+            num_gpus=pool.share.gpus or None,
+        )
+        wave = wave.map(Write(work), compute=tasks, num_cpus=0)
+        yield from own_errors(wave.iter_rows())
+
+    def _predictor_factory(self) -> Callable[[], Predictor]:
+        if self.make_predictor is not None:
+            return self.make_predictor
+        # The object store carries the weights to every node once; no shared folder is needed.
+        reference, batch = ray.put(self.checkpoint), self.config.batch
+
+        def build() -> Segmenter:
+            checkpoint: Checkpoint = ray.get(reference)
+            return Segmenter(checkpoint.model, checkpoint.inference, batch=batch)
+
+        return build
+
+
+def totals_of(row: ChunkRow) -> Totals:
+    """The counters of one chunk."""
+    cpu = Counter({key.removeprefix("cpu_"): value for key, value in row.items() if key.startswith("cpu_")})
+    return Totals(labelled=int(row["labelled"]), errors=int(row["errors"]), cpu=cpu)
+
+
+def finish(work: Work, started: datetime.datetime, totals: Totals) -> None:
+    """What follows the last chunk: class table, class statistics and, last of all, the run record.
+
+    All three are functions of the plan and the label table (the record's times aside), put if absent.
+    """
+    paths, store, plan = work.ledger.paths, work.output, work.plan
+    store.put_if_absent(paths.classes, to_parquet(class_table(work.classes)))
+    summary = Summary.of(work)
+    store.put_if_absent(paths.class_stats(plan.date, plan.run_id), to_parquet(summary.table(work)))
+    ended = utc_now()
+    record = {
+        "run_id": plan.run_id,
+        "plan": plan.number,
+        "date": plan.date,
+        "planned_at": plan.made.isoformat(),
+        "started_at": started.isoformat(),
+        "ended_at": ended.isoformat(),
+        "seconds": (ended - started).total_seconds(),
+        "input": plan.order.input,
+        "output": store.root,
+        "model": work.model,
+        "partition": paths.partition,
+        "images": plan.images,
+        "labelled": plan.images - sum(summary.errors.values()),
+        "errors": dict(summary.errors),
+        "chunks": plan.chunks,
+        "mask": plan.order.mask,
+        "cpu_seconds": {stage: round(seconds, 3) for stage, seconds in sorted(totals.cpu.items())},
+        "version": __version__,
+        "schema": SCHEMA_VERSION,
+    }
+    store.put_if_absent(paths.run(plan.run_id), json.dumps(record, indent=1).encode())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Class statistics and error kinds of one plan's rows.
+
+    Attributes:
+        images, pixels, confidence: ``(C,)`` per class: images with it, its pixels, its pixels times their confidence.
+        errors: rows of each error kind.
+    """
+
+    images: np.ndarray[tuple[int], np.dtype[np.int64]]
+    pixels: np.ndarray[tuple[int], np.dtype[np.int64]]
+    confidence: np.ndarray[tuple[int], np.dtype[np.float64]]
+    errors: Counter[str]
+
+    @classmethod
+    def of(cls, work: Work) -> "Summary":
+        """Read the label table's rows of the plan, a batch at a time."""
+        size = len(work.classes)
+        images, pixels, confidence = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size)
+        errors: Counter[str] = Counter()
+        for batch in work.ledger.rows(work.plan, ["error", "class_stats"]):
+            errors.update(text.partition(":")[0] for text in batch["error"].drop_null().to_pylist())
+            statistics = batch["class_stats"].flatten()
+            ids, counts, sure = (statistics.field(name).to_numpy() for name in ("class_id", "pixels", "confidence"))
+            images += np.bincount(ids, minlength=size)
+            np.add.at(pixels, ids, counts)
+            confidence += np.bincount(ids, weights=counts * sure.astype(np.float64), minlength=size)
+        return cls(images=images, pixels=pixels, confidence=confidence, errors=errors)
+
+    def table(self, work: Work) -> pa.Table:
+        """One row per class."""
+        size, total = len(work.classes), max(1, int(self.pixels.sum()))
+        absent = self.pixels == 0
+        mean = self.confidence / np.maximum(1, self.pixels)
+        columns = {
+            "class_id": np.arange(size),
+            "name": list(work.classes.names),
+            "images": self.images,
+            "pixels": self.pixels,
+            "fraction": self.pixels / total,
+            "confidence": pa.array(mean.astype(np.float32), mask=absent),
+            "run_id": [work.plan.run_id] * size,
+        }
+        return pa.table(columns, schema=CLASS_STATS)
+
+
+def class_table(classes: ClassTable) -> pa.Table:
+    """The class table as Arrow."""
+    red, green, blue = zip(*classes.colors, strict=True)
+    columns = {"class_id": range(len(classes)), "name": classes.names, "r": red, "g": green, "b": blue}
+    return pa.table({key: list(value) for key, value in columns.items()}, schema=CLASSES)
+
+
+def _check_date(text: str) -> None:
+    try:
+        valid = datetime.date.fromisoformat(text).isoformat() == text
+    except ValueError:
+        valid = False
+    if not valid:
+        raise ConfigError("date", text, "give a date as YYYY-MM-DD")

@@ -1,0 +1,315 @@
+"""What every store has in common: its promises, the objects it lists, its patience and its errors.
+
+A ``Store`` is a folder named by a URI. Paths handed to it are relative to that folder, separated by ``/`` and taken
+literally: nothing is percent-encoded or decoded, so that a listed ``uri`` or ``key`` names its object again.
+
+::
+
+    TransientStorageError   storage did not answer after bounded retries: the same command may work later
+    ObjectError             one object cannot be had, its neighbours can; ``str()`` is "Kind: message"
+    ├── ObjectChanged       it is not the object that was listed
+    ├── ObjectMissing       it is gone
+    └── ObjectDenied        it may not be read (permissions, archived)
+
+Everything else that a user can mend (no such bucket or folder, wrong credentials) is a ``ConfigError``.
+"""
+
+from __future__ import annotations
+
+import re
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, BinaryIO, ClassVar, TypeAlias
+
+import tenacity
+from fsspec import AbstractFileSystem
+
+from pspnet_core.errors import ConfigError, PspnetError
+
+THREADS = 32
+"""Concurrent reads of one ``read_many`` unless told otherwise."""
+
+TEMPORARY = ".tmp"
+"""Folder below a store's root for files that are being written; hidden, so that no listing shows it."""
+
+_PROBE = f"{TEMPORARY}/put-if-absent"
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
+
+
+class TransientStorageError(PspnetError):
+    """Storage did not answer, or had no room, after bounded retries; the same command may work later."""
+
+
+class ObjectError(PspnetError):
+    """One object cannot be had while its neighbours can; ``str()`` gives ``Kind: message`` in one line.
+
+    Attributes:
+        uri: the object.
+        message: what was found, for people.
+    """
+
+    kind: ClassVar[str]
+
+    def __init__(self, uri: str, message: str) -> None:
+        super().__init__(uri, message)
+        self.uri = uri
+        self.message = message
+
+    def __str__(self) -> str:
+        return " ".join(f"{self.kind}: {self.message}".split())
+
+
+class ObjectChanged(ObjectError):
+    """The object is no longer the one that was listed."""
+
+    kind = "Changed"
+
+
+class ObjectMissing(ObjectError):
+    """There is no such object (any more)."""
+
+    kind = "Missing"
+
+
+class ObjectDenied(ObjectError):
+    """The object exists and may not be read: permissions, or archived by the storage."""
+
+    kind = "Denied"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class StoredObject:
+    """One listed object.
+
+    Attributes:
+        uri: absolute path for local files, ``scheme://...`` for everything else.
+        key: path relative to the store's root.
+        etag: version tag without quotes; for local files ``<size>-<mtime_ns>``.
+        bytes: size.
+        modified: time of the last change with time zone, where the storage tells.
+    """
+
+    uri: str
+    key: str
+    etag: str
+    bytes: int
+    modified: datetime | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Retries:
+    """How patiently a request is repeated; the defaults give up after 5 attempts and 15 to 19 s of waiting.
+
+    Attributes:
+        attempts: requests in all, the first one included; at least 2.
+        first_wait: seconds before the second attempt; each later wait is twice as long.
+        longest_wait: upper bound of one wait, in seconds.
+        jitter: up to this many seconds are added to a wait, so that many workers do not return together.
+    """
+
+    attempts: int = 5
+    first_wait: float = 1.0
+    longest_wait: float = 8.0
+    jitter: float = 1.0
+
+    def options(self, done: int = 0) -> dict[str, Any]:
+        """Keyword arguments for ``tenacity.Retrying`` and its kin, when ``done`` attempts have been made."""
+        return {
+            "stop": tenacity.stop_after_attempt(self.attempts - done),
+            "wait": tenacity.wait_exponential(multiplier=self.first_wait, max=self.longest_wait)
+            + tenacity.wait_random(0, self.jitter),
+            "retry": tenacity.retry_if_exception_type(TransientStorageError),
+            "reraise": True,
+        }
+
+
+# Names for annotations: inside `Store`, which has a method `list`, the builtin cannot be written.
+Request: TypeAlias = tuple[str, str | None]
+Requests: TypeAlias = Sequence[Request]
+ReadResults: TypeAlias = list[bytes | ObjectError]
+
+
+def split_scheme(uri: str) -> tuple[str, str]:
+    """Scheme in lower case and what follows ``://``; a plain path has the scheme ``file``."""
+    match = _SCHEME.match(uri)
+    if match is None:
+        return "file", uri
+    return match.group(1).lower(), uri[match.end() :]
+
+
+class Store(ABC):
+    """A folder named by a URI. Safe to share between threads, and cheap to pickle: it holds no connection.
+
+    Attributes:
+        root: the folder's URI without a trailing slash; an absolute path for local folders.
+        field: the config field that the URI came from; errors name it.
+        retries: how patiently requests are repeated.
+    """
+
+    def __init__(self, root: str, *, field: str, retries: Retries) -> None:
+        self.root = root
+        self.field = field
+        self.retries = retries
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.root!r}, field={self.field!r})"
+
+    @staticmethod
+    @abstractmethod
+    def normalise(scheme: str, rest: str) -> str:
+        """The root for ``scheme://rest``."""
+
+    @property
+    @abstractmethod
+    def filesystem(self) -> AbstractFileSystem:
+        """An fsspec filesystem for PyArrow and DuckDB; caches no listings and takes paths of ``path_of``."""
+
+    @abstractmethod
+    def _list(self, prefix: str) -> Iterator[StoredObject]:
+        """All objects below the folder ``prefix``, hidden ones too if that is easier."""
+
+    @abstractmethod
+    def stat(self, path: str) -> StoredObject | None:
+        """What ``path`` is now; None when there is no such object."""
+
+    @abstractmethod
+    def _read(self, path: str, etag: str | None) -> bytes:
+        """The bytes of ``path``, provided that it still has ``etag`` (None: whatever it is)."""
+
+    @abstractmethod
+    def _read_many(self, requests: Requests, threads: int) -> ReadResults:
+        """As ``read_many``."""
+
+    @abstractmethod
+    def open(self, path: str) -> BinaryIO:
+        """A seekable stream of one object, for files that are read in parts. Raises as ``read``."""
+
+    @abstractmethod
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        """Create ``path`` atomically: readers see the whole object or none.
+
+        Returns:
+            False when there is an object already, which is left as it is. It may come from this very call, when an
+            answer was lost on the way: callers whose data is a pure function of ``path`` take False for success.
+
+        Raises:
+            ConfigError: the place may not be written, or its scheme has no atomic put-if-absent.
+            TransientStorageError: storage does not answer, or is full.
+        """
+
+    @abstractmethod
+    def put_if_match(self, path: str, data: bytes, etag: str) -> bool:
+        """Replace ``path`` atomically, provided that it still has ``etag``.
+
+        Returns:
+            True when the object holds ``data`` now; False when it has changed or is gone, and was left alone.
+
+        Raises:
+            As ``put_if_absent``.
+        """
+
+    def uri_of(self, path: str) -> str:
+        """The URI of ``path``, as it appears in listings."""
+        return f"{self.root.rstrip('/')}/{path}" if path else self.root
+
+    def path_of(self, path: str) -> str:
+        """``path`` in the form that ``filesystem`` takes: without the scheme."""
+        return split_scheme(self.uri_of(path))[1]
+
+    def list(self, prefix: str = "", suffixes: Collection[str] | None = None) -> Iterator[StoredObject]:
+        """The objects below the folder ``prefix`` at any depth, as a stream in key order.
+
+        Left out are folder placeholders, names in which a part below ``prefix`` starts with a dot, and, where
+        ``suffixes`` are given, names that end in none of them (case does not matter). A missing ``prefix`` is an
+        empty folder; a missing root is an error.
+
+        Key order is the byte order of the UTF-8 key on local disk and AWS. Other S3 servers have an order of their
+        own (SeaweedFS walks folder by folder), so the order serves people and must not be relied on.
+
+        Raises:
+            ConfigError: no such bucket or folder, or it may not be listed.
+            TransientStorageError: storage does not answer.
+        """
+        prefix = prefix.strip("/")
+        endings = None if suffixes is None else tuple(suffix.lower() for suffix in suffixes)
+        for item in self._list(prefix):
+            below = item.key[len(prefix) :].lstrip("/")
+            if _is_hidden(below) or below.endswith("/") or not below:
+                continue
+            if endings is None or item.key.lower().endswith(endings):
+                yield item
+
+    def read(self, path: str) -> bytes:
+        """All bytes of ``path``.
+
+        Raises:
+            ObjectMissing, ObjectDenied: there is no such object; it may not be read.
+            ConfigError: no such bucket, or wrong credentials.
+            TransientStorageError: storage does not answer.
+        """
+        return self._read(path, None)
+
+    def read_if(self, path: str, etag: str) -> bytes:
+        """All bytes of ``path``, all of them from the version ``etag``.
+
+        Raises:
+            ObjectChanged: it has another version now.
+            And as ``read``.
+        """
+        return self._read(path, etag)
+
+    def read_many(self, requests: Requests, *, threads: int = THREADS) -> ReadResults:
+        """Read many objects, at most ``threads`` at a time.
+
+        Args:
+            requests: ``(path, etag)``; None for an etag reads whatever is there.
+            threads: upper bound of concurrent reads.
+
+        Returns:
+            One entry per request, in order: the bytes, or why this object cannot be had.
+
+        Raises:
+            ConfigError: no such bucket or wrong credentials; also when every object of several is denied, as then
+                the permissions are wrong and not one object.
+            TransientStorageError: storage does not answer.
+        """
+        if not requests:
+            return []
+        results = self._read_many(requests, max(1, min(threads, len(requests))))
+        denied = [result for result in results if isinstance(result, ObjectDenied)]
+        if len(results) == len(denied) > 1:
+            raise ConfigError(self.field, self.root, f"none of its objects may be read; {denied[0].message}")
+        return results
+
+    def _read_or_error(self, request: Request) -> bytes | ObjectError:
+        try:
+            return self._read(*request)
+        except ObjectError as error:
+            return error
+
+    def exists(self, path: str) -> bool:
+        """Whether there is an object at ``path`` now. A folder is no object."""
+        return self.stat(path) is not None
+
+    def check_writable_atomically(self) -> None:
+        """Prove that put-if-absent works here, with a small hidden object that stays.
+
+        Some storages accept the condition and ignore it, and would let two writers overwrite each other.
+
+        Raises:
+            ConfigError: it does not, or the place may not be written.
+            TransientStorageError: storage does not answer.
+        """
+        self.put_if_absent(_PROBE, b"")
+        if self.put_if_absent(_PROBE, b""):
+            raise ConfigError(
+                self.field,
+                self.root,
+                "this storage overwrites although asked not to; use one that honours If-None-Match",
+            )
+
+
+def _is_hidden(key: str) -> bool:
+    return key.startswith(".") or "/." in key

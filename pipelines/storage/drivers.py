@@ -1,0 +1,161 @@
+"""Any other scheme that fsspec has a driver for: reading only, since fsspec names no atomic put-if-absent."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime
+from typing import Any, BinaryIO, TypeVar, cast
+
+import fsspec
+import tenacity
+from aiohttp import ClientError as HTTPError
+from aiohttp import ClientResponseError
+from fsspec import AbstractFileSystem
+
+from pipelines.storage.base import (
+    ObjectChanged,
+    ObjectDenied,
+    ObjectMissing,
+    ReadResults,
+    Requests,
+    Retries,
+    Store,
+    StoredObject,
+    TransientStorageError,
+    split_scheme,
+)
+from pipelines.storage.opening import ATOMIC_SCHEMES
+from pspnet_core.errors import ConfigError
+
+T = TypeVar("T")
+
+
+class DriverStore(Store):
+    """A folder of any scheme that fsspec drives, for reading only."""
+
+    def __init__(self, root: str, *, field: str, retries: Retries) -> None:
+        super().__init__(root, field=field, retries=retries)
+        scheme = split_scheme(root)[0]
+        try:
+            fsspec.get_filesystem_class(scheme)
+        except ImportError as error:
+            raise ConfigError(field, root, f"the driver of {scheme}:// is not installed: {error}") from error
+        except ValueError as error:
+            remedy = f"unknown scheme {scheme}://: use a local path, file:// or s3://"
+            raise ConfigError(field, root, remedy) from error
+
+    @staticmethod
+    def normalise(scheme: str, rest: str) -> str:
+        return f"{scheme}://{rest.rstrip('/')}"
+
+    @functools.cached_property
+    def filesystem(self) -> AbstractFileSystem:
+        return fsspec.url_to_fs(self.root, use_listings_cache=False)[0]
+
+    def __getstate__(self) -> dict[str, object]:
+        return {name: value for name, value in vars(self).items() if name != "filesystem"}
+
+    def path_of(self, path: str) -> str:
+        return str(self.filesystem._strip_protocol(self.uri_of(path)))
+
+    def _list(self, prefix: str) -> Iterator[StoredObject]:
+        top = self.path_of(prefix)
+        try:
+            found = self._retry(lambda: self.filesystem.find(top, detail=True), top)
+            present = bool(found or prefix) or self._retry(lambda: self.filesystem.isdir(top), top)
+        except ObjectDenied as error:
+            raise ConfigError(self.field, self.root, error.message) from error
+        except ObjectMissing:
+            found, present = {}, bool(prefix)
+        if not present:
+            raise ConfigError(self.field, self.root, "no such folder: give an existing one")
+        base = self.path_of("").rstrip("/") + "/"
+        for name in sorted(found):
+            yield self._object(name.removeprefix(base), self._complete(name, found[name]))
+
+    def _complete(self, name: str, info: Mapping[str, Any]) -> Mapping[str, Any]:
+        """``info``, asked for once more where a listing does not tell sizes (http)."""
+        if info.get("size") is not None:
+            return info
+        return cast(Mapping[str, Any], self._retry(lambda: self.filesystem.info(name), name))
+
+    def _object(self, path: str, info: Mapping[str, Any]) -> StoredObject:
+        return StoredObject(
+            uri=self.uri_of(path),
+            key=path,
+            etag=_driver_etag(info),
+            bytes=int(info.get("size") or 0),
+            modified=next((value for value in info.values() if isinstance(value, datetime)), None),
+        )
+
+    def stat(self, path: str) -> StoredObject | None:
+        name = self.path_of(path)
+        try:
+            info = self._retry(lambda: self.filesystem.info(name), name)
+        except ObjectMissing:
+            return None
+        return self._object(path, info) if info["type"] == "file" else None
+
+    def _read(self, path: str, etag: str | None) -> bytes:
+        name = self.path_of(path)
+        data = cast(bytes, self._retry(lambda: self.filesystem.cat_file(name), name))
+        # No conditional GET that all drivers know: the tag is compared after reading.
+        if etag is not None:
+            found = self.stat(path)
+            if found is None or found.etag != etag:
+                uri = self.uri_of(path)
+                raise ObjectChanged(uri, f"{uri} has changed since it was listed")
+        return data
+
+    def _read_many(self, requests: Requests, threads: int) -> ReadResults:
+        with ThreadPoolExecutor(threads) as pool:
+            return list(pool.map(self._read_or_error, requests))
+
+    def open(self, path: str) -> BinaryIO:
+        name = self.path_of(path)
+        return cast(BinaryIO, self._retry(lambda: self.filesystem.open(name, "rb"), name))
+
+    def put_if_absent(self, path: str, data: bytes) -> bool:
+        raise self._read_only()
+
+    def put_if_match(self, path: str, data: bytes, etag: str) -> bool:
+        raise self._read_only()
+
+    def _read_only(self) -> ConfigError:
+        schemes = ", ".join(f"{scheme}://" for scheme in ATOMIC_SCHEMES)
+        return ConfigError(self.field, self.root, f"this scheme has no atomic put-if-absent here; use {schemes}")
+
+    def _retry(self, action: Callable[[], T], name: str) -> T:
+        def attempt() -> T:
+            try:
+                return action()
+            except (HTTPError, OSError) as error:
+                raise self._translate(error, name) from error
+
+        return tenacity.Retrying(**self.retries.options())(attempt)
+
+    def _translate(self, error: Exception, name: str) -> Exception:
+        if isinstance(error, FileNotFoundError | IsADirectoryError):
+            return ObjectMissing(name, f"there is no object {name}")
+        refused = isinstance(error, ClientResponseError) and error.status in (401, 403)
+        if refused or isinstance(error, PermissionError):
+            return ObjectDenied(name, f"may not read {name}: check the credentials")
+        if isinstance(error, HTTPError | ConnectionError | TimeoutError | asyncio.TimeoutError):
+            attempts = self.retries.attempts
+            reason = type(error).__name__
+            return TransientStorageError(
+                f"{name}: no good answer after {attempts} attempts ({reason}): check the server"
+            )
+        return error
+
+
+def _driver_etag(info: Mapping[str, Any]) -> str:
+    """What the driver tells about the version, together with the size."""
+    names = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "updated", "last_modified", "created")
+    version = next((info[name] for name in names if info.get(name)), "")
+    if isinstance(version, datetime):  # some drivers list a number and tell a time, or the other way round
+        version = version.timestamp()
+    return f"{info.get('size')}-{version}".replace('"', "")

@@ -1,0 +1,96 @@
+"""From a URI to its store, or to a local path.
+
+``ATOMIC_SCHEMES`` loads a store's module when the first URI of its scheme is opened: the S3 client takes half a
+second, which a worker that reads local disk need not spend.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+
+from pipelines.storage.base import Retries, Store, split_scheme
+from pipelines.storage.local import LocalStore
+from pspnet_core.errors import ConfigError
+
+
+def _local() -> type[Store]:
+    return LocalStore
+
+
+def _s3() -> type[Store]:
+    from pipelines.storage.s3 import S3Store
+
+    return S3Store
+
+
+def _driver() -> type[Store]:
+    from pipelines.storage.drivers import DriverStore
+
+    return DriverStore
+
+
+ATOMIC_SCHEMES: Mapping[str, Callable[[], type[Store]]] = {"file": _local, "s3": _s3, "s3a": _s3}
+"""Schemes with an atomic put-if-absent, the ones that may be written to, and what loads their store."""
+
+
+def open_store(uri: str, *, field: str, retries: Retries | None = None) -> Store:
+    """The store at ``uri``: a plain path, ``file://``, ``s3://`` or any scheme that fsspec knows.
+
+    Nothing is asked of the storage yet.
+
+    Args:
+        uri: the folder.
+        field: the config field that holds ``uri``, for error messages.
+        retries: how patiently requests are repeated.
+
+    Raises:
+        ConfigError: ``uri`` is empty or incomplete, or there is no driver for its scheme.
+    """
+    scheme, rest = split_scheme(uri)
+    if not rest.strip("/") and not (scheme == "file" and rest):
+        raise ConfigError(field, uri or "''", "give a folder: a local path, file://... or s3://bucket/folder")
+    kind = ATOMIC_SCHEMES.get(scheme, _driver)()
+    return kind(kind.normalise(scheme, rest), field=field, retries=retries or Retries())
+
+
+@contextlib.contextmanager
+def to_local(uri: str, *, field: str) -> Iterator[Path]:
+    """The file or folder at ``uri`` as a local path; what is remote is downloaded and deleted on leaving.
+
+    Hidden files of a remote folder are left out.
+
+    Raises:
+        ConfigError: there is nothing at ``uri``.
+        ObjectError: a file vanished or may not be read.
+        TransientStorageError: storage does not answer.
+    """
+    store = open_store(uri, field=field)
+    if isinstance(store, LocalStore):
+        path = Path(store.root)
+        if not path.exists():
+            raise ConfigError(field, uri, "no such file or folder")
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="download-") as folder:
+        yield _download(store, Path(folder))
+
+
+def _download(store: Store, folder: Path) -> Path:
+    parent, _, name = store.root.rpartition("/")
+    if not parent.endswith("/"):  # the root is more than the bucket or host alone, so it may be one object
+        neighbours = type(store)(parent, field=store.field, retries=store.retries)
+        if neighbours.exists(name):
+            (folder / name).write_bytes(neighbours.read(name))
+            return folder / name
+    found = False
+    for item in store.list():
+        found = True
+        target = folder / item.key
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(store.read_if(item.key, item.etag))
+    if not found:
+        raise ConfigError(store.field, store.root, "there is no file or folder of that name")
+    return folder

@@ -1,0 +1,172 @@
+"""MLflow: runs, metrics, the model registry, and the way from a model URI to a checkpoint.
+
+The server is the one that ``MLFLOW_TRACKING_URI`` names, else an SQLite file in the user's home, so that a job finds
+what another one registered whatever folder it runs in (a submitted Ray job runs in a temporary one).
+"""
+
+import contextlib
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import mlflow.artifacts
+import safetensors.torch
+import torch
+from mlflow.entities import Metric, Param
+from mlflow.exceptions import MlflowException
+from mlflow.tracking import MlflowClient
+from mlflow.utils.time import get_current_time_millis
+from torch import Tensor
+
+from pipelines.storage import to_local
+from pspnet_core import checkpoints
+from pspnet_core.backbones import load_backbone_weights
+from pspnet_core.checkpoints import Checkpoint
+from pspnet_core.errors import ConfigError
+from pspnet_core.pspnet import PSPNet, PSPNetConfig
+
+log = logging.getLogger(__name__)
+HOME = Path.home() / ".pspnet"
+MLFLOW_SCHEMES = ("runs:/", "models:/")
+
+
+def tracking_uri() -> str:
+    """The tracking server: ``MLFLOW_TRACKING_URI``, else ``~/.pspnet/mlflow.db``."""
+    given = os.environ.get("MLFLOW_TRACKING_URI")
+    if given:
+        return given
+    HOME.mkdir(parents=True, exist_ok=True)
+    return f"sqlite:///{HOME / 'mlflow.db'}"
+
+
+@contextlib.contextmanager
+def local_tracking(folder: Path) -> Iterator[None]:
+    """Track in an SQLite file in ``folder`` meanwhile, whatever the environment says."""
+    folder.mkdir(parents=True, exist_ok=True)
+    before = os.environ.get("MLFLOW_TRACKING_URI")
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder.resolve() / 'mlflow.db'}"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
+            os.environ["MLFLOW_TRACKING_URI"] = before
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One MLflow run; small and picklable, so that any process may log to it."""
+
+    uri: str
+    run_id: str
+
+    @property
+    def client(self) -> MlflowClient:
+        """A client of the run's server."""
+        return MlflowClient(self.uri)
+
+    def log_params(self, params: Mapping[str, object]) -> None:
+        """Log parameters, None values included, each cut at MLflow's 6,000 characters."""
+        entities = [Param(key, str(value)[:6000]) for key, value in params.items()]
+        self.client.log_batch(self.run_id, params=entities)
+
+    def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
+        """Log the metrics of one step."""
+        now = get_current_time_millis()
+        self.client.log_batch(self.run_id, [Metric(key, value, now, step) for key, value in metrics.items()])
+
+    def log_model(self, folder: Path, name: str) -> str:
+        """Log a checkpoint folder as the run's artifact ``model`` and register it; returns ``models:/name/version``."""
+        client = self.client
+        client.log_artifacts(self.run_id, str(folder), "model")
+        try:
+            client.create_registered_model(name)
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+                raise
+        source = f"{client.get_run(self.run_id).info.artifact_uri}/model"
+        version = client.create_model_version(name, source, self.run_id)
+        return f"models:/{name}/{version.version}"
+
+    def finish(self, status: str) -> None:
+        """Close the run: ``FINISHED`` or ``FAILED``."""
+        self.client.set_terminated(self.run_id, status)
+
+
+def start_run(experiment: str, name: str) -> Run:
+    """Begin a run called ``name`` in ``experiment``, which is made if need be."""
+    uri = tracking_uri()
+    client = MlflowClient(uri)
+    found = client.get_experiment_by_name(experiment)
+    # Beside the SQLite file, not in the current folder as MLflow would have it: that one may be temporary.
+    place = str(Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / experiment)
+    location = place if uri.startswith("sqlite:///") else None
+    experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=location)
+    return Run(uri=uri, run_id=client.create_run(experiment_id, run_name=name).info.run_id)
+
+
+def load_model(uri: str, *, field: str = "model") -> Checkpoint:
+    """The checkpoint at a model URI: a local folder, an object-store prefix, ``runs:/...`` or ``models:/...``.
+
+    Raises:
+        ConfigError: when there is no such model, or what is there is no checkpoint.
+    """
+    if not uri.startswith(MLFLOW_SCHEMES):
+        with to_local(uri, field=field) as folder:
+            return checkpoints.load(folder)
+    with tempfile.TemporaryDirectory() as folder:
+        return checkpoints.load(_download(uri, folder, field))
+
+
+def load_weights(uri: str, config: PSPNetConfig) -> dict[str, Tensor]:
+    """State of a network of this config to start training from.
+
+    Args:
+        uri: a checkpoint (any model URI) of the same network, or a file of ImageNet backbone weights with
+            torchvision's names (``.pth``, ``.pt`` or ``.safetensors``), local or remote.
+
+    Raises:
+        ConfigError: when the weights do not fit the network.
+    """
+    model = PSPNet(config)
+    if PurePosixPath(uri).suffix in WEIGHT_FILES:
+        with to_local(uri, field="init") as file:
+            leftover = load_backbone_weights(model.backbone, WEIGHT_FILES[file.suffix](file))
+        log.info("backbone weights of %s loaded; not used: %s", uri, ", ".join(leftover) or "none")
+        return model.state_dict()
+    weights = load_model(uri, field="init").weights
+    own = model.state_dict()
+    wrong = [name for name, tensor in own.items() if name not in weights or weights[name].shape != tensor.shape]
+    if wrong:
+        raise ConfigError("init", uri, f"its {wrong[0]} differs; start from the same backbone, stem and classes")
+    return {name: weights[name] for name in own}
+
+
+def _read_pickle(file: Path) -> dict[str, Tensor]:
+    state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
+    return state
+
+
+WEIGHT_FILES: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+    ".safetensors": safetensors.torch.load_file,
+    ".pth": _read_pickle,
+    ".pt": _read_pickle,
+}
+
+
+def _download(uri: str, folder: str, field: str) -> Path:
+    server = tracking_uri()
+    try:
+        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=server))
+    except (MlflowException, OSError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(field, uri, f"MLflow at {_without_password(server)} has no such model ({reason})") from error
+
+
+def _without_password(uri: str) -> str:
+    scheme, separator, rest = uri.rpartition("@")
+    return f"{scheme.partition('://')[0]}://{rest}" if separator else uri

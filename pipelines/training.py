@@ -1,0 +1,281 @@
+"""Training: ``TrainConfig`` in, a registered model out. The driver's side; a worker's side is ``training_loop.py``.
+
+Layout -> checked pairs -> ``TorchTrainer`` over the workers -> per-epoch metrics and checkpoints through ``report`` ->
+the best checkpoint logged and registered in MLflow.
+"""
+
+import dataclasses
+import json
+import logging
+import os
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+import pyarrow.fs
+import ray
+from ray.train import (
+    CheckpointConfig,
+    FailureConfig,
+    LoggingConfig,
+    Result,
+    RunConfig,
+    ScalingConfig,
+    UserCallback,
+)
+from ray.train.torch import TorchTrainer
+
+from pipelines import tracking
+from pipelines.cluster import WorkerRange, ray_session, share
+from pipelines.datasets import Dataset, class_pixels, open_dataset
+from pipelines.storage import Store, open_store
+from pipelines.training_loop import LoopConfig, train_loop
+from pspnet_core.checkpoints import check_name
+from pspnet_core.errors import ConfigError, PspnetError
+from pspnet_core.inference import InferenceSettings
+from pspnet_core.optim import OPTIMISERS
+from pspnet_core.pspnet import PSPNetConfig
+from pspnet_core.transforms import AugmentConfig
+
+log = logging.getLogger(__name__)
+# The first start on a busy small machine takes longer than Ray's 60 s: imports of torch compete for the CPUs.
+START_TIMEOUT_S = "600"
+
+
+class TrainingFailed(PspnetError):
+    """The training run ended with an error that retries did not cure."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Train a PSPNet on labelled images and register it in MLflow."""
+
+    data: str
+    """Labelled images: a local folder or a URI (s3://...)."""
+    output: str
+    """Where checkpoints go: a local folder or a URI. One folder per --name."""
+    layout: str = "folder"
+    """How the data is laid out; a row of LAYOUTS."""
+    train: str = "train"
+    """Split to learn from."""
+    val: str = "val"
+    """Split to score after each epoch."""
+    name: str = "pspnet"
+    """Name of the run and of the registered model."""
+    epochs: int = 100
+    """Passes over the training split."""
+    workers: str = "1"
+    """Data-parallel workers."""
+    gpus: float | None = None
+    """GPUs per worker; by default 1 when the cluster has any."""
+    backbone: str = "resnet50"
+    """resnet18, resnet34, resnet50, resnet101 or resnet152."""
+    stem: str = "plain"
+    """First layers of the backbone: plain (one 7x7) or deep (three 3x3)."""
+    stride: int = 8
+    """Output stride of the backbone: 8 (the paper's), 16 or 32."""
+    crop: int = 473
+    """Side of the square training crop, in pixels."""
+    resize: float = 1.0
+    """Factor on the images' size, in training and in inference alike: 0.5 works at half resolution."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the random scale in training."""
+    batch: int = 16
+    """Images per step over all workers together."""
+    optimiser: str = "sgd"
+    """sgd (the paper's) or adamw."""
+    rate: float = 0.01
+    """Base learning rate of the backbone; it falls by the poly rule (power 0.9)."""
+    head: float = 10.0
+    """Factor on the learning rate of all layers but the backbone."""
+    decay: float = 1e-4
+    """Weight decay."""
+    warmup: int = 0
+    """Steps over which the learning rate rises to its base."""
+    balance: float = 0.0
+    """Weight of rare classes in the loss: frequency to the power of minus this; 0 weighs all alike."""
+    seed: int = 0
+    """Seed of weights, order and augmentation."""
+    init: str | None = None
+    """Start from these weights: a checkpoint (any model URI), or ImageNet backbone weights (.pth, .safetensors)."""
+    resume: bool = False
+    """Go on with the run of this --name in --output from its newest checkpoint."""
+
+    def __post_init__(self) -> None:
+        check_name(self.name)
+        for field in ("epochs", "crop", "batch"):
+            if getattr(self, field) < 1:
+                raise ConfigError(field, getattr(self, field), "give a positive number")
+        for field in ("rate", "resize", "head"):
+            if getattr(self, field) <= 0:
+                raise ConfigError(field, getattr(self, field), "give a positive number")
+        if self.optimiser not in OPTIMISERS:
+            raise ConfigError("optimiser", self.optimiser, f"choose one of {', '.join(OPTIMISERS)}")
+        workers = self.worker_count
+        if self.batch % workers:
+            raise ConfigError("batch", self.batch, f"give a multiple of the {workers} workers")
+        if self.batch // workers < 2:
+            raise ConfigError("batch", self.batch, "BatchNorm needs at least 2 images per worker")
+
+    @property
+    def worker_count(self) -> int:
+        """Number of workers; a range is refused, since this trainer keeps its size."""
+        workers = WorkerRange.parse(self.workers)
+        if workers.low != workers.high:
+            raise ConfigError("workers", self.workers, "training takes one number, such as 2")
+        return workers.high
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """Run the training.
+
+    Returns:
+        ``run_id``, ``model`` (``models:/name/version``), ``metrics`` (``miou``, ``macc``, ``aacc`` of the best epoch),
+        ``images_per_second``, ``epochs`` and ``checkpoint`` (URI of the best checkpoint).
+
+    Raises:
+        ConfigError: a mistake in the config or the data, found before the first step.
+        TrainingFailed: the workers kept failing.
+    """
+    dataset = open_dataset(config.data, config.layout)
+    loop = _loop_config(config, dataset)
+    output = open_store(config.output, field="output")
+    output.check_writable_atomically()
+    _check_output(config, output)
+    with ray_session():
+        scaling = _scaling(config)
+        run = tracking.start_run("pspnet-training", config.name)
+        try:
+            run.log_params(dataclasses.asdict(config))
+            result = _fit(config, loop, scaling, output, run)
+            summary = _publish(config, result, output, run)
+        except BaseException:
+            run.finish("FAILED")
+            raise
+        run.finish("FINISHED")
+    return summary
+
+
+def _loop_config(config: TrainConfig, dataset: Dataset) -> LoopConfig:
+    """Check the data and gather what a worker needs."""
+    pairs = dataset.split(config.train)
+    if len(pairs) < config.batch:
+        raise ConfigError(
+            "batch", config.batch, f"the {config.train} split has {len(pairs)} images; give a smaller batch"
+        )
+    log.info("checking %d training masks", len(pairs))
+    pixels = class_pixels(dataset, pairs)
+    class_pixels(dataset, dataset.split(config.val))
+    network = PSPNetConfig(
+        classes=len(dataset.classes),
+        backbone=config.backbone,
+        stem=config.stem,  # type: ignore[arg-type]
+        output_stride=config.stride,  # type: ignore[arg-type]
+    )
+    resized = InferenceSettings(resize="scale", size=config.resize) if config.resize != 1 else InferenceSettings()
+    augment = AugmentConfig(
+        crop=(config.crop, config.crop),
+        base=config.resize,
+        scale=config.scale,
+        mean=network.mean,
+        ignore=dataset.classes.ignore,
+    )
+    return LoopConfig(
+        dataset=dataset,
+        train=pairs,
+        val=dataset.split(config.val),
+        network=network,
+        inference=resized,
+        augment=augment,
+        init=tracking.load_weights(config.init, network) if config.init else None,
+        pixels=tuple(int(count) for count in pixels),
+        **{key: getattr(config, key) for key in _PASSED_ON},
+    )
+
+
+_PASSED_ON = ("name", "epochs", "batch", "optimiser", "rate", "head", "decay", "warmup", "balance", "seed")
+
+
+def _check_output(config: TrainConfig, output: Store) -> None:
+    """Refuse to mix two runs in one folder; remember this one's shape so that a resume can be compared with it."""
+    record = f"{config.name}/config.json"
+    shape = {key: getattr(config, key) for key in ("backbone", "stem", "stride", "data", "layout")}
+    created = output.put_if_absent(record, json.dumps(shape, indent=1).encode())
+    if created:
+        return
+    if not config.resume:
+        remedy = "add --resume to go on with it, or choose another --name or --output"
+        raise ConfigError("output", output.uri_of(config.name), f"holds a run already; {remedy}")
+    before = json.loads(output.read(record))
+    for key, value in shape.items():
+        if before[key] != value:
+            raise ConfigError(key, value, f"the run to resume has {before[key]}; give that, or another --name")
+
+
+def _scaling(config: TrainConfig) -> ScalingConfig:
+    part = share(config.worker_count, config.gpus, reserve=0.0, resources=ray.cluster_resources())
+    resources = {"CPU": part.cpus} | ({"GPU": part.gpus} if part.gpus else {})
+    return ScalingConfig(num_workers=config.worker_count, use_gpu=part.gpus > 0, resources_per_worker=resources)
+
+
+def _fit(config: TrainConfig, loop: LoopConfig, scaling: ScalingConfig, output: Store, run: tracking.Run) -> Result:
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
+    trainer = TorchTrainer(
+        train_loop,
+        train_loop_config={"loop": loop},
+        scaling_config=scaling,
+        run_config=RunConfig(  # type: ignore[call-arg]  # typed as Train V1, which V2 replaces at import
+            name=config.name,
+            storage_path=output.path_of(""),
+            storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(output.filesystem)),
+            failure_config=FailureConfig(max_failures=2),
+            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="miou"),
+            callbacks=[EpochLogger(run)],  # type: ignore[list-item]
+            logging_config=LoggingConfig(log_level="WARNING"),
+        ),
+    )
+    try:
+        return trainer.fit()
+    except ray.train.TrainingFailedError as error:
+        raise TrainingFailed(f"training failed: {_cause(error)}") from error
+
+
+def _cause(error: ray.train.TrainingFailedError) -> str:
+    """The first worker's own words."""
+    failures = getattr(error, "worker_failures", None) or {}
+    return " ".join(str(next(iter(failures.values()), error)).strip().splitlines()[-1:])
+
+
+def _publish(config: TrainConfig, result: Result, output: Store, run: tracking.Run) -> dict[str, Any]:
+    """Log and register the best checkpoint."""
+    best = max(result.best_checkpoints or [], key=lambda entry: float(entry[1]["miou"]), default=None)
+    if best is None:
+        raise TrainingFailed("training ended without a checkpoint")
+    checkpoint, metrics = best
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.to_directory(folder)
+        model = run.log_model(Path(folder) / "model", config.name)
+    return {
+        "run_id": run.run_id,
+        "model": model,
+        "metrics": {key: metrics[key] for key in ("miou", "macc", "aacc")},
+        "images_per_second": metrics["images_per_second"],
+        "epochs": metrics["epoch"],
+        "checkpoint": output.uri_of(f"{config.name}/{PurePosixPath(checkpoint.path).name}/model"),
+    }
+
+
+class EpochLogger(UserCallback):
+    """Logs the metrics of each epoch to MLflow and to the log, from Ray Train's controller process."""
+
+    def __init__(self, run: tracking.Run) -> None:
+        self.run = run
+
+    def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
+        """Called with every worker's metrics; the first worker's are the totals."""
+        total = metrics[0]
+        numbers = {key: float(value) for key, value in total.items() if isinstance(value, int | float)}
+        self.run.log_metrics(numbers, step=int(total["epoch"]))
+        shown = "  ".join(f"{key} {numbers[key]:.4g}" for key in ("loss", "miou", "aacc", "images_per_second"))
+        print(f"epoch {total['epoch']}  {shown}", flush=True)

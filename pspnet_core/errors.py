@@ -1,0 +1,57 @@
+"""The errors that this package raises on purpose.
+
+::
+
+    PspnetError                 anything raised on purpose
+    ├── ConfigError             a user's mistake: one line with the field, the value and the remedy
+    └── ImageError              bad image data: a kind (one word) and a message
+"""
+
+from __future__ import annotations
+
+
+class PspnetError(Exception):
+    """Base of every error that this project raises on purpose."""
+
+
+class ConfigError(PspnetError, ValueError):
+    """A user's mistake, told in one line: ``field=value: remedy``.
+
+    Attributes:
+        field: the name of the flag or config field, as the user wrote it.
+        value: the value that was refused.
+        remedy: what to do instead.
+    """
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        # The parts are handed on unchanged, so that the error survives pickling between processes.
+        super().__init__(field, value, remedy)
+        self.field = field
+        self.value = value
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return _one_line(f"{self.field}={self.value}: {self.remedy}")
+
+
+class ImageError(PspnetError):
+    """Bad image or mask data; ``str()`` gives ``Kind: message`` in one line.
+
+    Attributes:
+        kind: one word that readers may group by, such as ``Empty``, ``Unreadable``, ``Truncated``,
+            ``TooLarge`` or ``NotAMask``.
+        message: what was found, for people.
+    """
+
+    def __init__(self, kind: str, message: str) -> None:
+        super().__init__(kind, message)
+        self.kind = kind
+        self.message = message
+
+    def __str__(self) -> str:
+        return _one_line(f"{self.kind}: {self.message}")
+
+
+def _one_line(text: str) -> str:
+    """Fold line breaks and runs of blanks, since codecs' messages may span lines."""
+    return " ".join(text.split())

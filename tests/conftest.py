@@ -1,0 +1,76 @@
+"""Fixtures for all rooms: a real S3 server and buckets on it, a Ray, a model, an MLflow store."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import ray
+import torch
+
+from pipelines.tracking import local_tracking
+from pspnet_core import checkpoints
+from pspnet_core.pspnet import PSPNet, PSPNetConfig
+from pspnet_core.scenes import SCENE_CLASSES
+from tests.s3server import S3Server, running_s3_server
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 server on loopback, started by the first test that asks for it."""
+    with running_s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """``s3://NAME`` of a fresh bucket; the environment leads every S3 client to it, and to nothing else."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    settings = {
+        **s3_server.environment(),
+        "AWS_CONFIG_FILE": os.devnull,
+        "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "NO_PROXY": "127.0.0.1,localhost",
+    }
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    bucket = f"test-{uuid.uuid4().hex}"
+    s3_server.create_bucket(bucket)
+    return f"s3://{bucket}"
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """One Ray for all tests that need one; logical CPUs, more than a small machine has, so that stages overlap."""
+    # A cluster that happens to run on this machine must not see the tests, nor the jobs that they start.
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=512 * 2**20,
+    )
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def scene_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of a small checkpoint for the scene classes, with random weights of a fixed seed."""
+    torch.manual_seed(0)
+    config = PSPNetConfig(classes=len(SCENE_CLASSES), backbone="resnet18", output_stride=32)
+    folder = tmp_path_factory.mktemp("model")
+    checkpoints.from_model(PSPNet(config), name="scenes", classes=SCENE_CLASSES).save(folder)
+    return folder
+
+
+@pytest.fixture
+def tracking_home(tmp_path: Path) -> Iterator[Path]:
+    """A fresh MLflow store in the test's own folder."""
+    with local_tracking(tmp_path / "tracking"):
+        yield tmp_path / "tracking"

@@ -1,0 +1,446 @@
+"""The command line: flags and files into a config, exit codes, one line of JSON on standard output."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import pytest
+import torch
+
+from jobs.cli import json_line, main, parse_config
+from pspnet_core.errors import ConfigError, ImageError, PspnetError
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.stem not in ("__init__", "cli"))
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SampleConfig:
+    """Paint a fence.
+
+    More about fences.
+
+    Attributes:
+        fence: where the fence stands.
+        workers: ``N`` or ``MIN:MAX``.
+    """
+
+    fence: str
+    workers: str = "1"
+    date: str | None = None
+    """day of the work"""
+    scales: tuple[float, ...] | None = None
+    names: tuple[str, ...] = ()
+    span: tuple[float, float] = (0.5, 2.0)
+    flip: bool = False
+    gloss: bool | None = None
+    rate: float = 0.5
+    coats: int = 2
+    limit: int | None = None
+    mask: Literal["rle", "png", "both"] = "rle"
+    retry_errors: bool = False
+
+    def __post_init__(self) -> None:
+        if self.coats < 1:
+            raise ConfigError("coats", self.coats, "must be 1 or more")
+
+
+def parsed(*argv: str) -> SampleConfig:
+    return parse_config(SampleConfig, ["--fence", "garden", *argv])
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "run.yaml"
+    path.write_text(textwrap.dedent(text), encoding="utf-8")
+    return str(path)
+
+
+# Flags
+
+
+def test_defaults_are_those_of_the_dataclass() -> None:
+    assert parsed() == SampleConfig(fence="garden")
+
+
+@pytest.mark.parametrize(
+    ("argv", "field", "value"),
+    [
+        (["--flip"], "flip", True),
+        (["--flip", "true"], "flip", True),
+        (["--flip", "false"], "flip", False),
+        (["--flip=false"], "flip", False),
+        (["--flip", "--coats", "3"], "flip", True),
+        (["--gloss"], "gloss", True),
+        (["--gloss", "null"], "gloss", None),
+        (["--scales", "0.5,1.0"], "scales", (0.5, 1.0)),
+        (["--scales=0.5, 1"], "scales", (0.5, 1.0)),
+        (["--scales", "[0.5, 1.0]"], "scales", (0.5, 1.0)),
+        (["--scales", "1"], "scales", (1.0,)),
+        (["--scales", "null"], "scales", None),
+        (["--names", "a,b"], "names", ("a", "b")),
+        (["--span", "1,2"], "span", (1.0, 2.0)),
+        (["--workers", "4"], "workers", "4"),
+        (["--workers", "1:4"], "workers", "1:4"),
+        (["--date", "2026-01-31"], "date", "2026-01-31"),
+        (["--date", "null"], "date", None),
+        (["--rate", "1e-4"], "rate", 1e-4),
+        (["--rate", "1"], "rate", 1.0),
+        (["--limit", "7"], "limit", 7),
+        (["--mask", "both"], "mask", "both"),
+        (["--retry-errors"], "retry_errors", True),
+        (["--retry_errors"], "retry_errors", True),
+        (["--coats", "3", "--coats", "4"], "coats", 4),
+    ],
+)
+def test_flags(argv: list[str], field: str, value: object) -> None:
+    found = getattr(parsed(*argv), field)
+    assert found == value
+    assert type(found) is type(value)
+
+
+@pytest.mark.parametrize("text", ["[x", "{a: 1}", "a: b", "- x", "true", "null", "1e3", "", '"q"', "s3://b/k?x=1#y"])
+def test_text_is_taken_as_it_is_written(text: str) -> None:
+    assert parse_config(SampleConfig, [f"--fence={text}"]).fence == text
+
+
+def test_text_that_names_a_file_is_not_read(tmp_path: Path) -> None:
+    path = written(tmp_path, "coats: 9")
+    assert parse_config(SampleConfig, ["--fence", path]) == SampleConfig(fence=path)
+
+
+def test_help_shows_the_docs_of_the_dataclass(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        parse_config(SampleConfig, ["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert stopped.value.code == 0
+    for part in (
+        "Paint a fence.",
+        "--config FILE",
+        "where the fence stands. (required",
+        "N`` or ``MIN:MAX",
+        "day of the work",
+        "default: 0.5",
+        "{rle,png,both}",
+        "--retry-errors",
+    ):
+        assert part in text
+
+
+# Config files
+
+
+def test_a_file_gives_values_and_flags_override_them_wherever_they_stand(tmp_path: Path) -> None:
+    path = written(
+        tmp_path,
+        """
+        fence: yard
+        workers: 1:4
+        date: 2026-01-31
+        scales: [0.5, 1]
+        names: [a, "b"]
+        flip: yes
+        rate: 1e-4
+        coats: 5
+        limit: null
+        retry-errors: true
+        """,
+    )
+    expected = SampleConfig(
+        fence="yard",
+        workers="1:4",
+        date="2026-01-31",
+        scales=(0.5, 1.0),
+        names=("a", "b"),
+        flip=True,
+        rate=1e-4,
+        coats=5,
+        retry_errors=True,
+    )
+    assert parse_config(SampleConfig, ["--config", path]) == expected
+    overridden = dataclasses.replace(expected, coats=6)
+    assert parse_config(SampleConfig, ["--config", path, "--coats", "6"]) == overridden
+    assert parse_config(SampleConfig, ["--coats", "6", "--config", path]) == overridden
+
+
+def test_an_empty_file_gives_nothing(tmp_path: Path) -> None:
+    assert parsed("--config", written(tmp_path, "# nothing yet\n")) == parsed()
+
+
+def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
+    first = written(tmp_path, "coats: 3\nlimit: 8")
+    second = tmp_path / "second.yaml"
+    second.write_text("coats: 4", encoding="utf-8")
+    assert parsed("--config", first, "--config", str(second)) == SampleConfig(fence="garden", coats=4, limit=8)
+
+
+# A user's mistakes
+
+
+@pytest.mark.parametrize(
+    ("argv", "line"),
+    [
+        ([], "fence=: required; give --fence"),
+        (["--coat=3"], "--coat=3: unknown flag; did you mean --coats?"),
+        (["--coat", "3"], "--coat=: unknown flag; did you mean --coats?"),
+        (["--zzz"], "--zzz=: unknown flag; --help lists them all"),
+        (["garden"], "argument=garden: values belong to flags; --help lists them"),
+        (["-v"], "argument=-v: values belong to flags; --help lists them"),
+        (["--fence"], "--fence=: needs a value: text"),
+        (["--fence", "--coats", "3"], "--fence=: needs a value: text"),
+        (["--fence=x", "--coats=three"], "coats=three: must be an integer"),
+        (["--fence=x", "--coats=1.5"], "coats=1.5: must be an integer"),
+        (["--fence=x", "--limit=all"], "limit=all: must be an integer or null"),
+        (["--fence=x", "--rate=fast"], "rate=fast: must be a number"),
+        (["--fence=x", "--flip=maybe"], "flip=maybe: must be true or false"),
+        (["--fence=x", "--mask=jpg"], "mask=jpg: must be one of rle, png, both"),
+        (
+            ["--fence=x", "--scales=a,b"],
+            "scales=[a,b]: must be a comma-separated list (each a number) or null",
+        ),
+        (["--fence=x", "--span=1"], "span=[1]: must be a comma-separated list (2 values, each a number)"),
+        (["--fence=x", "--coats=0"], "coats=0: must be 1 or more"),
+        (["--config=missing.yaml"], "config=missing.yaml: cannot be read (No such file or directory)"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line(
+    argv: list[str],
+    line: str,
+    capfd: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(SampleConfig, dataclasses.asdict, argv) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err == f"error: {line}\n"
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("coat: 3", "coat=3: unknown field in {path}; did you mean --coats?"),
+        ("coats: three", "coats=three: must be an integer"),
+        ("coats: [1]", 'coats=["1"]: must be an integer'),
+        ("scales: fast", "scales=fast: must be a comma-separated list (each a number) or null"),
+        ("- fence", "config={path}: must hold lines of the form 'field: value'"),
+        ("fence: [", "config={path}: is not YAML"),
+    ],
+)
+def test_a_mistake_in_a_file_is_told_in_one_line(
+    text: str, line: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    path = written(tmp_path, text)
+    assert main(SampleConfig, dataclasses.asdict, ["--config", path, "--fence", "x"]) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.count("\n") == 1
+    assert err.startswith("error: " + line.format(path=path))
+
+
+def test_a_file_that_is_no_text_is_told_in_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    path = tmp_path / "run.yaml"
+    path.write_bytes(b"\xff\xfe\x00")
+    assert main(SampleConfig, dataclasses.asdict, ["--config", str(path)]) == 2
+    assert capfd.readouterr().err.startswith(f"error: config={path}: is not YAML")
+
+
+# Exit codes
+
+
+class WrappedError(ConfigError):
+    """As Ray raises a worker's error in the driver: of the same class, with a long text and the original."""
+
+    def __init__(self, cause: ConfigError) -> None:
+        super().__init__(cause.field, cause.value, cause.remedy)
+        self.cause = cause
+
+    def __str__(self) -> str:
+        return "a worker's traceback\nof many lines"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (ConfigError("model", "x", "no such folder"), 2, "error: model=x: no such folder"),
+        (ImageError("Empty", "no bytes"), 1, "error: Empty: no bytes"),
+        (PspnetError("two\nlines"), 1, "error: two lines"),
+        (WrappedError(ConfigError("model", "x", "no such folder")), 2, "error: model=x: no such folder"),
+        (KeyboardInterrupt(), 130, "interrupted"),
+    ],
+)
+def test_what_a_job_raises_becomes_an_exit_code_and_a_line(
+    error: BaseException, code: int, line: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    def fail(config: SampleConfig) -> Mapping[str, object]:
+        raise error
+
+    assert main(SampleConfig, fail, ["--fence=x"]) == code
+    assert capfd.readouterr() == ("", line + "\n")
+
+
+def test_a_fault_of_the_program_shows_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+    def fail(config: SampleConfig) -> Mapping[str, object]:
+        raise RuntimeError("not foreseen")
+
+    assert main(SampleConfig, fail, ["--fence=x"]) == 1
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert err.startswith("Traceback")
+    assert err.endswith("RuntimeError: not foreseen\n")
+
+
+# The JSON line
+
+
+def test_the_line_is_json_whatever_the_numbers_are() -> None:
+    line = json_line(
+        {
+            "nan": float("nan"),
+            "inf": [1.0, -float("inf")],
+            "numpy": np.float32(0.5),
+            "count": np.int64(3),
+            "missing": np.array([1.0, np.nan]),
+            "tensor": torch.tensor([1, 2]),
+            "path": Path("/a/b"),
+            "text": "two\nlines",
+            "by_class": {3: (1, 2)},
+            "none": None,
+            "true": True,
+        }
+    )
+    assert "\n" not in line
+    assert json.loads(line) == {
+        "nan": None,
+        "inf": [1.0, None],
+        "numpy": 0.5,
+        "count": 3,
+        "missing": [1.0, None],
+        "tensor": [1, 2],
+        "path": "/a/b",
+        "text": "two\nlines",
+        "by_class": {"3": [1, 2]},
+        "none": None,
+        "true": True,
+    }
+
+
+def test_the_result_goes_to_standard_output_and_prints_to_standard_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    def run(config: SampleConfig) -> Mapping[str, object]:
+        print("painting", config.fence)
+        return {"coats": config.coats}
+
+    assert main(SampleConfig, run, ["--fence=x"]) == 0
+    out, err = capsys.readouterr()
+    assert out == '{"coats": 2}\n'
+    assert err == "painting x\n"
+
+
+NOISY_JOB = """
+import atexit, ctypes, dataclasses, logging, os, subprocess, sys, threading
+from jobs.cli import main
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Config:
+    coats: int = 2
+
+done = threading.Event()
+
+def late():
+    done.wait()
+    print("late thread")
+
+def run(config):
+    print("python")
+    print("log line", file=sys.__stdout__)
+    logging.getLogger("pipelines.painting").info("progress")
+    logging.getLogger("stranger").info("chatter")
+    os.write(1, b"descriptor\\n")
+    ctypes.CDLL(None).puts(b"from C")
+    subprocess.run([sys.executable, "-c", "print('child')"], check=True)
+    threading.Thread(target=late).start()
+    atexit.register(print, "at exit")
+    return {"coats": config.coats}
+
+code = main(Config, run)
+done.set()
+sys.exit(code)
+"""
+
+
+def clean_environment(**extra: str) -> dict[str, str]:
+    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | extra
+
+
+def test_standard_output_holds_the_line_and_nothing_else_whoever_prints(tmp_path: Path) -> None:
+    script = tmp_path / "noisy.py"
+    script.write_text(NOISY_JOB, encoding="utf-8")
+    done = subprocess.run(
+        [sys.executable, str(script), "--coats=3"],
+        capture_output=True,
+        text=True,
+        env=clean_environment(PYTHONPATH=str(ROOT)),
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (0, '{"coats": 3}\n')
+    for text in (
+        "python",
+        "log line",
+        "INFO progress",
+        "descriptor",
+        "from C",
+        "child",
+        "late thread",
+        "at exit",
+    ):
+        assert text in done.stderr
+    assert "chatter" not in done.stderr
+
+
+# The scripts
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_a_job_runs_from_any_folder_once_the_project_is_installed(script: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, str(script), "--help"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        env=clean_environment(),
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--config FILE" in done.stdout
+
+
+def test_the_uploaded_working_dir_goes_before_the_installed_project(tmp_path: Path) -> None:
+    """``ray job submit --working-dir`` puts its folder on ``PYTHONPATH``, so the code sent is what runs."""
+    for room in ("jobs", "pipelines", "pspnet_core"):
+        (tmp_path / room).mkdir()
+        (tmp_path / room / "__init__.py").touch()
+    script = tmp_path / "jobs" / "probe.py"
+    script.write_text(
+        "import jobs, pipelines, pspnet_core\n"
+        "print(jobs.__file__, pipelines.__file__, pspnet_core.__file__, sep='\\n')",
+        encoding="utf-8",
+    )
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        capture_output=True,
+        text=True,
+        env=clean_environment(PYTHONPATH=str(tmp_path)),
+        check=True,
+    )
+    assert [Path(line).parents[1] for line in done.stdout.splitlines()] == [tmp_path] * 3

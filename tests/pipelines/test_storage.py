@@ -1,0 +1,513 @@
+"""Storage: the same promises on local disk and on a real S3 server; what is particular to disks and drivers."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
+
+import fsspec
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines.storage import (
+    ATOMIC_SCHEMES,
+    ObjectChanged,
+    ObjectDenied,
+    ObjectError,
+    ObjectMissing,
+    Retries,
+    Store,
+    StoredObject,
+    TransientStorageError,
+    open_store,
+    to_local,
+)
+from pspnet_core.errors import ConfigError
+
+QUICK = Retries(attempts=3, first_wait=0, longest_wait=0, jitter=0)
+AWKWARD = [
+    "plain.jpg",
+    "a b/c d.jpg",
+    "ä/日本.jpg",
+    "100%/%41.jpg",
+    "x#y/z?versionId=1.jpg",
+    "a+b=c&d;e,f@g!.jpg",
+    "model=net-1/dt=2024-01-01/0.parquet",
+    "quote'\"/<tag>.jpg",
+    "[1-9]*/{x}.jpg",
+]
+
+
+@pytest.fixture(params=["local", "s3"])
+def root(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    """An empty place that exists, in a folder with an awkward name."""
+    if request.param == "s3":
+        return f"{request.getfixturevalue('s3_bucket')}/in put/ü=1"
+    folder = tmp_path / "in put" / "ü=1"
+    folder.mkdir(parents=True)
+    return str(folder)
+
+
+@pytest.fixture
+def store(root: str) -> Store:
+    return open_store(root, field="input", retries=QUICK)
+
+
+def fill(store: Store, contents: Mapping[str, bytes]) -> dict[str, StoredObject]:
+    for path, data in contents.items():
+        assert store.put_if_absent(path, data)
+    return {item.key: item for item in store.list()}
+
+
+def keys(store: Store, prefix: str = "", suffixes: set[str] | None = None) -> list[str]:
+    return [item.key for item in store.list(prefix, suffixes)]
+
+
+def check_mistake(error: ConfigError, *parts: str) -> None:
+    """One line with field, value and remedy."""
+    text = str(error)
+    assert "\n" not in text
+    assert text.startswith("input=")
+    for part in parts:
+        assert part in text
+
+
+class TestListing:
+    def test_describes_every_object(self, store: Store) -> None:
+        before = datetime.now(timezone.utc) - timedelta(seconds=5)
+        (item,) = fill(store, {"deep/er/a.jpg": b"12345"}).values()
+        assert (item.uri, item.key, item.bytes) == (f"{store.root}/deep/er/a.jpg", "deep/er/a.jpg", 5)
+        assert item.etag
+        assert '"' not in item.etag
+        assert item.modified is not None
+        assert before < item.modified < datetime.now(timezone.utc) + timedelta(seconds=5)
+        assert item == store.stat("deep/er/a.jpg")
+
+    def test_is_sorted_and_recursive(self, store: Store) -> None:
+        names = ["a.jpg", "b/a.jpg", "b/c/d.jpg", "b/d.jpg", "c.jpg"]
+        fill(store, dict.fromkeys(reversed(names), b""))
+        assert keys(store) == names
+
+    def test_key_order_on_disk_is_that_of_whole_keys(self, tmp_path: Path) -> None:
+        store = open_store(str(tmp_path), field="input")
+        names = ["a/z", "a b", "a-b", "a.b", "a0", "é", "z", "Z", "日", "back\\slash"]
+        fill(store, dict.fromkeys(names, b""))
+        assert keys(store) == sorted(names, key=str.encode)
+
+    def test_filters_by_suffix_whatever_the_case(self, store: Store) -> None:
+        fill(store, dict.fromkeys(["a.JPG", "b.jpg", "c.jpeg", "jpg", "d.txt"], b""))
+        assert keys(store, suffixes={".jpg", ".JPEG"}) == ["a.JPG", "b.jpg", "c.jpeg"]
+
+    def test_leaves_hidden_names_out(self, store: Store) -> None:
+        fill(store, dict.fromkeys([".hidden.jpg", "a/.git/b.jpg", ".tmp/c.jpg", "a/d.jpg"], b""))
+        assert keys(store) == ["a/d.jpg"]
+
+    def test_prefix_is_a_folder(self, store: Store) -> None:
+        fill(store, dict.fromkeys(["ab/x", "abc/y", "ab/.z", "ab/c/d"], b""))
+        assert keys(store, "ab") == keys(store, "ab/") == ["ab/c/d", "ab/x"]
+        assert keys(store, "none") == []
+
+    def test_a_root_above_sees_the_same_objects(self, store: Store, root: str) -> None:
+        fill(store, {"a.jpg": b""})
+        above = open_store(root.rpartition("/")[0] + "/", field="input")
+        assert keys(above) == ["ü=1/a.jpg"]
+
+
+class TestAwkwardNames:
+    def test_round_trip(self, store: Store) -> None:
+        contents = {name: name.encode() for name in AWKWARD}
+        found = fill(store, contents)
+        assert found.keys() == contents.keys()
+        for name, item in found.items():
+            assert store.read(item.key) == contents[name]
+            parent, _, last = item.uri.rpartition("/")
+            assert open_store(parent, field="input").read_if(last, item.etag) == contents[name]
+            if "?versionId=" in name:  # s3fs takes that for a version, so its users must do without such keys
+                continue
+            with store.filesystem.open(store.path_of(name), "rb") as file:
+                assert file.read() == contents[name]
+
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+    @given(
+        st.lists(
+            st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
+            .filter(lambda part: not part.startswith("."))
+            .filter(lambda part: len(part.encode()) < 200),
+            min_size=1,
+            max_size=4,
+        ).map("/".join)
+    )
+    def test_any_key_round_trips_on_disk(self, tmp_path: Path, key: str) -> None:
+        with tempfile.TemporaryDirectory(dir=tmp_path) as folder:
+            store = open_store(folder, field="input")
+            assert store.put_if_absent(key, b"data")
+            (item,) = store.list()
+            assert item.key == key
+            assert item.uri == f"{folder}/{key}"
+            assert store.read_if(key, item.etag) == b"data"
+
+    def test_a_name_that_is_not_utf8_is_told(self, tmp_path: Path) -> None:
+        Path(os.fsdecode(os.fsencode(tmp_path) + b"/\xff.jpg")).write_bytes(b"")
+        with pytest.raises(ConfigError, match="not UTF-8"):
+            keys(open_store(str(tmp_path), field="input"))
+
+
+class TestReading:
+    def test_reads_what_was_put(self, store: Store) -> None:
+        data = os.urandom(300_000)
+        found = fill(store, {"a/b.bin": data, "empty": b""})
+        assert store.read("a/b.bin") == store.read_if("a/b.bin", found["a/b.bin"].etag) == data
+        assert store.read("empty") == store.read_if("empty", found["empty"].etag) == b""
+
+    def test_missing(self, store: Store) -> None:
+        with pytest.raises(ObjectMissing, match=r"^Missing: there is no .*nope\.jpg"):
+            store.read("nope.jpg")
+        with pytest.raises(ObjectMissing):
+            store.read_if("nope.jpg", "0-0")
+        with pytest.raises(ObjectMissing):
+            store.open("nope.jpg")
+        assert not store.exists("nope.jpg")
+        assert store.stat("nope.jpg") is None
+
+    def test_a_folder_is_no_object(self, store: Store) -> None:
+        fill(store, {"a/b.jpg": b""})
+        assert not store.exists("a")
+        with pytest.raises(ObjectMissing):
+            store.read("a")
+
+    def test_changed(self, store: Store) -> None:
+        old = fill(store, {"a.jpg": b"old"})["a.jpg"]
+        assert store.put_if_match("a.jpg", b"newer", old.etag)
+        with pytest.raises(ObjectChanged, match=r"^Changed: .*a\.jpg has changed") as caught:
+            store.read_if("a.jpg", old.etag)
+        assert caught.value.uri == old.uri
+        new = store.stat("a.jpg")
+        assert new is not None
+        assert store.read_if("a.jpg", new.etag) == b"newer"
+
+    def test_many_in_order_with_reasons(self, store: Store) -> None:
+        found = fill(store, {f"{number}.bin": bytes([number]) * number for number in range(1, 80)})
+        assert store.put_if_match("7.bin", b"other", found["7.bin"].etag)
+        requests: list[tuple[str, str | None]] = [(item.key, item.etag) for item in found.values()]
+        results = store.read_many([*requests, ("gone", "0-0"), ("8.bin", None)], threads=7)
+        for (key, _), result in zip(requests, results, strict=False):
+            number = int(key.removesuffix(".bin"))
+            if number == 7:
+                assert isinstance(result, ObjectChanged)
+            else:
+                assert result == bytes([number]) * number
+        assert isinstance(results[-2], ObjectMissing)
+        assert results[-1] == bytes([8]) * 8
+
+    @pytest.mark.parametrize("threads", [1, 100])
+    def test_many_with_few(self, store: Store, threads: int) -> None:
+        fill(store, {"a": b"1"})
+        assert store.read_many([], threads=threads) == []
+        assert store.read_many([("a", None)], threads=threads) == [b"1"]
+
+    def test_stream_can_be_read_in_parts(self, store: Store) -> None:
+        data = os.urandom(1_000_000)
+        fill(store, {"a": data, "empty": b""})
+        with store.open("a") as file:
+            assert file.read(10) == data[:10]
+            assert file.seek(-20, os.SEEK_END) == len(data) - 20
+            assert file.read() == data[-20:]
+            assert file.read(1) == b""
+            file.seek(500_000)
+            assert file.read(7) == data[500_000:500_007]
+            assert file.tell() == 500_007
+            file.seek(0)
+            assert file.read() == data
+        with store.open("empty") as file:
+            assert file.read() == b""
+
+    def test_stream_serves_parquet(self, store: Store) -> None:
+        sink = pa.BufferOutputStream()
+        table = pa.table({"x": range(1000)})
+        pq.write_table(table, sink, row_group_size=100)
+        fill(store, {"a.parquet": sink.getvalue().to_pybytes()})
+        with store.open("a.parquet") as file:
+            assert pq.ParquetFile(file).read_row_group(3).equals(table.slice(300, 100))
+        assert pq.read_table(store.path_of("a.parquet"), filesystem=store.filesystem).equals(table)
+
+
+class TestWriting:
+    def test_put_if_absent(self, store: Store) -> None:
+        assert store.put_if_absent("x/y/z.bin", b"first")
+        assert not store.put_if_absent("x/y/z.bin", b"second")
+        assert store.read("x/y/z.bin") == b"first"
+        assert store.exists("x/y/z.bin")
+
+    def test_twenty_at_once_and_one_wins(self, store: Store) -> None:
+        barrier = threading.Barrier(20)
+
+        def put(number: int) -> bool:
+            barrier.wait()
+            return store.put_if_absent("race/a.bin", bytes([number]) * 200_000)
+
+        with ThreadPoolExecutor(20) as pool:
+            wins = list(pool.map(put, range(20)))
+        assert sum(wins) == 1
+        assert store.read("race/a.bin") == bytes([wins.index(True)]) * 200_000
+
+    def test_put_if_match(self, store: Store) -> None:
+        first = fill(store, {"a": b"one"})["a"]
+        assert store.put_if_match("a", b"three", first.etag)
+        assert not store.put_if_match("a", b"other", first.etag)
+        assert store.put_if_match("a", b"three", first.etag), "what should be there is there"
+        assert not store.put_if_match("gone", b"x", first.etag)
+        assert store.read("a") == b"three"
+        assert keys(store) == ["a"]
+
+    def test_twenty_replace_and_one_wins(self, store: Store) -> None:
+        first = fill(store, {"a": b"one"})["a"]
+        with ThreadPoolExecutor(20) as pool:
+            wins = list(pool.map(lambda n: store.put_if_match("a", bytes([n]) * 1000, first.etag), range(20)))
+        assert sum(wins) == 1
+        assert store.read("a") == bytes([wins.index(True)]) * 1000
+
+    def test_check_writable_atomically_leaves_nothing_to_see(self, root: str) -> None:
+        for _ in range(2):
+            store = open_store(f"{root}/new/er", field="output")
+            store.check_writable_atomically()
+            assert keys(store) == []
+
+    def test_a_failed_write_leaves_no_trace(self, tmp_path: Path) -> None:
+        store = open_store(str(tmp_path), field="output")
+        (tmp_path / "file").write_bytes(b"")
+        with pytest.raises(ConfigError, match="a file is in the way"):
+            store.put_if_absent("file/a", b"x")
+        assert keys(store) == ["file"]
+
+    def test_left_overs_of_killed_writers_are_swept(self, tmp_path: Path) -> None:
+        staging = tmp_path / ".tmp"
+        staging.mkdir()
+        old, fresh = staging / ("0" * 32), staging / ("1" * 32)
+        for path in (old, fresh):
+            path.write_bytes(b"")
+        os.utime(old, (0, 0))
+        open_store(str(tmp_path), field="output").check_writable_atomically()
+        assert not old.exists()
+        assert fresh.exists()
+
+
+class TestLocalFolders:
+    def test_links_are_followed_and_loops_end(self, tmp_path: Path) -> None:
+        outside = tmp_path / "outside"
+        inside = tmp_path / "inside"
+        for folder in (outside / "deep", inside / "own"):
+            folder.mkdir(parents=True)
+        (outside / "deep" / "a.jpg").write_bytes(b"a")
+        (inside / "folder").symlink_to(outside)
+        (inside / "file.jpg").symlink_to(outside / "deep" / "a.jpg")
+        (inside / "own" / "up").symlink_to(inside)
+        (inside / "self").symlink_to(inside / "self")
+        store = open_store(str(inside), field="input")
+        assert keys(store, suffixes={".jpg"}) == ["file.jpg", "folder/deep/a.jpg"]
+        assert store.read("folder/deep/a.jpg") == b"a"
+
+    def test_a_broken_link_is_listed_and_missing(self, tmp_path: Path) -> None:
+        (tmp_path / "a.jpg").symlink_to(tmp_path / "nowhere")
+        store = open_store(str(tmp_path), field="input")
+        (item,) = store.list()
+        assert isinstance(store.read_many([(item.key, item.etag)])[0], ObjectMissing)
+
+    def test_what_is_no_file_is_left_out(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "pipe.jpg")
+        assert keys(open_store(str(tmp_path), field="input")) == []
+
+    def test_a_folder_that_vanishes_meanwhile_holds_nothing(self, tmp_path: Path) -> None:
+        store = open_store(str(tmp_path), field="input")
+        fill(store, {"a/1": b"", "b/1": b"", "c": b""})
+        listing = store.list()
+        assert next(listing).key == "a/1"
+        (tmp_path / "b" / "1").unlink()
+        (tmp_path / "b").rmdir()
+        (tmp_path / "c").unlink()
+        assert list(listing) == []
+
+    def test_change_while_reading_is_noticed_by_time_too(self, tmp_path: Path) -> None:
+        store = open_store(str(tmp_path), field="input")
+        item = fill(store, {"a": b"same"})["a"]
+        os.utime(tmp_path / "a", ns=(1, 1))
+        with pytest.raises(ObjectChanged):
+            store.read_if("a", item.etag)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+    def test_denied_files(self, tmp_path: Path) -> None:
+        store = open_store(str(tmp_path), field="input")
+        found = fill(store, {"a": b"1", "b": b"2"})
+        requests = [(item.key, item.etag) for item in found.values()]
+        (tmp_path / "a").chmod(0)
+        denied, fine = store.read_many(requests)
+        assert isinstance(denied, ObjectDenied)
+        assert fine == b"2"
+        (tmp_path / "b").chmod(0)
+        with pytest.raises(ConfigError, match="none of its objects"):
+            store.read_many(requests)
+
+    @pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
+    def test_a_denied_folder_is_told(self, tmp_path: Path) -> None:
+        store = open_store(str(tmp_path), field="input")
+        fill(store, {"a/1": b"", "b/1": b""})
+        (tmp_path / "b").chmod(0)
+        try:
+            with pytest.raises(ConfigError, match=f"{tmp_path}/b: may not be used"):
+                keys(store)
+        finally:
+            (tmp_path / "b").chmod(0o700)
+
+    def test_paths_stay_inside(self, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match="leaves the store"):
+            open_store(str(tmp_path), field="input").read("../x")
+
+    def test_root_of_the_disk(self) -> None:
+        store = open_store("file:///", field="input")
+        assert store.root == "/"
+        assert store.uri_of("etc/x") == "/etc/x"
+
+    @pytest.mark.parametrize("form", ["{}", "{}/", "file://{}", "FILE://{}/", "{}/../{name}"])
+    def test_forms_of_a_path(self, tmp_path: Path, form: str) -> None:
+        uri = form.format(tmp_path, name=tmp_path.name)
+        assert open_store(uri, field="input").root == str(tmp_path)
+
+    def test_relative_path(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.chdir(tmp_path)
+        assert open_store("some/folder", field="input").root == str(tmp_path / "some" / "folder")
+
+
+class TestMistakes:
+    @pytest.mark.parametrize("uri", ["", "s3://", "file://", "s3:///"])
+    def test_incomplete(self, uri: str) -> None:
+        with pytest.raises(ConfigError, match="give a folder") as caught:
+            open_store(uri, field="input")
+        check_mistake(caught.value)
+
+    def test_unknown_scheme(self) -> None:
+        with pytest.raises(ConfigError) as caught:
+            open_store("htps://host/x", field="input")
+        check_mistake(caught.value, "htps://host/x", "unknown scheme")
+
+    def test_driver_not_installed(self) -> None:
+        if "adlfs" in sys.modules:
+            pytest.skip("adlfs is installed")
+        with pytest.raises(ConfigError) as caught:
+            open_store("abfs://container/x", field="input")
+        check_mistake(caught.value, "not installed", "adlfs")
+
+    def test_missing_folder(self, tmp_path: Path) -> None:
+        with pytest.raises(ConfigError) as caught:
+            keys(open_store(f"{tmp_path}/nope", field="input"))
+        check_mistake(caught.value, f"{tmp_path}/nope", "no such folder")
+        assert keys(open_store(f"{tmp_path}/nope", field="input"), "masks") == []
+
+    def test_file_for_a_folder(self, tmp_path: Path) -> None:
+        (tmp_path / "a").write_bytes(b"")
+        with pytest.raises(ConfigError) as caught:
+            keys(open_store(f"{tmp_path}/a", field="input"))
+        check_mistake(caught.value, "is no folder")
+
+
+class TestRetries:
+    def test_default_patience_is_bounded(self) -> None:
+        retries = Retries()
+        waits = [min(retries.first_wait * 2**n, retries.longest_wait) for n in range(retries.attempts - 1)]
+        assert sum(waits) == 15
+
+
+class TestProcesses:
+    def test_a_store_travels(self, store: Store) -> None:
+        fill(store, {"a": b"1"})
+        script = (
+            "import pickle, sys\n"
+            "store = pickle.load(sys.stdin.buffer)\n"
+            "assert store.read_many([('a', None)]) == [b'1']\n"
+            "assert store.put_if_absent('b', b'2')\n"
+        )
+        command = [sys.executable, "-W", "error", "-c", script]
+        done = subprocess.run(command, input=pickle.dumps(store), capture_output=True, check=False)
+        assert (done.returncode, done.stderr) == (0, b"")
+        assert store.read("b") == b"2"
+
+    def test_errors_travel(self) -> None:
+        for error in (ObjectChanged("u", "m"), ObjectMissing("u", "m"), TransientStorageError("m")):
+            again = pickle.loads(pickle.dumps(error))
+            assert (type(again), str(again)) == (type(error), str(error))
+
+
+class TestToLocal:
+    def test_local_path_is_itself(self, tmp_path: Path) -> None:
+        (tmp_path / "weights.pth").write_bytes(b"w")
+        for path in (tmp_path, tmp_path / "weights.pth"):
+            with to_local(f"file://{path}", field="model") as found:
+                assert found == path
+        with (
+            pytest.raises(ConfigError, match=r"^model=.*nope: no such file or folder"),
+            to_local(f"{tmp_path}/nope", field="model"),
+        ):
+            pass
+
+
+class TestOtherDrivers:
+    @pytest.fixture
+    def memory(self) -> Iterator[str]:
+        files = fsspec.filesystem("memory")
+        files.pipe({"/things/a.jpg": b"1", "/things/b/c.jpg": b"22", "/things/.d/e.jpg": b"3"})
+        yield "memory://things"
+        files.rm("/things", recursive=True)
+
+    def test_can_be_read(self, memory: str) -> None:
+        store = pickle.loads(pickle.dumps(open_store(memory, field="input")))
+        found = {item.key: item for item in store.list(suffixes={".jpg"})}
+        assert [(item.uri, item.bytes) for item in found.values()] == [
+            ("memory://things/a.jpg", 1),
+            ("memory://things/b/c.jpg", 2),
+        ]
+        etag = found["a.jpg"].etag
+        fsspec.filesystem("memory").pipe("/things/b/c.jpg", b"new")
+        results = store.read_many([("a.jpg", etag), ("b/c.jpg", found["b/c.jpg"].etag), ("gone", None)])
+        assert results[0] == b"1"
+        assert [type(result) for result in results[1:]] == [ObjectChanged, ObjectMissing]
+        assert keys(store, "b") == ["b/c.jpg"]
+        with store.open("a.jpg") as file:
+            assert file.read() == b"1"
+
+    def test_are_refused_for_writing(self, memory: str) -> None:
+        with pytest.raises(ConfigError, match=r"^output=memory://things: .*file://, s3://"):
+            open_store(memory, field="output").check_writable_atomically()
+
+    def test_missing_folder(self) -> None:
+        with pytest.raises(ConfigError, match="no such folder"):
+            keys(open_store("memory://nope", field="input"))
+
+
+@pytest.mark.parametrize("scheme", ATOMIC_SCHEMES)
+def test_every_writable_scheme_opens_its_store(scheme: str) -> None:
+    store = open_store(f"{scheme}://bucket/a/", field="output")
+    assert type(store) is ATOMIC_SCHEMES[scheme]()
+
+
+def test_local_paths_load_no_driver_of_another_storage() -> None:
+    script = (
+        "import sys\n"
+        "from pipelines.storage import open_store\n"
+        "open_store('/', field='input').read_many([('etc/hosts', None)])\n"
+        "assert not {'aiobotocore', 'aiohttp', 's3fs'} & set(sys.modules)\n"
+    )
+    subprocess.run([sys.executable, "-W", "error", "-c", script], check=True)
+
+
+def test_object_errors_name_their_kind() -> None:
+    kinds = {kind.__name__: kind.kind for kind in ObjectError.__subclasses__()}
+    assert kinds == {"ObjectChanged": "Changed", "ObjectMissing": "Missing", "ObjectDenied": "Denied"}

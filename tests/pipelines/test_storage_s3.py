@@ -1,0 +1,312 @@
+"""Storage on S3: pages, versions, mistakes that a user can make, and a network that loses answers."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import pickle
+import socket
+import threading
+from collections.abc import Callable, Iterator
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines.storage import ObjectChanged, ObjectDenied, ObjectError, TransientStorageError, open_store, to_local
+from pipelines.storage.s3 import S3Store
+from pspnet_core.errors import ConfigError
+from tests.pipelines.test_storage import QUICK, check_mistake, fill, keys
+from tests.s3server import S3Server
+
+
+class TestListing:
+    def test_more_than_a_page(self, s3_bucket: str) -> None:
+        class SmallPages(S3Store):
+            page_keys = 4
+
+        store = SmallPages(f"{s3_bucket}/x", field="input", retries=QUICK)
+        names = [f"{number:02}.jpg" for number in range(12)]
+        fill(store, dict.fromkeys(names, b""))
+        assert keys(store) == names
+        assert store.put_if_absent("12.jpg", b"")
+        assert keys(store) == [*names, "12.jpg"]
+        next(store.list())  # a stream may be left half-way
+
+    def test_folder_placeholders_are_no_objects(self, s3_bucket: str) -> None:
+        store = open_store(f"{s3_bucket}/x", field="input")
+        open_store(s3_bucket, field="input").put_if_absent("x/", b"")
+        fill(store, {"a/": b"", "a/b": b""})
+        assert keys(store) == ["a/b"]
+
+    def test_s3a_is_s3(self) -> None:
+        assert open_store("s3a://bucket/a/", field="input").root == "s3://bucket/a"
+
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+    @given(
+        st.lists(
+            st.text("aé日 #%+=&?;:@$,'\"*!()[]{}<>|^`~_-.", min_size=1, max_size=8)
+            .map(str.strip)
+            .filter(lambda part: part and not part.startswith(".")),
+            min_size=1,
+            max_size=3,
+        ).map("/".join)
+    )
+    def test_any_key_round_trips_on_s3(self, s3_bucket: str, key: str) -> None:
+        store = open_store(f"{s3_bucket}/{os.urandom(8).hex()}", field="input")
+        assert store.put_if_absent(key, b"data")
+        (item,) = store.list()
+        assert item.key == key
+        assert store.read_if(key, item.etag) == b"data"
+
+
+class TestReading:
+    def test_stream_keeps_to_one_version(self, s3_bucket: str) -> None:
+        store = open_store(s3_bucket, field="input")
+        item = fill(store, {"a": bytes(1_000_000)})["a"]
+        with store.open("a") as file:
+            file.read(1)
+            store.put_if_match("a", bytes(999_999), item.etag)
+            file.seek(900_000)
+            with pytest.raises(ObjectChanged):
+                file.read(1)
+
+    def test_remote_folder_and_file(self, s3_bucket: str) -> None:
+        store = open_store(s3_bucket, field="model")
+        fill(store, {"m/1/config.json": b"{}", "m/1/sub/weights": b"w", "m/10/config.json": b"other"})
+        with to_local(f"{s3_bucket}/m/1/", field="model") as folder:
+            names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+            assert names == ["config.json", "sub/weights"]
+            assert (folder / "sub" / "weights").read_bytes() == b"w"
+        assert not folder.exists()
+        with to_local(f"{s3_bucket}/m/1/sub/weights", field="model") as file:
+            assert file.name == "weights"
+            assert file.read_bytes() == b"w"
+        with to_local(s3_bucket, field="model") as folder:
+            assert (folder / "m" / "10" / "config.json").is_file()
+        with (
+            pytest.raises(ConfigError, match="no file or folder of that name"),
+            to_local(f"{s3_bucket}/m/2", field="model"),
+        ):
+            pass
+
+    def test_no_secret_travels(self, s3_bucket: str) -> None:
+        store = open_store(s3_bucket, field="input")
+        keys(store)
+        assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in pickle.dumps(store)
+        assert len(pickle.dumps(store)) < 1000
+
+
+class TestMistakes:
+    def test_missing_bucket(self, s3_bucket: str) -> None:
+        store = open_store(f"{s3_bucket}-nope/x", field="input")
+        for action in (
+            lambda: keys(store),
+            lambda: store.read("a"),
+            lambda: store.read_many([("a", None)]),
+            lambda: store.put_if_absent("a", b""),
+            store.check_writable_atomically,
+        ):
+            with pytest.raises(ConfigError) as caught:
+                action()
+            check_mistake(caught.value, f"{s3_bucket}-nope/x", "no such bucket")
+
+    def test_invalid_bucket(self, s3_bucket: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            keys(open_store("s3://A_b c", field="input"))
+        check_mistake(caught.value, "s3://A_b c", "no valid bucket name")
+
+    @pytest.mark.parametrize(
+        ("variable", "problem"),
+        [("AWS_ACCESS_KEY_ID", "access key"), ("AWS_SECRET_ACCESS_KEY", "secret key")],
+    )
+    def test_wrong_credentials(
+        self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str, problem: str
+    ) -> None:
+        store = open_store(s3_bucket, field="input")
+        assert keys(store) == []
+        monkeypatch.setenv(variable, "wrongwrongwrong")
+        for action in (lambda: keys(store), lambda: store.read_many([("a", None), ("b", None)])):
+            with pytest.raises(ConfigError) as caught:
+                action()
+            check_mistake(caught.value, s3_bucket, problem, "set AWS_ACCESS_KEY_ID")
+            assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
+
+    def test_insufficient_permissions(
+        self, s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = open_store(s3_bucket, field="input")
+        requests = [(item.key, item.etag) for item in fill(store, {"a": b"1", "b": b"2"}).values()]
+        self.become("reader", s3_server, monkeypatch)
+        assert store.read_many(requests) == [b"1", b"2"]
+        with pytest.raises(ConfigError) as caught:
+            store.put_if_absent("c", b"3")
+        check_mistake(caught.value, f"{s3_bucket}/c", "may not write")
+        self.become("lister", s3_server, monkeypatch)
+        assert keys(store) == ["a", "b"]
+        with pytest.raises(ObjectDenied, match=r"^Denied: .*/a: these credentials may not read it"):
+            store.read("a")
+        with pytest.raises(ConfigError) as caught:
+            store.read_many(requests)
+        check_mistake(caught.value, s3_bucket, "none of its objects may be read")
+
+    def become(self, role: str, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in server.environment(role).items():
+            monkeypatch.setenv(name, value)
+
+    def test_no_credentials(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(ConfigError) as caught:
+            keys(open_store(s3_bucket, field="input"))
+        check_mistake(caught.value, "no credentials", "set AWS_ACCESS_KEY_ID")
+
+    def test_wrong_profile(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_PROFILE", "nobody")
+        with pytest.raises(ConfigError) as caught:
+            keys(open_store(s3_bucket, field="input"))
+        check_mistake(caught.value, "nobody")
+
+    def test_endpoint_without_scheme(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+        with pytest.raises(ConfigError) as caught:
+            keys(open_store(s3_bucket, field="input"))
+        check_mistake(caught.value, "localhost:9000")
+
+
+class Proxy:
+    """A TCP proxy before the server that damages the next ``faults`` answers.
+
+    ``keep`` bytes of a damaged answer get through, then the connection ends; the server has done its work.
+    """
+
+    def __init__(self, server: S3Server) -> None:
+        host, _, port = server.endpoint.rpartition("//")[2].partition(":")
+        self.target = (host, int(port))
+        self.faults = 0
+        self.keep = 0
+        self.damaged = 0
+        self._lock = threading.Lock()
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads: list[threading.Thread] = []
+        self._sockets: list[socket.socket] = []
+        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def __enter__(self) -> Proxy:
+        self._start(self._accept)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for each in self._sockets:
+            self._end(each)
+        for thread in self._threads:
+            thread.join()
+        for each in self._sockets:
+            each.close()
+
+    def _start(self, target: object, *arguments: object) -> None:
+        thread = threading.Thread(target=target, args=arguments)  # type: ignore[arg-type]
+        self._threads.append(thread)
+        thread.start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                client = self._listener.accept()[0]
+                server = socket.create_connection(self.target)
+                self._sockets += [client, server]
+                self._start(self._pump, client, server, False)
+                self._start(self._pump, server, client, True)
+
+    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(1 << 16):
+                if answers and not data.startswith(b"HTTP/1.1 100") and self._is_faulty():
+                    sink.sendall(data[: self.keep])
+                    break
+                sink.sendall(data)
+        self._end(source)
+        self._end(sink)
+
+    def _is_faulty(self) -> bool:
+        with self._lock:
+            if self.faults == 0:
+                return False
+            self.faults -= 1
+            self.damaged += 1
+            return True
+
+    @staticmethod
+    def _end(each: socket.socket) -> None:
+        with contextlib.suppress(OSError):
+            each.shutdown(socket.SHUT_RDWR)
+
+
+@pytest.fixture
+def proxy(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
+    with Proxy(s3_server) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
+class TestFaults:
+    def test_lost_answer_of_a_put(self, s3_bucket: str, proxy: Proxy) -> None:
+        store = open_store(s3_bucket, field="output", retries=QUICK)
+        proxy.faults = 1
+        assert not store.put_if_absent("a", b"data"), "the retry finds what the first attempt has put"
+        assert proxy.damaged == 1
+        assert store.read("a") == b"data"
+
+    def test_lost_answer_of_a_replacement(self, s3_bucket: str, proxy: Proxy) -> None:
+        store = open_store(s3_bucket, field="output", retries=QUICK)
+        item = fill(store, {"a": b"old"})["a"]
+        proxy.faults = 1
+        assert store.put_if_match("a", b"new", item.etag)
+        assert store.read("a") == b"new"
+
+    @pytest.mark.parametrize("keep", [0, 500])
+    def test_reads_and_listings_are_repeated(self, s3_bucket: str, proxy: Proxy, keep: int) -> None:
+        store = open_store(s3_bucket, field="input", retries=QUICK)
+        data = os.urandom(50_000)
+        item = fill(store, {"a": data})["a"]
+        proxy.keep = keep
+        attempts: list[Callable[[], bytes | ObjectError]] = [
+            lambda: store.read_if("a", item.etag),
+            lambda: store.read_many([("a", item.etag)])[0],
+            lambda: store.open("a").read(),
+        ]
+        for attempt in attempts:
+            proxy.faults = 2
+            assert attempt() == data
+            assert proxy.faults == 0
+        proxy.keep = 0
+        proxy.faults = 2
+        assert keys(store) == ["a"]
+
+    def test_storage_that_stays_away(self, s3_bucket: str, proxy: Proxy) -> None:
+        store = open_store(s3_bucket, field="input", retries=QUICK)
+        fill(store, {"a": b"1", "b": b"2"})
+        for action in (
+            lambda: keys(store),
+            lambda: store.read("a"),
+            lambda: store.read_many([("a", None), ("b", None)]),
+            lambda: store.put_if_absent("c", b""),
+        ):
+            proxy.faults = 1000
+            with pytest.raises(TransientStorageError, match="after 3 attempts") as caught:
+                action()
+            assert proxy.endpoint in str(caught.value)
+        proxy.faults = 0
+        assert store.read_many([("a", None), ("b", None)]) == [b"1", b"2"]
+
+    def test_nobody_listens(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as held:
+            port = held.getsockname()[1]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:hidden@127.0.0.1:{port}")
+        with pytest.raises(TransientStorageError, match=f"from http://127.0.0.1:{port} after 3") as caught:
+            keys(open_store(s3_bucket, field="input", retries=QUICK))
+        assert "AWS_ENDPOINT_URL" in str(caught.value)
+        assert "hidden" not in str(caught.value)

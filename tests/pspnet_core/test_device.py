@@ -1,0 +1,90 @@
+"""Number formats by hardware, with the hardware's answers made up, and the memory layout of a placed model."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from pspnet_core.device import autocast, autocast_dtype, best_device, place
+
+CPU = torch.device("cpu")
+CUDA = torch.device("cuda", 0)
+QUESTION = "_is_avx512_bf16_supported"
+
+
+def _cpu_answers(monkeypatch: pytest.MonkeyPatch, answer: bool) -> None:
+    monkeypatch.setattr(torch.cpu, QUESTION, lambda: answer, raising=False)
+
+
+@pytest.mark.parametrize(
+    ("capability", "expected"),
+    [
+        ((7, 0), torch.float16),
+        ((7, 5), torch.float16),
+        ((8, 0), torch.bfloat16),
+        ((8, 9), torch.bfloat16),
+        ((9, 0), torch.bfloat16),
+        ((10, 0), torch.bfloat16),
+    ],
+)
+def test_cuda_takes_bfloat16_from_ampere_on(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], expected: torch.dtype
+) -> None:
+    asked: list[torch.device] = []
+
+    def answer(device: torch.device) -> tuple[int, int]:
+        asked.append(device)
+        return capability
+
+    monkeypatch.setattr(torch.cuda, "get_device_capability", answer)
+    assert autocast_dtype(CUDA) == expected
+    assert asked == [CUDA]
+
+
+@pytest.mark.parametrize(("hardware", "expected"), [(True, torch.bfloat16), (False, None)])
+def test_cpu_takes_bfloat16_where_its_hardware_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, hardware: bool, expected: torch.dtype | None
+) -> None:
+    _cpu_answers(monkeypatch, hardware)
+    assert autocast_dtype(CPU) == expected
+
+
+def test_cpu_stays_at_float32_where_torch_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(torch.cpu, QUESTION, raising=False)
+    assert autocast_dtype(CPU) is None
+
+
+@pytest.mark.parametrize(("present", "expected"), [(True, "cuda"), (False, "cpu")])
+def test_best_device(monkeypatch: pytest.MonkeyPatch, present: bool, expected: str) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: present)
+    assert best_device().type == expected
+
+
+@pytest.mark.parametrize(("hardware", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
+def test_autocast_sets_the_format_and_takes_it_back(
+    monkeypatch: pytest.MonkeyPatch, hardware: bool, expected: torch.dtype
+) -> None:
+    _cpu_answers(monkeypatch, hardware)
+    values = torch.ones(2, 2)
+    with autocast(CPU):
+        assert (values @ values).dtype == expected
+    assert (values @ values).dtype == torch.float32
+
+
+def test_autocast_is_taken_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    _cpu_answers(monkeypatch, True)
+    with pytest.raises(RuntimeError, match="on purpose"), autocast(CPU):
+        raise RuntimeError("on purpose")
+    assert not torch.is_autocast_enabled("cpu")
+
+
+def test_place_changes_the_layout_and_no_value() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    assert place(model, CPU) is model
+    weight = model.state_dict()["0.weight"]
+    assert weight.is_contiguous(memory_format=torch.channels_last)
+    assert not weight.is_contiguous()
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])

@@ -1,0 +1,110 @@
+"""The direction of the house: ``jobs -> pipelines -> pspnet_core``, read from the imports of every file.
+
+Nothing is imported here, so a file is checked even where one of its libraries is missing.
+"""
+
+from __future__ import annotations
+
+import ast
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+ROOMS = ("pspnet_core", "pipelines", "jobs")
+CLUSTER_AND_STORAGE = frozenset({"ray", "mlflow", "fsspec", "s3fs", "pyarrow", "duckdb"})
+CORE_LIBRARIES = frozenset({"torch", "numpy", "PIL", "safetensors"})
+COMMAND_LINE_LIBRARIES = frozenset({"jsonargparse", "yaml"})
+TYPING_ONLY = frozenset({"_typeshed"})  # the type checker's own, imported under TYPE_CHECKING
+
+FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
+SCRIPTS = [path for path in FILES if path.parent.name == "jobs" and path.stem not in ("__init__", "cli")]
+
+
+def forbidden(room: str, module: str) -> bool:
+    """Whether a file of ``room`` must not import the top-level package ``module``."""
+    if module in sys.stdlib_module_names or module == room or module in TYPING_ONLY:
+        return False
+    if room == "pspnet_core":
+        return module not in CORE_LIBRARIES
+    if room == "jobs":
+        return module not in {"pipelines", "pspnet_core"} | COMMAND_LINE_LIBRARIES
+    return module in ROOMS and module != "pspnet_core"
+
+
+def violations(source: str, room: str) -> Iterator[str]:
+    """``line N: import X`` for each import that a file of ``room`` must not have, wherever it stands."""
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            names = [node.module or ""]
+        elif isinstance(node, ast.Call) and _is_import_call(node):
+            names = [str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant)]
+        else:
+            continue
+        for name in names:
+            if forbidden(room, name.partition(".")[0]):
+                yield f"line {node.lineno}: import {name}"
+
+
+def _is_import_call(node: ast.Call) -> bool:
+    name = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+    return name in ("import_module", "__import__", "importorskip")
+
+
+def _name(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+@pytest.mark.parametrize("path", FILES, ids=_name)
+def test_imports_point_one_way(path: Path) -> None:
+    room = path.relative_to(ROOT).parts[0]
+    assert list(violations(path.read_text(encoding="utf-8"), room)) == []
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_is_read(room: str) -> None:
+    assert [path for path in FILES if path.relative_to(ROOT).parts[0] == room]
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("pspnet_core", "import ray"),
+        ("pspnet_core", "import pyarrow.fs"),
+        ("pspnet_core", "from pipelines.storage import open_store"),
+        ("pspnet_core", "def f():\n    import mlflow"),
+        ("pspnet_core", "import importlib\nimportlib.import_module('fsspec')"),
+        ("pipelines", "from jobs.cli import main"),
+        ("pipelines", "import jobs"),
+        ("jobs", "import ray"),
+        ("jobs", "from torch import nn"),
+        ("jobs", "__import__('duckdb')"),
+    ],
+)
+def test_an_arrow_that_turned_round_is_found(room: str, source: str) -> None:
+    assert len(list(violations(source, room))) == 1
+
+
+@pytest.mark.parametrize(
+    ("room", "source"),
+    [
+        ("pspnet_core", "import torch.nn as nn\nfrom PIL import Image\nfrom pspnet_core.masks import to_png"),
+        ("pspnet_core", "from . import masks"),
+        ("pipelines", "\n".join(f"import {name}" for name in sorted(CLUSTER_AND_STORAGE))),
+        ("pipelines", "from pspnet_core.errors import ConfigError"),
+        ("jobs", "import sys\nfrom pipelines.labelling import label\nimport jsonargparse"),
+    ],
+)
+def test_imports_in_the_right_direction_pass(room: str, source: str) -> None:
+    assert list(violations(source, room)) == []
+
+
+@pytest.mark.parametrize("path", SCRIPTS, ids=_name)
+def test_a_job_is_a_script_that_runs_by_its_name(path: Path) -> None:
+    assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env python3\n")
+    assert os.access(path, os.X_OK)
