@@ -37,11 +37,23 @@ class WorkerRange:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Resources of one actor or worker, and the threads it may keep busy."""
+    """Logical resources of each of ``workers`` actors."""
 
+    workers: int
     cpus: float
     gpus: float
-    threads: int
+
+    def threads_here(self) -> int:
+        """Threads that one of the actors may keep busy on the node that this is called on."""
+        node = ray.get_runtime_context().get_node_id()
+        resources = next(entry["Resources"] for entry in ray.nodes() if entry["NodeID"] == node)
+        return self.threads(resources)
+
+    def threads(self, node: Mapping[str, float]) -> int:
+        """The node's CPUs divided by the actors that fit on it (but no more than there are)."""
+        cpus = node.get("CPU", 0.0)
+        fitting = min(self.workers, cpus // self.cpus, *([node.get("GPU", 0.0) // self.gpus] if self.gpus else []))
+        return max(1, int(cpus // max(1, fitting)))
 
 
 @contextlib.contextmanager
@@ -83,7 +95,7 @@ def share(workers: int, gpus: float | None, *, reserve: float, resources: Mappin
     rounded = math.floor(cpu_share * 100) / 100 if cpu_share < 1 else float(math.floor(cpu_share))
     if rounded < 0.05:
         raise ConfigError("workers", workers, f"the cluster has {cpus:g} CPUs; ask for fewer workers")
-    return Share(cpus=rounded, gpus=each, threads=max(1, math.floor(cpus / workers)))
+    return Share(workers=workers, cpus=rounded, gpus=each)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -48,7 +48,7 @@ class DemoConfig:
     """Scenes to learn from."""
     images: int = 300
     """Fresh scenes to label, besides the broken files among them."""
-    epochs: int = 14
+    epochs: int = 10
     """Passes over the training scenes."""
     workers: int = 2
     """Data-parallel training workers."""
@@ -138,7 +138,7 @@ def _train_config(config: DemoConfig, root: Path) -> TrainConfig:
         epochs=config.epochs,
         backbone="resnet18",
         stride=16,
-        crop=112,
+        crop=96,
         batch=16,
         scale=(0.75, 1.5),
         optimiser="adamw",

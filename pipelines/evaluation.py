@@ -14,7 +14,7 @@ import ray.data
 import torch
 
 from pipelines import tracking
-from pipelines.cluster import Pool, own_errors, quiet_ray_data, ray_session
+from pipelines.cluster import Pool, Share, own_errors, quiet_ray_data, ray_session
 from pipelines.datasets import Dataset, Pair, open_dataset
 from pipelines.scoring import score
 from pspnet_core.checkpoints import Checkpoint
@@ -63,9 +63,9 @@ class Score:
         pairs: Sequence[Pair],
         checkpoint: "ray.ObjectRef[Checkpoint]",
         batch: int,
-        threads: int,
+        share: Share,
     ) -> None:
-        torch.set_num_threads(threads)
+        torch.set_num_threads(share.threads_here())
         model: Checkpoint = ray.get(checkpoint)
         self.dataset, self.pairs = dataset, pairs
         self.segmenter = Segmenter(model.model, model.inference, batch=batch)
@@ -114,7 +114,7 @@ def _confusion(
     chunks = [{"start": start, "stop": start + CHUNK} for start in range(0, len(pairs), CHUNK)]
     rows = ray.data.from_items(chunks, override_num_blocks=len(chunks)).map(
         Score,  # type: ignore[arg-type]  # a class is built once per actor
-        fn_constructor_args=(dataset, pairs, ray.put(checkpoint), config.batch, pool.share.threads),
+        fn_constructor_args=(dataset, pairs, ray.put(checkpoint), config.batch, pool.share),
         compute=ray.data.ActorPoolStrategy(min_size=pool.low, max_size=pool.high),
         num_cpus=pool.share.cpus,
         num_gpus=pool.share.gpus or None,

@@ -94,13 +94,20 @@ class Totals:
 
     labelled: int = 0
     errors: int = 0
+    taken: int = 0
+    """Images that another driver wrote meanwhile."""
     cpu: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: "Totals") -> "Totals":
         """Both together."""
         cpu = Counter(self.cpu)
         cpu.update(other.cpu)
-        return Totals(labelled=self.labelled + other.labelled, errors=self.errors + other.errors, cpu=cpu)
+        return Totals(
+            labelled=self.labelled + other.labelled,
+            errors=self.errors + other.errors,
+            taken=self.taken + other.taken,
+            cpu=cpu,
+        )
 
 
 def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = None) -> dict[str, Any]:
@@ -127,17 +134,17 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
         raise ConfigError("input", config.input, "holds no images; check the prefix")
     output.check_writable_atomically()
     ledger = Ledger(output, Paths(partition=checkpoint.partition))
-    skipped = len(listing) - len(ledger.pending(listing))
-    log.info("%d images listed, %d labelled already by %s", len(listing), skipped, checkpoint.partition)
+    before = len(listing) - len(ledger.pending(listing))
+    log.info("%d images listed, %d labelled already by %s", len(listing), before, checkpoint.partition)
     job = _Job(config=config, checkpoint=checkpoint, source=source, ledger=ledger, make_predictor=make_predictor)
     totals, run_id = job.run(listing)
     seconds = time.perf_counter() - started
     done = totals.labelled + totals.errors
     return {
         "run_id": run_id,
-        "images": done + skipped,
+        "images": before + totals.taken + done,
         "labelled": totals.labelled,
-        "skipped": skipped,
+        "skipped": before + totals.taken,
         "errors": totals.errors,
         "seconds": round(seconds, 3),
         "images_per_second": round(done / seconds, 2),
@@ -158,25 +165,26 @@ class _Job:
 
     def run(self, listing: pa.Table) -> tuple[Totals, str | None]:
         """Carry out plans until nothing is pending; returns the totals and the id of the last run."""
-        totals, plan = Totals(), self._next_plan(listing)
-        if plan is not None:
-            with ray_session():
-                pool = Pool.of(self.config.workers, self.config.gpus, reserve=0.5)
-                while plan is not None:
-                    totals += self._carry_out(plan, pool)
-                    plan = self._next_plan(listing)
-        latest = self.ledger.latest_plan()
+        totals, latest = Totals(), self.ledger.latest_plan()
+        if self._is_done(latest, listing):
+            return totals, latest.run_id if latest else None
+        with ray_session():
+            pool = Pool.of(self.config.workers, self.config.gpus, reserve=0.5)
+            while not self._is_done(latest, listing):
+                latest = self._open_plan(latest, listing)
+                totals += self._carry_out(latest, pool)
         return totals, latest.run_id if latest else None
 
-    def _next_plan(self, listing: pa.Table) -> Plan | None:
-        """The plan that is open, else a new one for what is pending, else None."""
-        latest = self.ledger.latest_plan()
+    def _is_done(self, latest: Plan | None, listing: pa.Table) -> bool:
+        """Whether the latest plan is finished and nothing of the listing is pending."""
+        finished = latest is None or self.ledger.is_finished(latest)
+        return finished and not len(self.ledger.pending(listing))
+
+    def _open_plan(self, latest: Plan | None, listing: pa.Table) -> Plan:
+        """The latest plan while it is unfinished, else a new one for what is pending."""
         if latest is not None and not self.ledger.is_finished(latest):
             log.info("going on with plan %d of run %s", latest.number, latest.run_id)
             return latest
-        pending = self.ledger.pending(listing)
-        if not len(pending):
-            return None
         order = Order(
             source=self.config.source,
             input=self.source.root,
@@ -184,7 +192,7 @@ class _Job:
             mask=self.config.mask,
         )
         limits = ChunkLimits(images=self.config.chunk, bytes=CHUNK_BYTES)
-        return self.ledger.make_plan(pending, order, limits, latest)
+        return self.ledger.make_plan(self.ledger.pending(listing), order, limits, latest)
 
     def _carry_out(self, plan: Plan, pool: Pool) -> Totals:
         """Write what is missing of a plan, then what belongs to its end."""
@@ -196,7 +204,7 @@ class _Job:
             for start in range(0, len(missing), WAVE):
                 for row in self._wave(work, pool, missing[start : start + WAVE]):
                     chunk = totals_of(row)
-                    progress.advance(chunk.labelled + chunk.errors)
+                    progress.advance(chunk.labelled + chunk.errors + chunk.taken)
                     totals += chunk
         lost = self.ledger.missing_chunks(plan)
         if lost:
@@ -229,7 +237,7 @@ class _Job:
         wave = wave.map(Read(work), compute=tasks, num_cpus=0)
         wave = wave.map(
             Segment,  # type: ignore[arg-type]  # a class is built once per actor
-            fn_constructor_args=(work, self._predictor_factory(), pool.share.threads),
+            fn_constructor_args=(work, self._predictor_factory(), pool.share),
             compute=ray.data.ActorPoolStrategy(min_size=pool.low, max_size=pool.high),
             num_cpus=pool.share.cpus,
             num_gpus=pool.share.gpus or None,
@@ -253,7 +261,7 @@ class _Job:
 def totals_of(row: ChunkRow) -> Totals:
     """The counters of one chunk."""
     cpu = Counter({key.removeprefix("cpu_"): value for key, value in row.items() if key.startswith("cpu_")})
-    return Totals(labelled=int(row["labelled"]), errors=int(row["errors"]), cpu=cpu)
+    return Totals(labelled=int(row["labelled"]), errors=int(row["errors"]), taken=int(row["taken"]), cpu=cpu)
 
 
 def finish(work: Work, started: datetime.datetime, totals: Totals) -> None:

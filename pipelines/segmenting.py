@@ -18,6 +18,7 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.chunks import ChunkRow, Work
+from pipelines.cluster import Share
 from pipelines.sources import ReadResult
 from pipelines.tables import CLASS_STATISTIC, LISTING, MASKS, from_ipc, to_ipc
 from pipelines.threads import map_ahead
@@ -54,10 +55,11 @@ class Segment:
 
     Args:
         make_predictor: builds the predictor, once per actor.
-        threads: decoding and encoding threads; torch gets as many.
+        share: what each actor of the pool may use; the threads for decoding, encoding and torch follow from it.
     """
 
-    def __init__(self, work: Work, make_predictor: Callable[[], Predictor], threads: int) -> None:
+    def __init__(self, work: Work, make_predictor: Callable[[], Predictor], share: Share) -> None:
+        threads = share.threads_here()
         torch.set_num_threads(threads)
         self.work = work
         self.predictor = make_predictor()
@@ -82,6 +84,7 @@ class Segment:
         return {
             "chunk": row["chunk"],
             "payload": to_ipc(table),
+            "taken": row["taken"],
             "cpu_read": row["cpu_read"],
             "cpu_segment": time.process_time() - start,
             "cpu_decode": cpu.decode,
@@ -129,7 +132,7 @@ class Segment:
             (mask.shape[0], mask.shape[1]),
             classes,
             lengths,
-            to_png(mask, self.work.classes.palette()) if self.wants_png else None,
+            to_png(mask, self.work.classes.palette(), classes=len(self.work.classes)) if self.wants_png else None,
             image_confidence(confidence),
             class_statistics(classes, lengths, confidence),
         )
@@ -157,10 +160,10 @@ class Segment:
         return pa.table(columns, schema=MASKS)
 
     def _statistics(self, rows: Sequence[ClassStatistics | None]) -> pa.ListArray:
-        present = [row for row in rows if row is not None]
+        present = [{"class_id": row.class_id} | dict(row.columns) for row in rows if row is not None]
 
         def joined(name: str, dtype: pa.DataType) -> pa.Array:
-            return pa.array(np.concatenate([getattr(row, name) for row in present]) if present else [], dtype)
+            return pa.array(np.concatenate([values[name] for values in present]) if present else [], dtype)
 
         ids = joined("class_id", pa.int32())
         fields = [ids, self.names.take(ids)]

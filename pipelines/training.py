@@ -8,6 +8,7 @@ import dataclasses
 import json
 import logging
 import os
+import sys
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -141,10 +142,10 @@ def train(config: TrainConfig) -> dict[str, Any]:
     dataset = open_dataset(config.data, config.layout)
     loop = _loop_config(config, dataset)
     output = open_store(config.output, field="output")
-    output.check_writable_atomically()
-    _check_output(config, output)
     with ray_session():
         scaling = _scaling(config)
+        output.check_writable_atomically()
+        _check_output(config, output)
         run = tracking.start_run("pspnet-training", config.name)
         try:
             run.log_params(dataclasses.asdict(config))
@@ -190,6 +191,7 @@ def _loop_config(config: TrainConfig, dataset: Dataset) -> LoopConfig:
         augment=augment,
         init=tracking.load_weights(config.init, network) if config.init else None,
         pixels=tuple(int(count) for count in pixels),
+        progress=sys.stderr.isatty(),
         **{key: getattr(config, key) for key in _PASSED_ON},
     )
 

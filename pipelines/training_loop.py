@@ -6,6 +6,7 @@ confusion matrices are added up, and the first worker reports metrics and checkp
 """
 
 import json
+import logging
 import os
 import tempfile
 import time
@@ -65,6 +66,8 @@ class LoopConfig:
     warmup: int
     balance: float
     seed: int
+    progress: bool
+    """Whether a terminal shows a bar of the steps."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,6 +82,8 @@ class EpochResult:
 def train_loop(arguments: dict[str, LoopConfig]) -> None:
     """Entry point of a worker process."""
     config = arguments["loop"]
+    # Ray Train logs every report in full; the controller prints one line of it.
+    logging.getLogger("ray.train").setLevel(logging.WARNING)
     context = ray.train.get_context()
     shard = Shard(rank=context.get_world_rank(), world=context.get_world_size())
     threads = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
@@ -158,7 +163,7 @@ class Worker:
     def _step(self, images: Tensor, masks: Tensor, rate: float) -> Tensor:
         """Forward, loss, backward and update on one batch; returns the loss."""
         set_learning_rate(self.optimiser, rate)
-        with autocast(self.device):
+        with autocast(self.device, gradients=True):
             logits = self.parallel(images)
         loss = pspnet_loss(logits, masks, ignore=self.config.augment.ignore, weight=self.weights)
         self.optimiser.zero_grad(set_to_none=True)
@@ -169,6 +174,10 @@ class Worker:
     def validate(self) -> ConfusionMatrix:
         """Confusion matrix of the whole validation split, on every worker."""
         self.model.eval()
+        if self.shard.world > 1:
+            # Each worker's BatchNorm has seen other images; what is scored must be what the first worker saves.
+            for buffer in self.model.buffers():
+                torch.distributed.broadcast(buffer, src=0)
         pairs = self.config.val[self.shard.rank :: self.shard.world]
         confusion = score(self.segmenter, self.config.dataset, pairs)
         if self.shard.world > 1:
@@ -193,7 +202,7 @@ class Worker:
 
     def _with_progress(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
         batches = self.loader.epoch(epoch)
-        if self.shard.rank or not os.environ.get("PSPNET_PROGRESS"):
+        if self.shard.rank or not self.config.progress:
             yield from batches
             return
         bar = tqdm_ray.tqdm(desc=f"epoch {epoch + 1}/{self.config.epochs}", total=self.loader.steps, position=0)

@@ -30,9 +30,15 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 @contextlib.contextmanager
-def autocast(device: torch.device) -> Iterator[None]:
-    """Run the enclosed operations in ``autocast_dtype(device)``."""
+def autocast(device: torch.device, *, gradients: bool = False) -> Iterator[None]:
+    """Run the enclosed operations in ``autocast_dtype(device)``.
+
+    Args:
+        gradients: whether a backward pass follows. Gradients underflow in float16, so float32 takes its place.
+    """
     dtype = autocast_dtype(device)
+    if gradients and dtype == torch.float16:
+        dtype = None
     with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
         yield
 

@@ -508,14 +508,14 @@ def _place_things(street: _Street) -> list[_Thing]:
         things.append(_tree(street, x, _depth(random, 7, 70)))
     taken: list[tuple[float, float]] = []
     for _ in range(int(random.integers(1, 6))):
-        x, z = random.choice((-0.75, -0.3, 0.3, 0.75)) * street.half_road, _depth(random, 7, 60)
+        x, z = random.choice((-0.75, -0.3, 0.3, 0.75)) * street.half_road, _depth(random, 5, 25)
         # Two cars do not stand in one place.
         if all(abs(x - other) > 2 or abs(z - ahead) > 6 for other, ahead in taken):
             things.append(_car(street, x, z))
             taken.append((x, z))
     if random.random() < 0.25:
-        things.append(_crossing_car(street, _depth(random, 9, 30)))
-    for _ in range(int(random.integers(2, 11))):
+        things.append(_crossing_car(street, _depth(random, 7, 18)))
+    for _ in range(int(random.integers(2, 7))):
         on_road = random.random() < 0.25
         side = random.choice((-1.0, 1.0))
         x = side * (
@@ -523,7 +523,7 @@ def _place_things(street: _Street) -> list[_Thing]:
             if on_road
             else random.uniform(street.half_road + 0.3, street.half_street - 0.3)
         )
-        things.append(_person(street, x, _depth(random, 3.0, 16)))
+        things.append(_person(street, x, _depth(random, 2.5, 8)))
     return things
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from pspnet_core import device
 from pspnet_core.device import autocast, autocast_dtype, best_device, place
 
 CPU = torch.device("cpu")
@@ -33,8 +34,8 @@ def test_cuda_takes_bfloat16_from_ampere_on(
 ) -> None:
     asked: list[torch.device] = []
 
-    def answer(device: torch.device) -> tuple[int, int]:
-        asked.append(device)
+    def answer(asked_for: torch.device) -> tuple[int, int]:
+        asked.append(asked_for)
         return capability
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", answer)
@@ -70,6 +71,24 @@ def test_autocast_sets_the_format_and_takes_it_back(
     with autocast(CPU):
         assert (values @ values).dtype == expected
     assert (values @ values).dtype == torch.float32
+
+
+@pytest.mark.parametrize(
+    ("dtype", "gradients", "expected"),
+    [
+        (torch.float16, False, torch.float16),
+        (torch.float16, True, torch.float32),
+        (torch.bfloat16, True, torch.bfloat16),
+        (None, True, torch.float32),
+    ],
+)
+def test_gradients_are_never_left_to_float16(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype | None, gradients: bool, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(device, "autocast_dtype", lambda _: dtype)
+    values = torch.ones(2, 2)
+    with autocast(CPU, gradients=gradients):
+        assert (values @ values).dtype == expected
 
 
 def test_autocast_is_taken_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,90 @@
+"""Data set layouts: what is found, and what is refused with the file named."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pipelines.datasets import Dataset, class_pixels, open_dataset
+from pspnet_core.errors import ConfigError
+
+CLASSES = {"names": ["sky", "road"], "colors": [[0, 0, 255], [90, 90, 90]], "ignore": 9}
+
+
+def write_pair(root: Path, split: str, key: str, mask: np.ndarray, size: tuple[int, int] | None = None) -> None:
+    for kind in ("images", "masks"):
+        (root / kind / split / key).parent.mkdir(parents=True, exist_ok=True)
+    height, width = size or mask.shape
+    Image.new("RGB", (width, height)).save(root / "images" / split / f"{key}.jpg")
+    Image.fromarray(mask).save(root / "masks" / split / f"{key}.png")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    (tmp_path / "classes.json").write_text(json.dumps(CLASSES))
+    write_pair(tmp_path, "train", "a", np.array([[0, 1, 9]], np.uint8))
+    write_pair(tmp_path, "train", "deep/b", np.array([[1, 1], [0, 1]], np.uint8))
+    write_pair(tmp_path, "val", "c", np.zeros((2, 3), np.uint8))
+    return tmp_path
+
+
+def opened(root: Path) -> Dataset:
+    return open_dataset(str(root), "folder")
+
+
+def test_splits_keys_and_pixels(root: Path) -> None:
+    dataset = opened(root)
+    assert dataset.classes.names == ("sky", "road")
+    assert {name: [pair.key for pair in pairs] for name, pairs in dataset.splits.items()} == {
+        "train": ["a", "deep/b"],
+        "val": ["c"],
+    }
+    image, mask = dataset.read(dataset.split("val")[0])
+    assert (image.shape, mask.shape) == ((2, 3, 3), (2, 3))
+    assert class_pixels(dataset, dataset.split("train")).tolist() == [2, 4]
+
+
+def test_an_id_beyond_the_classes_names_file_and_id(root: Path) -> None:
+    write_pair(root, "train", "bad", np.array([[0, 1], [7, 9]], np.uint8))
+    dataset = opened(root)
+    with pytest.raises(ConfigError, match=r"masks/train/bad\.png: holds id 7; the classes allow 0\.\.1 and ignore 9"):
+        class_pixels(dataset, dataset.split("train"))
+
+
+def test_a_mask_of_another_size_names_both_sizes(root: Path) -> None:
+    write_pair(root, "train", "bad", np.zeros((4, 5), np.uint8), size=(8, 10))
+    dataset = opened(root)
+    pair = next(pair for pair in dataset.split("train") if pair.key == "bad")
+    with pytest.raises(ConfigError, match=r"bad\.png: the mask is 5x4, its image 10x8"):
+        dataset.read(pair)
+
+
+def test_an_image_without_a_mask_is_named(root: Path) -> None:
+    (root / "masks/train/a.png").unlink()
+    with pytest.raises(ConfigError, match=r"images/train/a\.jpg: has no mask; expected masks/train/a\.png"):
+        opened(root)
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture"])
+def test_an_unreadable_mask_is_named(root: Path, content: bytes) -> None:
+    (root / "masks/train/a.png").write_bytes(content)
+    dataset = opened(root)
+    with pytest.raises(ConfigError, match=r"masks/train/a\.png: cannot be read"):
+        class_pixels(dataset, dataset.split("train"))
+
+
+def test_what_is_missing_is_told(root: Path) -> None:
+    with pytest.raises(ConfigError, match=r"layout=tiles: choose one of folder"):
+        open_dataset(str(root), "tiles")
+    with pytest.raises(ConfigError, match=r"split=test: no labelled images there; splits found: train, val"):
+        opened(root).split("test")
+    with pytest.raises(ConfigError, match=r"^data="):
+        open_dataset(str(root / "nowhere"), "folder")
+    (root / "classes.json").write_text("{")
+    with pytest.raises(ConfigError, match="is not JSON"):
+        opened(root)
+    (root / "classes.json").unlink()
+    with pytest.raises(ConfigError, match="the folder layout needs it"):
+        opened(root)

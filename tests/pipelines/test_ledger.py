@@ -1,0 +1,94 @@
+"""Plans: how chunks are cut, that only one of two drivers makes a plan, and what is pending."""
+
+import itertools
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.ledger import ChunkLimits, Ledger, Order, chunk_bounds
+from pipelines.storage import open_store
+from pipelines.tables import LISTING, MASKS, Paths, to_parquet
+
+ORDER = Order(source="images", input="/bucket", date="2026-01-31", mask="rle")
+LIMITS = ChunkLimits(images=3, bytes=1000)
+
+
+def listing(*keys: str, etag: str = "1", size: int = 10) -> pa.Table:
+    rows = [{"uri": f"/bucket/{key}", "key": key, "etag": etag, "bytes": size} for key in keys]
+    return pa.Table.from_pylist(rows, schema=LISTING)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    store = open_store(str(tmp_path / "labels"), field="output")
+    store.check_writable_atomically()
+    return Ledger(store, Paths(partition="m-0123"))
+
+
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 9), st.integers(1, 120))
+@settings(deadline=None, derandomize=True)
+def test_chunks_cover_everything_within_the_limits(sizes: list[int], images: int, limit: int) -> None:
+    bounds = chunk_bounds(np.array(sizes, np.int64), ChunkLimits(images=images, bytes=limit))
+    assert [index for start, stop in bounds for index in range(start, stop)] == list(range(len(sizes)))
+    for start, stop in bounds:
+        assert 1 <= stop - start <= images
+        assert sum(sizes[start:stop]) <= limit or stop - start == 1
+    # No two neighbours would fit into one chunk, up to what the first image of the next brings.
+    for (start, stop), _ in itertools.pairwise(bounds):
+        assert stop - start == images or sum(sizes[start:stop]) + sizes[stop] > limit
+
+
+def test_a_plan_says_what_it_was_told(ledger: Ledger) -> None:
+    assert ledger.latest_plan() is None
+    made = ledger.make_plan(listing(*"abcdefg"), ORDER, LIMITS, None)
+    assert (made.number, made.chunks, made.images, made.order, made.date) == (0, 3, 7, ORDER, "2026-01-31")
+    assert ledger.latest_plan() == made
+    assert [ledger.read_chunk(made, chunk)["key"].to_pylist() for chunk in range(3)] == [
+        ["a", "b", "c"],
+        ["d", "e", "f"],
+        ["g"],
+    ]
+    assert ledger.missing_chunks(made) == [0, 1, 2]
+    assert not ledger.is_finished(made)
+
+
+def test_of_two_drivers_the_second_gets_the_first_ones_plan(ledger: Ledger) -> None:
+    first = ledger.make_plan(listing("a", "b"), ORDER, LIMITS, None)
+    second = ledger.make_plan(listing("b", "c", "d"), ORDER, LIMITS, None)
+    assert second == first
+    following = ledger.make_plan(listing("z"), ORDER, LIMITS, first)
+    assert following.number == 1
+    assert ledger.latest_plan() == following
+
+
+def label_rows(ledger: Ledger, keys: str, chunk: int, etag: str = "1") -> None:
+    columns: dict[str, list[object]] = {field.name: [None] * len(keys) for field in MASKS}
+    columns |= {
+        "uri": [f"/bucket/{key}" for key in keys],
+        "key": list(keys),
+        "etag": [etag] * len(keys),
+        "bytes": [1] * len(keys),
+        "status": ["ok"] * len(keys),
+        "run_id": ["r"] * len(keys),
+        "labelled_at": [0] * len(keys),
+    }
+    path = ledger.paths.chunk("2026-01-31", 0, chunk)
+    assert ledger.store.put_if_absent(path, to_parquet(pa.table(columns, schema=MASKS)))
+
+
+def test_pending_is_what_no_row_names_with_its_etag(ledger: Ledger) -> None:
+    label_rows(ledger, "abc", 0)
+    label_rows(ledger, "d", 1, etag="old")
+    assert ledger.pending(listing(*"edcba"))["key"].to_pylist() == ["d", "e"]
+    plan = ledger.make_plan(listing(*"edcba"), ORDER, LIMITS, None)
+    assert ledger.missing_chunks(plan) == []  # both of its chunks are there, by name
+
+
+def test_another_model_is_another_ledger(ledger: Ledger) -> None:
+    label_rows(ledger, "abc", 0)
+    other = Ledger(ledger.store, Paths(partition="m-4567"))
+    assert len(other.pending(listing(*"abc"))) == 3

@@ -1,0 +1,51 @@
+"""How workers and actors share a cluster: refused with a remedy when they do not fit."""
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.cluster import WorkerRange, share
+from pspnet_core.errors import ConfigError
+
+
+@pytest.mark.parametrize(("text", "low", "high"), [("4", 4, 4), ("1:8", 1, 8), ("3:3", 3, 3)])
+def test_worker_ranges(text: str, low: int, high: int) -> None:
+    assert WorkerRange.parse(text) == WorkerRange(low=low, high=high)
+
+
+@pytest.mark.parametrize("text", ["", "0", "-1", "two", "1:", ":4", "8:1", "1:2:3", "1.5"])
+def test_bad_worker_ranges(text: str) -> None:
+    with pytest.raises(ConfigError, match=r"^workers="):
+        WorkerRange.parse(text)
+
+
+@given(st.integers(1, 64), st.integers(1, 256), st.sampled_from([0.0, 0.5]))
+@settings(deadline=None, derandomize=True)
+def test_cpu_actors_fit_and_leave_the_reserve(workers: int, cpus: int, reserve: float) -> None:
+    try:
+        part = share(workers, None, reserve=reserve, resources={"CPU": cpus})
+    except ConfigError:
+        assert workers > cpus  # only a crowd is refused
+        return
+    assert part.gpus == 0
+    assert 1 <= part.threads({"CPU": cpus}) <= cpus
+    assert part.cpus >= 0.05
+    assert workers * part.cpus <= cpus * (1 - reserve) + 1e-9
+
+
+def test_gpu_actors_take_one_gpu_each_by_default() -> None:
+    part = share(4, None, reserve=0.5, resources={"CPU": 16, "GPU": 4})
+    assert (part.gpus, part.cpus) == (1.0, 1.0)
+    assert share(8, 0.5, reserve=0.5, resources={"CPU": 16, "GPU": 4}).gpus == 0.5
+    with pytest.raises(ConfigError, match="the cluster has 4 GPUs"):
+        share(5, None, reserve=0.5, resources={"CPU": 16, "GPU": 4})
+
+
+def test_threads_follow_the_node_and_not_the_head() -> None:
+    part = share(8, 1.0, reserve=0.5, resources={"CPU": 6})  # an idle cluster: only the head is there
+    assert part.threads({"CPU": 8, "GPU": 1}) == 8
+    assert part.threads({"CPU": 48, "GPU": 4}) == 12
+
+
+def test_gpus_may_be_asked_for_before_the_autoscaler_has_brought_them() -> None:
+    assert share(2, 1.0, reserve=0.5, resources={"CPU": 8}).gpus == 1.0

@@ -1,0 +1,188 @@
+"""Training from end to end: two real Ray Train workers, a real MLflow store, and what comes after."""
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from pipelines import tracking
+from pipelines.demo import draw_dataset
+from pipelines.evaluation import EvaluateConfig, evaluate
+from pipelines.tracking import load_model, local_tracking
+from pipelines.training import TrainConfig, train
+from pspnet_core.errors import ConfigError
+from pspnet_core.scenes import SCENE_CLASSES
+
+pytestmark = pytest.mark.usefixtures("ray_cluster")
+SMALL: dict[str, Any] = {
+    "name": "scenes",
+    "backbone": "resnet18",
+    "stride": 32,
+    "crop": 48,
+    "batch": 4,
+    "resize": 0.5,
+    "optimiser": "adamw",
+    "rate": 0.001,
+    "head": 1.0,
+    "workers": "2",
+    "epochs": 1,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """One epoch, then the same run resumed for a second one."""
+
+    data: Path
+    output: Path
+    tracking: str
+    first: dict[str, Any]
+    resumed: dict[str, Any]
+
+    def config(self, **changes: Any) -> TrainConfig:
+        return TrainConfig(**(SMALL | {"data": str(self.data), "output": str(self.output)} | changes))
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory, ray_cluster: None) -> Trained:
+    folder = tmp_path_factory.mktemp("training")
+    draw_dataset(folder / "data", train=8, val=5, seed=0)
+    config = TrainConfig(**(SMALL | {"data": str(folder / "data"), "output": str(folder / "runs")}))
+    with local_tracking(folder):
+        first = train(config)
+        resumed = train(dataclasses.replace(config, epochs=2, resume=True))
+        server = tracking.tracking_uri()
+    return Trained(data=folder / "data", output=folder / "runs", tracking=server, first=first, resumed=resumed)
+
+
+@pytest.fixture(autouse=True)
+def same_tracking(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if "trained" in request.fixturenames:
+        monkeypatch.setenv("MLFLOW_TRACKING_URI", request.getfixturevalue("trained").tracking)
+
+
+def test_the_result_line(trained: Trained) -> None:
+    assert trained.first["model"] == "models:/scenes/1"
+    assert trained.resumed["model"] == "models:/scenes/2"
+    assert set(trained.first["metrics"]) == {"miou", "macc", "aacc"}
+    assert all(0 <= value <= 1 for value in trained.first["metrics"].values())
+    assert trained.first["images_per_second"] > 0
+
+
+def test_mlflow_holds_parameters_metrics_and_model(trained: Trained) -> None:
+    run = MlflowClient(trained.tracking).get_run(trained.first["run_id"])
+    assert run.info.status == "FINISHED"
+    assert (run.data.params["backbone"], run.data.params["batch"]) == ("resnet18", "4")
+    assert run.data.metrics["miou"] == trained.first["metrics"]["miou"]
+    assert {"loss", "rate", "images_per_second", "macc", "aacc"} <= set(run.data.metrics)
+
+
+def test_every_model_uri_leads_to_the_same_checkpoint(trained: Trained) -> None:
+    by_registry = load_model(trained.first["model"])
+    by_run = load_model(f"runs:/{trained.first['run_id']}/model")
+    by_folder = load_model(str(trained.first["checkpoint"]))
+    assert by_registry.partition == by_run.partition == by_folder.partition
+    assert by_registry.classes == SCENE_CLASSES
+    assert (by_registry.inference.resize, by_registry.inference.size) == ("scale", 0.5)
+
+
+def test_a_resumed_run_goes_on_and_does_not_start_again(trained: Trained) -> None:
+    history = MlflowClient(trained.tracking).get_metric_history(trained.resumed["run_id"], "rate")
+    assert [point.step for point in history] == [2]
+    # The rate is a function of the step: the last of four steps, where a fresh start would be at the first ones.
+    assert history[0].value == pytest.approx(0.001 * (1 - 3 / 4) ** 0.9)
+
+
+def test_training_changes_the_weights(trained: Trained) -> None:
+    one, two = load_model(trained.first["model"]), load_model(trained.resumed["model"])
+    assert one.config == two.config
+    moved = {name for name, tensor in one.weights.items() if not tensor.equal(two.weights[name])}
+    # The better of the two epochs is registered: if that is the first again, nothing moved.
+    better = trained.resumed["metrics"]["miou"] > trained.first["metrics"]["miou"]
+    assert bool(moved) == better
+
+
+def test_evaluation_agrees_with_validation(trained: Trained) -> None:
+    result = evaluate(EvaluateConfig(data=str(trained.data), model=trained.first["model"]))
+    assert result["images"] == 5
+    assert set(result["iou"]) == set(SCENE_CLASSES.names)
+    # Two workers had other batches, which may round a pixel differently.
+    assert result["miou"] == pytest.approx(trained.first["metrics"]["miou"], abs=2e-3)
+    flipped = evaluate(EvaluateConfig(data=str(trained.data), model=trained.first["model"], flip=True))
+    assert flipped["model"] != result["model"]
+
+
+def test_a_run_is_not_overwritten(trained: Trained) -> None:
+    with pytest.raises(ConfigError, match=r"holds a run already; add --resume"):
+        train(trained.config())
+    with pytest.raises(ConfigError, match=r"backbone=resnet34: the run to resume has resnet18"):
+        train(trained.config(resume=True, backbone="resnet34"))
+
+
+def test_a_start_from_other_weights_must_fit(trained: Trained, tmp_path: Path) -> None:
+    elsewhere = {"output": str(tmp_path / "runs")}
+    with pytest.raises(ConfigError, match=r"^init=.*differs; start from the same backbone"):
+        train(trained.config(**elsewhere, init=trained.first["model"], backbone="resnet34"))
+    with pytest.raises(ConfigError, match=r"^init="):
+        train(trained.config(**elsewhere, init="models:/nobody/1"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_weights_of_a_checkpoint_and_of_a_backbone_file(trained: Trained, tmp_path: Path) -> None:
+    import safetensors.torch
+
+    checkpoint = load_model(trained.first["model"])
+    whole = tracking.load_weights(trained.first["model"], checkpoint.config)
+    assert all(tensor.equal(checkpoint.weights[name]) for name, tensor in whole.items())
+    prefix = "backbone."
+    backbone = {name.removeprefix(prefix): t for name, t in checkpoint.weights.items() if name.startswith(prefix)}
+    safetensors.torch.save_file(backbone, tmp_path / "imagenet.safetensors")
+    started = tracking.load_weights(str(tmp_path / "imagenet.safetensors"), checkpoint.config)
+    assert all(started[prefix + name].equal(tensor) for name, tensor in backbone.items())
+
+
+def test_a_stray_id_is_found_before_anything_is_written(tmp_path: Path) -> None:
+    draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
+    mask = next((tmp_path / "data/masks/val").iterdir())
+    Image.fromarray(np.full((120, 160), 77, np.uint8)).save(mask)
+    config = TrainConfig(**(SMALL | {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs")}))
+    with pytest.raises(ConfigError, match=rf"{mask.name}: holds id 77"):
+        train(config)
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"batch": 2}, "batch=2: BatchNorm needs at least 2 images per worker"),
+        ({"batch": 5}, "batch=5: give a multiple of the 2 workers"),
+        ({"workers": "1:4"}, "workers=1:4: training takes one number"),
+        ({"epochs": 0}, "epochs=0: give a positive number"),
+        ({"optimiser": "lion"}, "optimiser=lion: choose one of sgd, adamw"),
+        ({"name": "9lives"}, "name=9lives: start with a letter"),
+        ({"rate": 0.0}, "rate=0.0: give a positive number"),
+    ],
+)
+def test_bad_flags(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        TrainConfig(**(SMALL | {"data": "a", "output": "b"} | changes))
+    assert str(caught.value).startswith(line)
+
+
+def test_more_images_per_step_than_there_are(tmp_path: Path) -> None:
+    draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
+    config = TrainConfig(**(SMALL | {"batch": 8, "data": str(tmp_path / "data"), "output": str(tmp_path / "runs")}))
+    with pytest.raises(ConfigError, match=r"batch=8: the train split has 4 images"):
+        train(config)
+
+
+@pytest.mark.parametrize("uri", ["models:/nobody@newest", "models:/nobody/3", f"runs:/{'0' * 32}/model"])
+@pytest.mark.usefixtures("tracking_home")
+def test_an_unknown_model_is_told_in_one_line(uri: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        load_model(uri)
+    assert str(caught.value).startswith(f"model={uri}: MLflow at sqlite:")
