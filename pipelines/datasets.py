@@ -54,15 +54,14 @@ class Dataset:
         Raises:
             ConfigError: when a file is missing or unreadable, the sizes differ or an id has no class; names the file.
         """
-        mask = self.read_mask(pair)
+        mask = self._read_mask(pair)
         image = _decoded(decode_image, self.store, pair.image)
         if image.shape[:2] != mask.shape:
             sizes = f"{mask.shape[1]}x{mask.shape[0]}, its image {image.shape[1]}x{image.shape[0]}"
             raise ConfigError("data", self.store.uri_of(pair.mask), f"the mask is {sizes}; make them the same size")
         return image, mask
 
-    def read_mask(self, pair: Pair) -> Mask:
-        """Decode one mask ``(H, W)`` and check its ids; raises as ``read``."""
+    def _read_mask(self, pair: Pair) -> Mask:
         mask: Mask = _decoded(decode_mask, self.store, pair.mask)
         stray = mask[(mask >= len(self.classes)) & (mask != self.classes.ignore)]
         if stray.size:
@@ -83,11 +82,11 @@ def open_dataset(uri: str, layout: str) -> Dataset:
 
 
 def class_pixels(dataset: Dataset, pairs: Iterable[Pair], *, threads: int = 4) -> NDArray[np.int64]:
-    """Pixels of each class ``(C,)`` over all masks, every one of which is checked on the way; raises as ``read``."""
+    """Pixels of each class ``(C,)`` over all masks; every pair is read and checked, and raises as ``read``."""
 
     def count(pair: Pair) -> NDArray[np.int64]:
         size = max(len(dataset.classes), dataset.classes.ignore + 1)
-        return np.bincount(dataset.read_mask(pair).ravel(), minlength=size)[: len(dataset.classes)]
+        return np.bincount(dataset.read(pair)[1].ravel(), minlength=size)[: len(dataset.classes)]
 
     with ThreadPoolExecutor(threads) as pool:
         return sum(pool.map(count, pairs), start=np.zeros(len(dataset.classes), dtype=np.int64))

@@ -138,15 +138,15 @@ def _train_config(config: DemoConfig, root: Path) -> TrainConfig:
         epochs=config.epochs,
         backbone="resnet18",
         stride=16,
-        crop=96,
+        crop=112,
         batch=16,
-        scale=(0.75, 1.5),
+        scale=(0.9, 1.2),
         optimiser="adamw",
         rate=2e-3,
         head=1.0,
         decay=0.01,
         warmup=20,
-        balance=0.3,
+        balance=0.4,
         seed=config.seed,
     )
 

@@ -7,6 +7,7 @@ what another one registered whatever folder it runs in (a submitted Ray job runs
 import contextlib
 import logging
 import os
+import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -160,6 +161,8 @@ WEIGHT_FILES: dict[str, Callable[[Path], dict[str, Tensor]]] = {
 
 def _download(uri: str, folder: str, field: str) -> Path:
     server = tracking_uri()
+    if not sys.stderr.isatty():
+        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     try:
         return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=server))
     except (MlflowException, OSError) as error:

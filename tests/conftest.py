@@ -17,6 +17,9 @@ from pspnet_core.pspnet import PSPNet, PSPNetConfig
 from pspnet_core.scenes import SCENE_CLASSES
 from tests.s3server import S3Server, running_s3_server
 
+# The models of the tests are small: more threads would only wait for one another on a busy machine.
+torch.set_num_threads(1)
+
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
