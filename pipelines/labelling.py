@@ -5,7 +5,6 @@ rows back to the driver -> class statistics and the run record. Guarantees: ``do
 """
 
 import datetime
-import json
 import logging
 import time
 from collections import Counter
@@ -13,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import ray
 import ray.data
@@ -21,15 +19,14 @@ import ray.data
 from pipelines import tracking
 from pipelines.chunks import ChunkRow, Read, Work, Write
 from pipelines.cluster import Pool, WorkerRange, own_errors, quiet_ray_data, ray_session
+from pipelines.finishing import finish
 from pipelines.ledger import ChunkLimits, Ledger, Order, Plan
 from pipelines.progress import Progress
 from pipelines.segmenting import Predictor, Segment
 from pipelines.sources import find_source
 from pipelines.storage import Store, open_store
-from pipelines.tables import CLASS_STATS, CLASSES, SCHEMA_VERSION, Paths, to_parquet, utc_now
-from pspnet_core import __version__
+from pipelines.tables import Paths, utc_now
 from pspnet_core.checkpoints import Checkpoint
-from pspnet_core.classes import ClassTable
 from pspnet_core.errors import ConfigError, PspnetError
 from pspnet_core.inference import Segmenter
 
@@ -211,7 +208,7 @@ class _Job:
             raise LabellingFailed(
                 f"{len(lost)} chunks of plan {plan.number} were not written; run the same command again"
             )
-        finish(work, started, totals)
+        finish(work, started, totals.cpu)
         return totals
 
     def _work(self, plan: Plan) -> Work:
@@ -262,93 +259,6 @@ def totals_of(row: ChunkRow) -> Totals:
     """The counters of one chunk."""
     cpu = Counter({key.removeprefix("cpu_"): value for key, value in row.items() if key.startswith("cpu_")})
     return Totals(labelled=int(row["labelled"]), errors=int(row["errors"]), taken=int(row["taken"]), cpu=cpu)
-
-
-def finish(work: Work, started: datetime.datetime, totals: Totals) -> None:
-    """What follows the last chunk: class table, class statistics and, last of all, the run record.
-
-    All three are functions of the plan and the label table (the record's times aside), put if absent.
-    """
-    paths, store, plan = work.ledger.paths, work.output, work.plan
-    store.put_if_absent(paths.classes, to_parquet(class_table(work.classes)))
-    summary = Summary.of(work)
-    store.put_if_absent(paths.class_stats(plan.date, plan.run_id), to_parquet(summary.table(work)))
-    ended = utc_now()
-    record = {
-        "run_id": plan.run_id,
-        "plan": plan.number,
-        "date": plan.date,
-        "planned_at": plan.made.isoformat(),
-        "started_at": started.isoformat(),
-        "ended_at": ended.isoformat(),
-        "seconds": (ended - started).total_seconds(),
-        "input": plan.order.input,
-        "output": store.root,
-        "model": work.model,
-        "partition": paths.partition,
-        "images": plan.images,
-        "labelled": plan.images - sum(summary.errors.values()),
-        "errors": dict(summary.errors),
-        "chunks": plan.chunks,
-        "mask": plan.order.mask,
-        "cpu_seconds": {stage: round(seconds, 3) for stage, seconds in sorted(totals.cpu.items())},
-        "version": __version__,
-        "schema": SCHEMA_VERSION,
-    }
-    store.put_if_absent(paths.run(plan.run_id), json.dumps(record, indent=1).encode())
-
-
-@dataclass(frozen=True, kw_only=True)
-class Summary:
-    """Class statistics and error kinds of one plan's rows.
-
-    Attributes:
-        images, pixels, confidence: ``(C,)`` per class: images with it, its pixels, its pixels times their confidence.
-        errors: rows of each error kind.
-    """
-
-    images: np.ndarray[tuple[int], np.dtype[np.int64]]
-    pixels: np.ndarray[tuple[int], np.dtype[np.int64]]
-    confidence: np.ndarray[tuple[int], np.dtype[np.float64]]
-    errors: Counter[str]
-
-    @classmethod
-    def of(cls, work: Work) -> "Summary":
-        """Read the label table's rows of the plan, a batch at a time."""
-        size = len(work.classes)
-        images, pixels, confidence = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size)
-        errors: Counter[str] = Counter()
-        for batch in work.ledger.rows(work.plan, ["error", "class_stats"]):
-            errors.update(text.partition(":")[0] for text in batch["error"].drop_null().to_pylist())
-            statistics = batch["class_stats"].flatten()
-            ids, counts, sure = (statistics.field(name).to_numpy() for name in ("class_id", "pixels", "confidence"))
-            images += np.bincount(ids, minlength=size)
-            np.add.at(pixels, ids, counts)
-            confidence += np.bincount(ids, weights=counts * sure.astype(np.float64), minlength=size)
-        return cls(images=images, pixels=pixels, confidence=confidence, errors=errors)
-
-    def table(self, work: Work) -> pa.Table:
-        """One row per class."""
-        size, total = len(work.classes), max(1, int(self.pixels.sum()))
-        absent = self.pixels == 0
-        mean = self.confidence / np.maximum(1, self.pixels)
-        columns = {
-            "class_id": np.arange(size),
-            "name": list(work.classes.names),
-            "images": self.images,
-            "pixels": self.pixels,
-            "fraction": self.pixels / total,
-            "confidence": pa.array(mean.astype(np.float32), mask=absent),
-            "run_id": [work.plan.run_id] * size,
-        }
-        return pa.table(columns, schema=CLASS_STATS)
-
-
-def class_table(classes: ClassTable) -> pa.Table:
-    """The class table as Arrow."""
-    red, green, blue = zip(*classes.colors, strict=True)
-    columns = {"class_id": range(len(classes)), "name": classes.names, "r": red, "g": green, "b": blue}
-    return pa.table({key: list(value) for key, value in columns.items()}, schema=CLASSES)
 
 
 def _check_date(text: str) -> None:
