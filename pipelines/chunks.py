@@ -43,18 +43,18 @@ class Read:
         self.work, self.threads = work, threads
 
     def __call__(self, row: ChunkRow) -> ChunkRow:
-        """Add ``payload``: an ``ENCODED`` table; empty, ``taken`` counting the images, when it is written already."""
+        """Add ``payload``: an ``ENCODED`` table; an empty one when another driver has written the chunk already."""
         work, chunk = self.work, int(row["id"])
         start = time.thread_time()
         target = work.ledger.paths.chunk(work.plan.date, work.plan.number, chunk)
         rows = work.ledger.read_chunk(work.plan, chunk)
         if work.output.exists(target):
-            return {"chunk": chunk, "payload": to_ipc(ENCODED.empty_table()), "taken": len(rows), "cpu_read": 0.0}
+            return {"chunk": chunk, "payload": to_ipc(ENCODED.empty_table()), "images": len(rows), "cpu_read": 0.0}
         results = find_source(work.plan.order.source).read(work.input, rows, threads=self.threads)
         data = pa.array([None if isinstance(result, ImageError) else result for result in results], pa.binary())
         errors = pa.array([str(result) if isinstance(result, ImageError) else None for result in results], pa.string())
         table = rows.cast(LISTING).append_column("data", data).append_column("error", errors)
-        return {"chunk": chunk, "payload": to_ipc(table), "taken": 0, "cpu_read": time.thread_time() - start}
+        return {"chunk": chunk, "payload": to_ipc(table), "images": len(rows), "cpu_read": time.thread_time() - start}
 
 
 class Write:
@@ -69,7 +69,7 @@ class Write:
         counters = {key: value for key, value in row.items() if key != "payload"}
         table = from_ipc(row["payload"])
         if len(table) and not self._put(table, int(row["chunk"])):
-            counters |= {"labelled": 0, "errors": 0, "taken": len(table)}
+            counters |= {"labelled": 0, "errors": 0}  # another driver was faster, and counts them
         return counters | {"cpu_write": time.thread_time() - start}
 
     def _put(self, table: pa.Table, chunk: int) -> bool:

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TypeVar
@@ -61,11 +62,21 @@ def ray_session() -> Iterator[None]:
     """Connect to the cluster that ``RAY_ADDRESS`` names or that runs on this machine, else start one in the process.
 
     Leaves on the way out, unless the caller was connected before.
+
+    Raises:
+        ConfigError: when there is no such cluster, or it refuses the connection.
     """
     if ray.is_initialized():
         yield
         return
-    ray.init(logging_level=logging.WARNING)
+    try:
+        ray.init(logging_level=logging.WARNING)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        address = os.environ.get("RAY_ADDRESS", "")
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise ConfigError(
+            "RAY_ADDRESS", address, f"cannot connect ({reason}); start that cluster, or unset it"
+        ) from error
     try:
         yield
     finally:
@@ -85,6 +96,8 @@ def share(workers: int, gpus: float | None, *, reserve: float, resources: Mappin
     """
     cpus, present = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     each = gpus if gpus is not None else (1.0 if present else 0.0)
+    if each < 0 or (each > 1 and each != int(each)):
+        raise ConfigError("gpus", each, "give a fraction below 1, or a whole number")
     if each * workers > present and gpus is None:
         raise ConfigError("workers", workers, f"the cluster has {present:g} GPUs; ask for fewer workers or set --gpus")
     if cpus <= 0:
@@ -124,6 +137,7 @@ def quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # so that own_errors finds ours
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
 

@@ -14,7 +14,7 @@ import ray.data
 import torch
 
 from pipelines import tracking
-from pipelines.cluster import Pool, Share, own_errors, quiet_ray_data, ray_session
+from pipelines.cluster import Pool, Share, WorkerRange, own_errors, quiet_ray_data, ray_session
 from pipelines.datasets import Dataset, Pair, open_dataset
 from pipelines.scoring import score
 from pspnet_core.checkpoints import Checkpoint
@@ -49,6 +49,12 @@ class EvaluateConfig:
     """Whether to average with the mirrored image; by default the checkpoint's setting."""
     window: int | None = None
     """Side of the sliding window in pixels, 0 for whole images; by default the checkpoint's."""
+
+    def __post_init__(self) -> None:
+        if self.batch < 1:
+            raise ConfigError("batch", self.batch, "give a positive number")
+        if self.workers is not None:
+            WorkerRange.parse(self.workers)
 
 
 CHUNK = 64  # pairs per task; large enough for full batches
@@ -90,9 +96,10 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     checkpoint = checkpoint.with_inference(scales=config.scales, flip=config.flip, window=config.window)
     dataset = open_dataset(config.data, config.layout)
     pairs = dataset.split(config.split)
-    if len(dataset.classes) != len(checkpoint.classes):
-        remedy = f"it has {len(checkpoint.classes)} classes, the data {len(dataset.classes)}; use a model of this data"
-        raise ConfigError("model", config.model, remedy)
+    if dataset.classes.names != checkpoint.classes.names:
+        known, found = (", ".join(table.names[:4]) for table in (checkpoint.classes, dataset.classes))
+        remedy = f"its {len(checkpoint.classes)} classes ({known}, ...) are not the {len(dataset.classes)} of the data"
+        raise ConfigError("model", config.model, f"{remedy} ({found}, ...); use a model of this data")
     with ray_session():
         confusion = _confusion(config, checkpoint, dataset, pairs)
     return {

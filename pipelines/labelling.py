@@ -91,8 +91,6 @@ class Totals:
 
     labelled: int = 0
     errors: int = 0
-    taken: int = 0
-    """Images that another driver wrote meanwhile."""
     cpu: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: "Totals") -> "Totals":
@@ -102,7 +100,6 @@ class Totals:
         return Totals(
             labelled=self.labelled + other.labelled,
             errors=self.errors + other.errors,
-            taken=self.taken + other.taken,
             cpu=cpu,
         )
 
@@ -114,7 +111,8 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
         make_predictor: stands in for the model's ``Segmenter``, in benchmarks and tests.
 
     Returns:
-        ``run_id``, ``images`` (= ``labelled`` + ``skipped`` + ``errors``), ``seconds``, ``images_per_second``,
+        ``run_id``, ``images`` (those listed and those of a plan that was open), which is the sum of ``labelled``,
+        ``errors`` and ``skipped`` (done before, or by another driver meanwhile), ``seconds``, ``images_per_second``,
         ``labels`` (a glob over the label table) and ``cpu_ms`` (CPU milliseconds per image, stage by stage).
 
     Raises:
@@ -131,17 +129,17 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
         raise ConfigError("input", config.input, "holds no images; check the prefix")
     output.check_writable_atomically()
     ledger = Ledger(output, Paths(partition=checkpoint.partition))
-    before = len(listing) - len(ledger.pending(listing))
-    log.info("%d images listed, %d labelled already by %s", len(listing), before, checkpoint.partition)
+    images = len(listing) + ledger.unlisted(listing)
+    log.info("%d images listed, to be labelled by %s", len(listing), checkpoint.partition)
     job = _Job(config=config, checkpoint=checkpoint, source=source, ledger=ledger, make_predictor=make_predictor)
     totals, run_id = job.run(listing)
     seconds = time.perf_counter() - started
     done = totals.labelled + totals.errors
     return {
         "run_id": run_id,
-        "images": before + totals.taken + done,
+        "images": max(images, done),
         "labelled": totals.labelled,
-        "skipped": before + totals.taken,
+        "skipped": max(images, done) - done,
         "errors": totals.errors,
         "seconds": round(seconds, 3),
         "images_per_second": round(done / seconds, 2),
@@ -169,7 +167,8 @@ class _Job:
             pool = Pool.of(self.config.workers, self.config.gpus, reserve=0.5)
             while not self._is_done(latest, listing):
                 latest = self._open_plan(latest, listing)
-                totals += self._carry_out(latest, pool)
+                if not self.ledger.is_finished(latest):
+                    totals += self._carry_out(latest, pool)
         return totals, latest.run_id if latest else None
 
     def _is_done(self, latest: Plan | None, listing: pa.Table) -> bool:
@@ -182,6 +181,9 @@ class _Job:
         if latest is not None and not self.ledger.is_finished(latest):
             log.info("going on with plan %d of run %s", latest.number, latest.run_id)
             return latest
+        pending = self.ledger.pending(listing)
+        if latest is not None and not len(pending):
+            return latest  # another driver finished it since we looked
         order = Order(
             source=self.config.source,
             input=self.source.root,
@@ -189,7 +191,7 @@ class _Job:
             mask=self.config.mask,
         )
         limits = ChunkLimits(images=self.config.chunk, bytes=CHUNK_BYTES)
-        return self.ledger.make_plan(self.ledger.pending(listing), order, limits, latest)
+        return self.ledger.make_plan(pending, order, limits, latest)
 
     def _carry_out(self, plan: Plan, pool: Pool) -> Totals:
         """Write what is missing of a plan, then what belongs to its end."""
@@ -201,7 +203,7 @@ class _Job:
             for start in range(0, len(missing), WAVE):
                 for row in self._wave(work, pool, missing[start : start + WAVE]):
                     chunk = totals_of(row)
-                    progress.advance(chunk.labelled + chunk.errors + chunk.taken)
+                    progress.advance(int(row["images"]))
                     totals += chunk
         lost = self.ledger.missing_chunks(plan)
         if lost:
@@ -230,7 +232,7 @@ class _Job:
         )
         # Reading and writing claim no CPU: a stage that may always start cannot be starved by actors, of this job or of
         # another on the same cluster, which would hang both. Their number is what bounds them.
-        tasks = ray.data.TaskPoolStrategy(size=2 * pool.high)
+        tasks = ray.data.TaskPoolStrategy(size=min(2 * pool.high, len(chunks)))
         wave = wave.map(Read(work), compute=tasks, num_cpus=0)
         wave = wave.map(
             Segment,  # type: ignore[arg-type]  # a class is built once per actor
@@ -258,7 +260,7 @@ class _Job:
 def totals_of(row: ChunkRow) -> Totals:
     """The counters of one chunk."""
     cpu = Counter({key.removeprefix("cpu_"): value for key, value in row.items() if key.startswith("cpu_")})
-    return Totals(labelled=int(row["labelled"]), errors=int(row["errors"]), taken=int(row["taken"]), cpu=cpu)
+    return Totals(labelled=int(row["labelled"]), errors=int(row["errors"]), cpu=cpu)
 
 
 def _check_date(text: str) -> None:

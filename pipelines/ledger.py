@@ -101,8 +101,23 @@ class Ledger:
             .select(LISTING.names)
         )
 
+    def unlisted(self, listing: pa.Table) -> int:
+        """How many images of a plan that is open are not in the listing (any more)."""
+        latest = self.latest_plan()
+        if latest is None or self.is_finished(latest):
+            return 0
+        with self.store.open(self.paths.plan(latest.number)) as file:
+            planned = pq.read_table(file, columns=["uri", "etag"])
+        return len(planned.join(listing.select(["uri", "etag"]), keys=["uri", "etag"], join_type="left anti"))
+
     def make_plan(self, pending: pa.Table, order: Order, limits: ChunkLimits, after: Plan | None) -> Plan:
-        """Write the plan that follows ``after``; when another driver was faster, the plan it wrote."""
+        """Write the plan that follows ``after``; when another driver was faster, the plan it wrote.
+
+        Raises:
+            ValueError: when nothing is pending: a plan without chunks could never be finished.
+        """
+        if not len(pending):
+            raise ValueError("a plan needs at least one image")
         number = after.number + 1 if after else 0
         bounds = chunk_bounds(pending["bytes"].to_numpy(), limits)
         made = utc_now()

@@ -84,7 +84,7 @@ class Segment:
         return {
             "chunk": row["chunk"],
             "payload": to_ipc(table),
-            "taken": row["taken"],
+            "images": row["images"],
             "cpu_read": row["cpu_read"],
             "cpu_segment": time.process_time() - start,
             "cpu_decode": cpu.decode,

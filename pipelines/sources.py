@@ -13,6 +13,7 @@ from pspnet_core.errors import ConfigError, ImageError
 from pspnet_core.images import IMAGE_SUFFIXES
 
 ReadResult = bytes | ImageError
+MAX_BYTES = 2**29  # a chunk travels in memory, and Arrow's binary columns end at 2 GiB
 
 
 class Source(Protocol):
@@ -42,11 +43,17 @@ class LooseImages:
 
     def read(self, store: Store, rows: pa.Table, *, threads: int) -> list[ReadResult]:
         """As ``Source.read``."""
-        requests = list(zip(rows["key"].to_pylist(), rows["etag"].to_pylist(), strict=True))
-        return [_explained(result) for result in store.read_many(requests, threads=threads)]
+        listed = list(zip(*(rows[name].to_pylist() for name in ("key", "etag", "bytes")), strict=True))
+        wanted = [(key, etag) for key, etag, size in listed if size <= MAX_BYTES]
+        results = iter(store.read_many(wanted, threads=threads))
+        return [_explained(next(results)) if size <= MAX_BYTES else _too_large(size) for _, _, size in listed]
 
 
 SOURCES: dict[str, Source] = {"images": LooseImages()}
+
+
+def _too_large(size: int) -> ImageError:
+    return ImageError("TooLarge", f"{size} bytes; at most {MAX_BYTES} are read")
 
 
 def find_source(name: str) -> Source:

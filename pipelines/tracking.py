@@ -7,6 +7,7 @@ what another one registered whatever folder it runs in (a submitted Ray job runs
 import contextlib
 import logging
 import os
+import pickle
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
@@ -20,18 +21,26 @@ from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
+from safetensors import SafetensorError
 from torch import Tensor
 
-from pipelines.storage import to_local
+from pipelines.storage import ObjectError, open_store, to_local
 from pspnet_core import checkpoints
 from pspnet_core.backbones import load_backbone_weights
 from pspnet_core.checkpoints import Checkpoint
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import ConfigError, PspnetError
 from pspnet_core.pspnet import PSPNet, PSPNetConfig
 
 log = logging.getLogger(__name__)
 HOME = Path.home() / ".pspnet"
 MLFLOW_SCHEMES = ("runs:/", "models:/")
+SQLITE = "sqlite:///"
+EXISTS = "RESOURCE_ALREADY_EXISTS"
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for what is not there
+
+
+class TrackingError(PspnetError):
+    """The MLflow server cannot be used."""
 
 
 def tracking_uri() -> str:
@@ -76,9 +85,11 @@ class Run:
         self.client.log_batch(self.run_id, params=entities)
 
     def log_metrics(self, metrics: Mapping[str, float], *, step: int) -> None:
-        """Log the metrics of one step."""
+        """Log the metrics of one step; TrackingError when the server cannot be used."""
         now = get_current_time_millis()
-        self.client.log_batch(self.run_id, [Metric(key, value, now, step) for key, value in metrics.items()])
+        entities = [Metric(key, value, now, step) for key, value in metrics.items()]
+        with _server(self.uri):
+            self.client.log_batch(self.run_id, entities)
 
     def log_model(self, folder: Path, name: str) -> str:
         """Log a checkpoint folder as the run's artifact ``model`` and register it; returns ``models:/name/version``."""
@@ -87,7 +98,7 @@ class Run:
         try:
             client.create_registered_model(name)
         except MlflowException as error:
-            if error.error_code != "RESOURCE_ALREADY_EXISTS":
+            if error.error_code != EXISTS:
                 raise
         source = f"{client.get_run(self.run_id).info.artifact_uri}/model"
         version = client.create_model_version(name, source, self.run_id)
@@ -99,15 +110,31 @@ class Run:
 
 
 def start_run(experiment: str, name: str) -> Run:
-    """Begin a run called ``name`` in ``experiment``, which is made if need be."""
+    """Begin a run called ``name`` in ``experiment``, which is made if need be.
+
+    Raises:
+        TrackingError: when the server cannot be used.
+    """
     uri = tracking_uri()
-    client = MlflowClient(uri)
-    found = client.get_experiment_by_name(experiment)
-    # Beside the SQLite file, not in the current folder as MLflow would have it: that one may be temporary.
-    place = str(Path(uri.removeprefix("sqlite:///")).parent / "mlartifacts" / experiment)
-    location = place if uri.startswith("sqlite:///") else None
-    experiment_id = found.experiment_id if found else client.create_experiment(experiment, artifact_location=location)
-    return Run(uri=uri, run_id=client.create_run(experiment_id, run_name=name).info.run_id)
+    with _server(uri):
+        client = MlflowClient(uri)
+        run = client.create_run(_experiment_id(client, uri, experiment), run_name=name)
+        return Run(uri=uri, run_id=run.info.run_id)
+
+
+def _experiment_id(client: MlflowClient, uri: str, name: str) -> str:
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        # Beside the SQLite file, not in the current folder as MLflow would have it: that one may be temporary.
+        place = str(Path(uri.removeprefix(SQLITE)).parent / "mlartifacts" / name) if uri.startswith(SQLITE) else None
+        try:
+            return client.create_experiment(name, artifact_location=place)
+        except MlflowException as error:
+            if error.error_code != EXISTS:  # somebody else made it meanwhile
+                raise
+            found = client.get_experiment_by_name(name)
+    assert found is not None
+    return found.experiment_id
 
 
 def load_model(uri: str, *, field: str = "model") -> Checkpoint:
@@ -115,12 +142,31 @@ def load_model(uri: str, *, field: str = "model") -> Checkpoint:
 
     Raises:
         ConfigError: when there is no such model, or what is there is no checkpoint.
+        TrackingError: when the MLflow server cannot be used.
     """
-    if not uri.startswith(MLFLOW_SCHEMES):
-        with to_local(uri, field=field) as folder:
-            return checkpoints.load(folder)
+    if not uri.startswith(MLFLOW_SCHEMES) and "://" not in uri:
+        return _load(Path(uri).expanduser(), uri, field)
     with tempfile.TemporaryDirectory() as folder:
-        return checkpoints.load(_download(uri, folder, field))
+        fetch = _download if uri.startswith(MLFLOW_SCHEMES) else _fetch
+        return _load(fetch(uri, folder, field), uri, field)
+
+
+def _load(folder: Path, uri: str, field: str) -> Checkpoint:
+    try:
+        return checkpoints.load(folder)
+    except ConfigError as error:
+        raise ConfigError(field, uri, error.remedy) from error
+
+
+def _fetch(uri: str, folder: str, field: str) -> Path:
+    """The two files of a checkpoint in a store, and nothing else that may lie below the URI."""
+    store = open_store(uri, field=field)
+    for name in (checkpoints.CONFIG_FILE, checkpoints.WEIGHTS_FILE):
+        try:
+            (Path(folder) / name).write_bytes(store.read(name))
+        except ObjectError as error:
+            raise ConfigError(field, uri, f"no {name} there ({error}); give a folder that train.py wrote") from error
+    return Path(folder)
 
 
 def load_weights(uri: str, config: PSPNetConfig) -> dict[str, Tensor]:
@@ -136,7 +182,7 @@ def load_weights(uri: str, config: PSPNetConfig) -> dict[str, Tensor]:
     model = PSPNet(config)
     if PurePosixPath(uri).suffix in WEIGHT_FILES:
         with to_local(uri, field="init") as file:
-            leftover = load_backbone_weights(model.backbone, WEIGHT_FILES[file.suffix](file))
+            leftover = load_backbone_weights(model.backbone, _read_weights(file, uri))
         log.info("backbone weights of %s loaded; not used: %s", uri, ", ".join(leftover) or "none")
         return model.state_dict()
     weights = load_model(uri, field="init").weights
@@ -145,6 +191,14 @@ def load_weights(uri: str, config: PSPNetConfig) -> dict[str, Tensor]:
     if wrong:
         raise ConfigError("init", uri, f"its {wrong[0]} differs; start from the same backbone, stem and classes")
     return {name: weights[name] for name in own}
+
+
+def _read_weights(file: Path, uri: str) -> dict[str, Tensor]:
+    try:
+        return WEIGHT_FILES[file.suffix](file)
+    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
+        reason = _first_line(error)
+        raise ConfigError("init", uri, f"is no file of weights ({reason}); download it again") from error
 
 
 def _read_pickle(file: Path) -> dict[str, Tensor]:
@@ -163,11 +217,32 @@ def _download(uri: str, folder: str, field: str) -> Path:
     server = tracking_uri()
     if not sys.stderr.isatty():
         os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+    with _server(server):
+        try:
+            return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=server))
+        except (MlflowException, OSError) as error:
+            if isinstance(error, MlflowException) and error.error_code not in ABSENT:
+                raise
+            remedy = f"MLflow at {_without_password(server)} has no such model ({_first_line(error)})"
+            raise ConfigError(field, uri, remedy) from error
+
+
+@contextlib.contextmanager
+def _server(uri: str) -> Iterator[None]:
+    """Tell in one line what went wrong with the server."""
     try:
-        return Path(mlflow.artifacts.download_artifacts(uri, dst_path=folder, tracking_uri=server))
-    except (MlflowException, OSError) as error:
-        reason = str(error).splitlines()[0]
-        raise ConfigError(field, uri, f"MLflow at {_without_password(server)} has no such model ({reason})") from error
+        yield
+    except ConfigError:
+        raise
+    except Exception as error:
+        # MLflow lets through what HTTP, SQL and object-store clients raise, each of its own kind.
+        remedy = "start it, or set MLFLOW_TRACKING_URI to another"
+        reason = f"MLflow at {_without_password(uri)} cannot be used ({_first_line(error)})"
+        raise TrackingError(f"{reason}; {remedy}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _without_password(uri: str) -> str:

@@ -67,7 +67,7 @@ class TrainConfig:
     epochs: int = 100
     """Passes over the training split."""
     workers: str = "1"
-    """Data-parallel workers."""
+    """Data-parallel workers: N, or MIN:MAX for as many as the cluster has room for at the start."""
     gpus: float | None = None
     """GPUs per worker; by default 1 when the cluster has any."""
     backbone: str = "resnet50"
@@ -111,21 +111,22 @@ class TrainConfig:
         for field in ("rate", "resize", "head"):
             if getattr(self, field) <= 0:
                 raise ConfigError(field, getattr(self, field), "give a positive number")
+        for field in ("decay", "balance", "warmup"):
+            if getattr(self, field) < 0:
+                raise ConfigError(field, getattr(self, field), "give a number of at least 0")
+        if self.stride not in (8, 16, 32):
+            raise ConfigError("stride", self.stride, "choose 8, 16 or 32")
         if self.optimiser not in OPTIMISERS:
             raise ConfigError("optimiser", self.optimiser, f"choose one of {', '.join(OPTIMISERS)}")
-        workers = self.worker_count
-        if self.batch % workers:
-            raise ConfigError("batch", self.batch, f"give a multiple of the {workers} workers")
-        if self.batch // workers < 2:
-            raise ConfigError("batch", self.batch, "BatchNorm needs at least 2 images per worker")
+        if not self.worker_counts():
+            remedy = "give a multiple of the workers: BatchNorm needs at least 2 images on each"
+            raise ConfigError("batch", self.batch, remedy)
 
-    @property
-    def worker_count(self) -> int:
-        """Number of workers; a range is refused, since this trainer keeps its size."""
+    def worker_counts(self) -> list[int]:
+        """Numbers of workers in the range that share the batch evenly, the largest first."""
         workers = WorkerRange.parse(self.workers)
-        if workers.low != workers.high:
-            raise ConfigError("workers", self.workers, "training takes one number, such as 2")
-        return workers.high
+        counts = range(workers.high, workers.low - 1, -1)
+        return [count for count in counts if self.batch % count == 0 and self.batch // count >= 2]
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -133,7 +134,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
     Returns:
         ``run_id``, ``model`` (``models:/name/version``), ``metrics`` (``miou``, ``macc``, ``aacc`` of the best epoch),
-        ``images_per_second``, ``epochs`` and ``checkpoint`` (URI of the best checkpoint).
+        ``images_per_second``, ``epoch`` (the best one) and ``checkpoint`` (URI of its folder).
 
     Raises:
         ConfigError: a mistake in the config or the data, found before the first step.
@@ -145,9 +146,9 @@ def train(config: TrainConfig) -> dict[str, Any]:
     with ray_session():
         scaling = _scaling(config)
         output.check_writable_atomically()
-        _check_output(config, output)
         run = tracking.start_run("pspnet-training", config.name)
         try:
+            _check_output(config, output, dataset)
             run.log_params(dataclasses.asdict(config))
             result = _fit(config, loop, scaling, output, run)
             summary = _publish(config, result, output, run)
@@ -199,10 +200,11 @@ def _loop_config(config: TrainConfig, dataset: Dataset) -> LoopConfig:
 _PASSED_ON = ("name", "epochs", "batch", "optimiser", "rate", "head", "decay", "warmup", "balance", "seed")
 
 
-def _check_output(config: TrainConfig, output: Store) -> None:
+def _check_output(config: TrainConfig, output: Store, dataset: Dataset) -> None:
     """Refuse to mix two runs in one folder; remember this one's shape so that a resume can be compared with it."""
     record = f"{config.name}/config.json"
-    shape = {key: getattr(config, key) for key in ("backbone", "stem", "stride", "data", "layout")}
+    shape = {key: getattr(config, key) for key in ("backbone", "stem", "stride", "layout", "optimiser")}
+    shape |= {"data": dataset.store.root, "classes": len(dataset.classes)}
     created = output.put_if_absent(record, json.dumps(shape, indent=1).encode())
     if created:
         return
@@ -211,14 +213,19 @@ def _check_output(config: TrainConfig, output: Store) -> None:
         raise ConfigError("output", output.uri_of(config.name), f"holds a run already; {remedy}")
     before = json.loads(output.read(record))
     for key, value in shape.items():
-        if before[key] != value:
-            raise ConfigError(key, value, f"the run to resume has {before[key]}; give that, or another --name")
+        if before.get(key) != value:
+            raise ConfigError(key, value, f"the run to resume has {before.get(key)}; give that, or another --name")
 
 
 def _scaling(config: TrainConfig) -> ScalingConfig:
-    part = share(config.worker_count, config.gpus, reserve=0.0, resources=ray.cluster_resources())
+    """As many workers of the range as get a CPU (and a GPU) of their own; the smallest number if need be with less."""
+    available = ray.cluster_resources()
+    counts = config.worker_counts()
+    most = available.get("GPU", 0.0) / (config.gpus or 1) if available.get("GPU") else available.get("CPU", 0.0)
+    workers = next((count for count in counts if count <= most), counts[-1])
+    part = share(workers, config.gpus, reserve=0.0, resources=available)
     resources = {"CPU": part.cpus} | ({"GPU": part.gpus} if part.gpus else {})
-    return ScalingConfig(num_workers=config.worker_count, use_gpu=part.gpus > 0, resources_per_worker=resources)
+    return ScalingConfig(num_workers=workers, use_gpu=part.gpus > 0, resources_per_worker=resources)
 
 
 def _fit(config: TrainConfig, loop: LoopConfig, scaling: ScalingConfig, output: Store, run: tracking.Run) -> Result:
@@ -263,7 +270,7 @@ def _publish(config: TrainConfig, result: Result, output: Store, run: tracking.R
         "model": model,
         "metrics": {key: metrics[key] for key in ("miou", "macc", "aacc")},
         "images_per_second": metrics["images_per_second"],
-        "epochs": metrics["epoch"],
+        "epoch": metrics["epoch"],
         "checkpoint": output.uri_of(f"{config.name}/{PurePosixPath(checkpoint.path).name}/model"),
     }
 
@@ -278,6 +285,10 @@ class EpochLogger(UserCallback):
         """Called with every worker's metrics; the first worker's are the totals."""
         total = metrics[0]
         numbers = {key: float(value) for key, value in total.items() if isinstance(value, int | float)}
-        self.run.log_metrics(numbers, step=int(total["epoch"]))
+        try:
+            self.run.log_metrics(numbers, step=int(total["epoch"]))
+        except tracking.TrackingError as error:
+            # Training outlives a tracking server that is away for a while.
+            print(f"epoch {total['epoch']} was not logged: {error}", flush=True)
         shown = "  ".join(f"{key} {numbers[key]:.4g}" for key in ("loss", "miou", "aacc", "images_per_second"))
         print(f"epoch {total['epoch']}  {shown}", flush=True)

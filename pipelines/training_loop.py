@@ -89,7 +89,7 @@ def train_loop(arguments: dict[str, LoopConfig]) -> None:
     threads = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     torch.set_num_threads(threads)
     torch.manual_seed(config.seed)
-    worker = Worker(config, shard, ray.train.torch.get_device())
+    worker = Worker(config, shard, ray.train.torch.get_device(), threads)
     start = worker.restore(ray.train.get_checkpoint())
     for epoch in range(start, config.epochs):
         trained = worker.train_epoch(epoch)
@@ -106,7 +106,7 @@ def train_loop(arguments: dict[str, LoopConfig]) -> None:
 class Worker:
     """One worker's model, optimiser and data."""
 
-    def __init__(self, config: LoopConfig, shard: Shard, device: torch.device) -> None:
+    def __init__(self, config: LoopConfig, shard: Shard, device: torch.device, threads: int) -> None:
         self.config, self.shard, self.device = config, shard, device
         self.model = PSPNet(config.network)
         if config.init is not None:
@@ -118,7 +118,13 @@ class Worker:
             self.model, config.optimiser, weight_decay=config.decay, head_factor=config.head
         )
         self.loader = CropLoader(
-            config.dataset, config.train, config.augment, batch=config.batch, seed=config.seed, shard=shard
+            config.dataset,
+            config.train,
+            config.augment,
+            batch=config.batch,
+            seed=config.seed,
+            shard=shard,
+            threads=max(2, threads),
         )
         weights = class_weights(torch.tensor(config.pixels), power=config.balance) if config.balance else None
         self.weights = None if weights is None else weights.to(device)

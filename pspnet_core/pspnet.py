@@ -52,6 +52,10 @@ class PSPNetConfig:
             raise ConfigError("classes", self.classes, "at most 65535 classes fit a 16-bit mask")
         if self.backbone not in BACKBONES:
             raise ConfigError("backbone", self.backbone, f"choose one of {', '.join(BACKBONES)}")
+        if self.stem not in ("plain", "deep"):
+            raise ConfigError("stem", self.stem, "choose plain or deep")
+        if self.output_stride not in (8, 16, 32):
+            raise ConfigError("output_stride", self.output_stride, "choose 8, 16 or 32")
         if not self.bins or min(self.bins) < 1:
             raise ConfigError("bins", self.bins, "give positive grid sizes, such as 1 2 3 6")
         if not 0 <= self.dropout < 1:

@@ -206,6 +206,7 @@ _SKIES: tuple[tuple[Rgb, Rgb], ...] = (
     ((110, 108, 152), (238, 178, 124)),
     ((36, 42, 78), (120, 96, 110)),
 )
+_SKY_SHARES = (0.3, 0.2, 0.2, 0.15, 0.1, 0.05)
 _DUSK = 5
 
 # Plaster, brick, concrete, glass; and roofs and doors of any colour come from `_vivid`.
@@ -224,6 +225,8 @@ _LEAVES: tuple[Rgb, ...] = (
     (58, 96, 44),
     (84, 118, 52),
     (44, 74, 50),
+    (70, 104, 44),
+    (50, 88, 58),
     (148, 112, 48),
     (136, 74, 44),
     (110, 122, 70),
@@ -232,7 +235,7 @@ _SKINS: tuple[Rgb, ...] = ((232, 190, 160), (198, 148, 112), (140, 96, 70), (88,
 
 
 def _weather(random: Random) -> _Weather:
-    kind = int(random.integers(len(_SKIES)))
+    kind = int(random.choice(len(_SKIES), p=_SKY_SHARES))
     zenith, horizon = (_jitter(random, color, 16) for color in _SKIES[kind])
     sunny = kind in (0, 1, 4) and random.random() < 0.8
     return _Weather(
@@ -240,7 +243,7 @@ def _weather(random: Random) -> _Weather:
         horizon=horizon,
         cloud=_mix(horizon, (250, 248, 245), random.uniform(0.0, 0.8)),
         clouds=random.uniform(0.0, 1.0),
-        haze=random.uniform(60, 120) if random.random() < 0.3 else random.uniform(150, 500),
+        haze=random.uniform(60, 120) if random.random() < 0.15 else random.uniform(150, 500),
         sun=float(random.choice((-1.0, 1.0))) if sunny else 0.0,
         shadow=random.uniform(0.45, 0.65) if sunny else random.uniform(0.75, 0.9),
         night=kind == _DUSK,
@@ -515,15 +518,15 @@ def _place_things(street: _Street) -> list[_Thing]:
             taken.append((x, z))
     if random.random() < 0.25:
         things.append(_crossing_car(street, _depth(random, 7, 18)))
-    for _ in range(int(random.integers(2, 7))):
-        on_road = random.random() < 0.25
+    for _ in range(int(random.integers(4, 10))):
+        on_road = random.random() < 0.45
         side = random.choice((-1.0, 1.0))
         x = side * (
             random.uniform(0, street.half_road)
             if on_road
             else random.uniform(street.half_road + 0.3, street.half_street - 0.3)
         )
-        things.append(_person(street, x, _depth(random, 2.5, 8)))
+        things.append(_person(street, x, _depth(random, 2.5, 7)))
     return things
 
 

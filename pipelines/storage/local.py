@@ -61,7 +61,8 @@ class LocalStore(Store):
 
     @staticmethod
     def normalise(scheme: str, rest: str) -> str:
-        return os.path.abspath(os.path.expanduser(rest))
+        # abspath() keeps a double slash at the front, which would give the same file a second name.
+        return "/" + os.path.abspath(os.path.expanduser(rest)).lstrip("/")
 
     @property
     def filesystem(self) -> AbstractFileSystem:
@@ -128,7 +129,13 @@ class LocalStore(Store):
         slices = [requests[start : start + size] for start in range(0, len(requests), size)]
         with ThreadPoolExecutor(threads) as pool:
             parts = list(pool.map(lambda part: [self._read_or_error(each) for each in part], slices))
-        return [result for part in parts for result in part]
+        results = [result for part in parts for result in part]
+        if all(isinstance(result, ObjectMissing) for result in results) and not _has_content(self.root):
+            # Not one image that went, but a machine without the folder: rows that say Missing would be final.
+            raise ConfigError(
+                self.field, self.root, f"empty or not there on {os.uname().nodename}; mount it on every node"
+            )
+        return results
 
     def open(self, path: str) -> BinaryIO:
         location = self._location(path)
@@ -258,6 +265,14 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
     try:
         return entry.is_dir()
     except OSError:  # a link that leads nowhere or may not be followed: its status will tell
+        return False
+
+
+def _has_content(folder: str) -> bool:
+    try:
+        with os.scandir(folder) as entries:
+            return any(True for _ in entries)
+    except OSError:
         return False
 
 

@@ -92,3 +92,17 @@ def test_another_model_is_another_ledger(ledger: Ledger) -> None:
     label_rows(ledger, "abc", 0)
     other = Ledger(ledger.store, Paths(partition="m-4567"))
     assert len(other.pending(listing(*"abc"))) == 3
+
+
+def test_a_plan_of_nothing_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match="at least one image"):
+        ledger.make_plan(listing(), ORDER, LIMITS, None)
+    assert ledger.latest_plan() is None
+
+
+def test_images_of_an_open_plan_that_are_gone_count_as_unlisted(ledger: Ledger) -> None:
+    assert ledger.unlisted(listing("a")) == 0
+    plan = ledger.make_plan(listing("a", "b", "c"), ORDER, LIMITS, None)
+    assert ledger.unlisted(listing("c", "d")) == 2
+    assert ledger.store.put_if_absent(ledger.paths.run(plan.run_id), b"{}")
+    assert ledger.unlisted(listing("c", "d")) == 0

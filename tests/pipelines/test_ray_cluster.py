@@ -1,5 +1,9 @@
 """How workers and actors share a cluster: refused with a remedy when they do not fit."""
 
+import os
+import subprocess
+import sys
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -49,3 +53,12 @@ def test_threads_follow_the_node_and_not_the_head() -> None:
 
 def test_gpus_may_be_asked_for_before_the_autoscaler_has_brought_them() -> None:
     assert share(2, 1.0, reserve=0.5, resources={"CPU": 8}).gpus == 1.0
+
+
+def test_a_cluster_address_that_is_none_is_told() -> None:
+    """In a process of its own, as this one may be connected already."""
+    script = "from pipelines.cluster import ray_session\nwith ray_session(): pass"
+    environment = os.environ | {"RAY_ADDRESS": "nonsense"}
+    job = subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True)
+    assert job.returncode == 1
+    assert "ConfigError: RAY_ADDRESS=nonsense: cannot connect (" in job.stderr

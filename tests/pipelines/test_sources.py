@@ -6,6 +6,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from pipelines import sources
 from pipelines.sources import SOURCES, find_source
 from pipelines.storage import Store, open_store
 from pipelines.tables import LISTING
@@ -70,6 +71,25 @@ def test_what_changed_or_went_is_told_per_image(source: str, tmp_path: Path) -> 
 
 def test_an_empty_place_lists_nothing(source: str, tmp_path: Path) -> None:
     assert len(listed(source, tmp_path)[1]) == 0
+
+
+def test_a_file_that_would_not_fit_into_memory_is_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_loose(tmp_path)
+    monkeypatch.setattr(sources, "MAX_BYTES", 5)
+    store, table = listed("images", tmp_path)
+    results = dict(zip(table["key"].to_pylist(), SOURCES["images"].read(store, table, threads=2), strict=True))
+    large = results["deep/b.PNG"]
+    assert isinstance(large, ImageError)
+    assert str(large) == "TooLarge: 6 bytes; at most 5 are read"
+    assert results["a.jpg"] == b"first"
+
+
+def test_a_machine_without_the_folder_is_no_missing_image(tmp_path: Path) -> None:
+    place = write_loose(tmp_path / "mount")
+    store, table = listed("images", tmp_path / "mount")
+    place("a.jpg").parent.rename(tmp_path / "elsewhere")
+    with pytest.raises(ConfigError, match="mount it on every node"):
+        SOURCES["images"].read(store, table, threads=2)
 
 
 def test_an_unknown_source_is_told() -> None:

@@ -158,9 +158,11 @@ def test_a_stray_id_is_found_before_anything_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"batch": 2}, "batch=2: BatchNorm needs at least 2 images per worker"),
-        ({"batch": 5}, "batch=5: give a multiple of the 2 workers"),
-        ({"workers": "1:4"}, "workers=1:4: training takes one number"),
+        ({"batch": 2}, "batch=2: give a multiple of the workers: BatchNorm needs at least 2 images on each"),
+        ({"batch": 5}, "batch=5: give a multiple of the workers"),
+        ({"workers": "4:1"}, "workers=4:1: the smaller number comes first"),
+        ({"stride": 4}, "stride=4: choose 8, 16 or 32"),
+        ({"decay": -1.0}, "decay=-1.0: give a number of at least 0"),
         ({"epochs": 0}, "epochs=0: give a positive number"),
         ({"optimiser": "lion"}, "optimiser=lion: choose one of sgd, adamw"),
         ({"name": "9lives"}, "name=9lives: start with a letter"),
@@ -171,6 +173,28 @@ def test_bad_flags(changes: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         TrainConfig(**(SMALL | {"data": "a", "output": "b"} | changes))
     assert str(caught.value).startswith(line)
+
+
+def test_a_range_of_workers_keeps_to_what_shares_the_batch() -> None:
+    config = TrainConfig(**(SMALL | {"data": "a", "output": "b", "workers": "1:8", "batch": 12}))
+    assert config.worker_counts() == [6, 4, 3, 2, 1]
+
+
+def test_a_tracking_server_that_cannot_be_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")
+    draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
+    config = TrainConfig(**(SMALL | {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs")}))
+    with pytest.raises(tracking.TrackingError, match="cannot be used") as caught:
+        train(config)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs" / "scenes").exists()  # the same command may be given again
+
+
+def test_a_file_that_holds_no_weights_is_told(trained: Trained, tmp_path: Path) -> None:
+    (tmp_path / "page.pth").write_text("<html>404</html>")
+    with pytest.raises(ConfigError, match=r"^init=.*is no file of weights"):
+        tracking.load_weights(str(tmp_path / "page.pth"), load_model(trained.first["model"]).config)
 
 
 def test_more_images_per_step_than_there_are(tmp_path: Path) -> None:
