@@ -48,7 +48,7 @@ class DemoConfig:
     """Scenes to learn from."""
     images: int = 300
     """Fresh scenes to label, besides the broken files among them."""
-    epochs: int = 10
+    epochs: int = 8
     """Passes over the training scenes."""
     workers: int = 2
     """Data-parallel training workers."""
