@@ -6,7 +6,6 @@ confusion matrices are added up, and the first worker reports metrics and checkp
 """
 
 import json
-import logging
 import os
 import tempfile
 import time
@@ -82,8 +81,6 @@ class EpochResult:
 def train_loop(arguments: dict[str, LoopConfig]) -> None:
     """Entry point of a worker process."""
     config = arguments["loop"]
-    # Ray Train logs every report in full; the controller prints one line of it.
-    logging.getLogger("ray.train").setLevel(logging.WARNING)
     context = ray.train.get_context()
     shard = Shard(rank=context.get_world_rank(), world=context.get_world_size())
     threads = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
