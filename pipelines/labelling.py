@@ -161,29 +161,31 @@ class _Job:
     def run(self, listing: pa.Table) -> tuple[Totals, str | None]:
         """Carry out plans until nothing is pending; returns the totals and the id of the last run."""
         totals, latest = Totals(), self.ledger.latest_plan()
-        if self._is_done(latest, listing):
+        pending = self._pending(latest, listing)
+        if pending is not None and not len(pending):
             return totals, latest.run_id if latest else None
         with ray_session():
             pool = Pool.of(self.config.workers, self.config.gpus, reserve=0.5)
-            while not self._is_done(latest, listing):
-                latest = self._open_plan(latest, listing)
-                if not self.ledger.is_finished(latest):
-                    totals += self._carry_out(latest, pool)
+            while pending is None or len(pending):
+                latest = self._plan(latest, pending)
+                totals += self._carry_out(latest, pool)
+                pending = self._pending(latest, listing)
         return totals, latest.run_id if latest else None
 
-    def _is_done(self, latest: Plan | None, listing: pa.Table) -> bool:
-        """Whether the latest plan is finished and nothing of the listing is pending."""
-        finished = latest is None or self.ledger.is_finished(latest)
-        return finished and not len(self.ledger.pending(listing))
-
-    def _open_plan(self, latest: Plan | None, listing: pa.Table) -> Plan:
-        """The latest plan while it is unfinished, else a new one for what is pending."""
+    def _pending(self, latest: Plan | None, listing: pa.Table) -> pa.Table | None:
+        """What a new plan would hold; None while the latest plan is open, which comes first."""
         if latest is not None and not self.ledger.is_finished(latest):
+            return None
+        return self.ledger.pending(listing)
+
+    def _plan(self, latest: Plan | None, pending: pa.Table | None) -> Plan:
+        """The latest plan while it is open, else a new one for what is pending.
+
+        What is pending cannot change before a plan with the next number is there, and of two such plans the first wins.
+        """
+        if latest is not None and pending is None:
             log.info("going on with plan %d of run %s", latest.number, latest.run_id)
             return latest
-        pending = self.ledger.pending(listing)
-        if latest is not None and not len(pending):
-            return latest  # another driver finished it since we looked
         order = Order(
             source=self.config.source,
             input=self.source.root,
