@@ -49,7 +49,8 @@ class Dataset:
         """Decode one pair.
 
         Returns:
-            Image ``(H, W, 3)`` uint8 RGB and mask ``(H, W)`` uint8 or uint16 class ids.
+            Image ``(H, W, 3)`` uint8 RGB and mask ``(H, W)`` uint8 or uint16 class ids; where the class table has raw
+            ids, those in the file are turned into class ids.
 
         Raises:
             ConfigError: when a file is missing or unreadable, the sizes differ or an id has no class; names the file.
@@ -62,7 +63,7 @@ class Dataset:
         return image, mask
 
     def _read_mask(self, pair: Pair) -> Mask:
-        mask: Mask = _decoded(decode_mask, self.store, pair.mask)
+        mask: Mask = self.classes.remap(_decoded(decode_mask, self.store, pair.mask))
         stray = mask[(mask >= len(self.classes)) & (mask != self.classes.ignore)]
         if stray.size:
             allowed = f"0..{len(self.classes) - 1} and ignore {self.classes.ignore}"

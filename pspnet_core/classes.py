@@ -1,17 +1,25 @@
-"""Class tables: names, colours and the ignore id, with the built-in ones.
+"""Class tables: names, colours, the ignore id and what other ids stand for, with the built-in tables.
 
-A class id is an index into ``names``. Colours are RGB, 0 to 255 each. ``CLASS_TABLES`` names the
-built-in tables; any other comes from a ``classes.json`` file through :meth:`ClassTable.from_json`.
+A class id is an index into ``names``; a raw id is what a mask file holds, which may be something else.
+Colours are RGB, 0 to 255 each. ``CLASS_TABLES`` names the built-in tables; any other comes from a
+``classes.json`` file through :meth:`ClassTable.from_json`. Shapes: ``H W`` pixels.
 """
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from typing import TypeGuard
 
+import numpy as np
+from numpy.typing import NDArray
+
+from pspnet_core import class_tables
 from pspnet_core.errors import ConfigError
 
 Color = tuple[int, int, int]
+Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 MAX_CLASS_ID = 65535
 """The largest id a mask can hold (16 bits)."""
@@ -25,6 +33,8 @@ class ClassTable:
         names: one unique name per class; the index is the class id.
         colors: one RGB colour per class, 0 to 255; two classes may share a colour.
         ignore: the id of pixels that carry no label; outside ``0 .. len - 1``, at most 65535.
+        ids: raw id, 0 to 65535, -> class id or ``ignore``, for masks that hold other ids than the
+            classes'; raw ids that it leaves out are ignored. None where masks hold class ids.
 
     Raises:
         ConfigError: when a rule above is broken.
@@ -33,27 +43,37 @@ class ClassTable:
     names: tuple[str, ...]
     colors: tuple[Color, ...]
     ignore: int = 255
+    ids: Mapping[int, int] | None = field(default=None, hash=False)  # a dict has no hash; the rest has one
 
     def __post_init__(self) -> None:
         _check_names(self.names)
         _check_colors(self.colors, len(self.names))
         _check_ignore(self.ignore, len(self.names))
+        if self.ids is not None:
+            _check_ids(self.ids, len(self.names), self.ignore)
 
     def __len__(self) -> int:
         return len(self.names)
 
     def to_json(self) -> dict[str, object]:
-        """Return what ``classes.json`` holds: ``{"names", "colors", "ignore"}`` in plain JSON types."""
-        return {
+        """Return what ``classes.json`` holds: ``{"names", "colors", "ignore"}`` in plain JSON types.
+
+        With raw ids there is ``"ids"`` too, an object whose keys are text, as JSON wants them.
+        """
+        content: dict[str, object] = {
             "names": list(self.names),
             "colors": [list(color) for color in self.colors],
             "ignore": self.ignore,
         }
+        if self.ids is not None:
+            content["ids"] = {str(raw): index for raw, index in self.ids.items()}
+        return content
 
     @classmethod
     def from_json(cls, value: Mapping[str, object]) -> ClassTable:
-        """Read what :meth:`to_json` writes; ``colors`` and ``ignore`` may be missing.
+        """Read what :meth:`to_json` writes; ``colors``, ``ignore`` and ``ids`` may be missing.
 
+        ``{"table": "cityscapes"}`` stands for a built-in table, by a name that :func:`class_table` knows.
         Missing colours are made up: the same distinct colour for the same id, every time.
         A missing ignore id is 255, or 65535 where 255 is a class.
 
@@ -62,17 +82,42 @@ class ClassTable:
         """
         if not isinstance(value, Mapping):
             raise ConfigError("classes", type(value).__name__, 'expected {"names": [...], "colors": [...]}')
+        if "table" in value:
+            return _named_table(value)
         names = _strings(value.get("names"))
         colors = value.get("colors")
         ignore = value.get("ignore", 255 if len(names) <= 255 else MAX_CLASS_ID)
-        if not isinstance(ignore, int) or isinstance(ignore, bool):
+        if not _is_whole(ignore):
             raise ConfigError("classes.ignore", repr(ignore), "expected a whole number")
         return cls(
             names=names,
             # Counted from 1, so that no class is black, the usual colour of unlabelled pixels.
             colors=_colormap(1, len(names)) if colors is None else _triples(colors),
             ignore=ignore,
+            ids=_id_map(value["ids"]) if "ids" in value else None,
         )
+
+    def remap(self, mask: Mask) -> Mask:
+        """Turn the raw ids of a mask file into class ids.
+
+        Args:
+            mask: (H, W), or any other shape, uint8 or uint16.
+
+        Returns:
+            The mask itself when the table has no ``ids``. Otherwise a new array of the same shape, uint8
+            (uint16 when ``ignore`` is above 255), that holds class ids and ``ignore`` only.
+
+        Raises:
+            ValueError: for a mask of another type, since negative ids would be taken for others.
+        """
+        if mask.dtype.kind != "u":
+            raise ValueError(f"a mask of {mask.dtype}; raw ids are uint8 or uint16")
+        if self.ids is None:
+            return mask
+        # One entry more than the largest raw id: all ids above it are clipped to that one.
+        lookup = np.full(max(self.ids) + 2, self.ignore, np.min_scalar_type(self.ignore))
+        lookup[list(self.ids.keys())] = list(self.ids.values())
+        return lookup.take(mask, mode="clip")
 
     def palette(self) -> bytes:
         """Return the colours of ids 0 to 255 as 768 bytes ``RGBRGB...``; black where there is no class."""
@@ -91,6 +136,19 @@ def _triples(value: object) -> tuple[Color, ...]:
         raise ConfigError("classes.colors", repr(value), "expected a list of [r, g, b] colours")
     # The table itself checks the length and the channels of each colour.
     return tuple(tuple(color) for color in value)
+
+
+def _id_map(value: object) -> dict[int, int]:
+    if not isinstance(value, Mapping) or not all(re.fullmatch("[0-9]+", str(raw)) for raw in value):
+        raise ConfigError("classes.ids", repr(value), 'expected {"<id in the masks>": <class id>, ...}')
+    # The table itself checks the class ids.
+    return {int(raw): index for raw, index in value.items()}
+
+
+def _named_table(value: Mapping[str, object]) -> ClassTable:
+    if others := sorted(value.keys() - {"table"}):
+        raise ConfigError(f"classes.{others[0]}", value[others[0]], "a built-in table is complete; give it alone")
+    return class_table(str(value["table"]))
 
 
 def _check_names(names: tuple[str, ...]) -> None:
@@ -116,7 +174,11 @@ def _check_colors(colors: Sequence[Sequence[object]], classes: int) -> None:
 
 
 def _is_byte(value: object) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= 255
+    return _is_whole(value) and 0 <= value <= 255
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_ignore(ignore: int, classes: int) -> None:
@@ -124,6 +186,17 @@ def _check_ignore(ignore: int, classes: int) -> None:
         raise ConfigError(
             "classes.ignore", ignore, f"with {classes} classes it must be from {classes} to {MAX_CLASS_ID}"
         )
+
+
+def _check_ids(ids: Mapping[int, int], classes: int, ignore: int) -> None:
+    if not ids:
+        raise ConfigError("classes.ids", "{}", "every pixel would be ignored; leave ids out, or fill it")
+    for raw, index in ids.items():
+        if not _is_whole(raw) or not 0 <= raw <= MAX_CLASS_ID:
+            raise ConfigError("classes.ids", raw, f"an id in a mask is a whole number, 0 to {MAX_CLASS_ID}")
+        if not _is_whole(index) or not (0 <= index < classes or index == ignore):
+            allowed = f"0..{classes - 1} or ignore {ignore}"
+            raise ConfigError(f"classes.ids.{raw}", repr(index), f"the classes allow {allowed}")
 
 
 def _colormap(first: int, count: int) -> tuple[Color, ...]:
@@ -155,66 +228,38 @@ def _table(rows: str, *, ignore: int = 255) -> ClassTable:
     )
 
 
-# The 11 classes and colours of the SegNet release of CamVid; its unlabelled pixels are id 11.
-CAMVID = _table(
-    """
-    Sky 808080, Building 800000, Pole c0c080, Road 804080, Pavement 3c28de, Tree 808000
-    SignSymbol c08080, Fence 404080, Car 400080, Pedestrian 404000, Bicyclist 0080c0
-    """,
-    ignore=11,
-)
-
-# The 19 train ids of Cityscapes (labels.py of the cityscapesScripts).
-CITYSCAPES = _table(
-    """
-    road 804080, sidewalk f423e8, building 464646, wall 66669c, fence be9999, pole 999999
-    traffic light faaa1e, traffic sign dcdc00, vegetation 6b8e23, terrain 98fb98, sky 4682b4
-    person dc143c, rider ff0000, car 00008e, truck 000046, bus 003c64, train 005064
-    motorcycle 0000e6, bicycle 770b20
-    """
-)
-
-_VOC2012_NAMES = (
-    "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
-    "person pottedplant sheep sofa train tvmonitor"
-)
-VOC2012 = ClassTable(names=tuple(_VOC2012_NAMES.split()), colors=_colormap(0, 21))
-
-# The 150 classes of the MIT Scene Parsing Benchmark: the first synonym of objectInfo150 and the
-# colours of color150, with id 0 = wall (the files' 0, "other", is the ignore id here).
-ADE20K = _table(
-    """
-    wall 787878, building b47878, sky 06e6e6, floor 503232, tree 04c803, ceiling 787850, road 8c8c8c
-    bed cc05ff, windowpane e6e6e6, grass 04fa07, cabinet e005ff, sidewalk ebff07, person 96053d
-    earth 787846, door 08ff33, table ff0652, mountain 8fff8c, plant ccff04, curtain ff3307, chair cc4603
-    car 0066c8, water 3de6fa, painting ff0633, sofa 0b66ff, shelf ff0747, house ff09e0, sea 0907e6
-    mirror dcdcdc, rug ff095c, field 7009ff, armchair 08ffd6, seat 07ffe0, fence ffb806, desk 0aff47
-    rock ff290a, wardrobe 07ffff, lamp e0ff08, bathtub 6608ff, railing ff3d06, cushion ffc207
-    base ff7a08, box 00ff14, column ff0829, signboard ff0599, chest of drawers 0633ff, counter eb0cff
-    sand a09614, sink 00a3ff, skyscraper 8c8c8c, fireplace fa0a0f, refrigerator 14ff00
-    grandstand 1fff00, path ff1f00, stairs ffe000, runway 99ff00, case 0000ff, pool table ff4700
-    pillow 00ebff, screen door 00adff, stairway 1f00ff, river 0bc8c8, bridge ff5200, bookcase 00fff5
-    blind 003dff, coffee table 00ff70, toilet 00ff85, flower ff0000, book ffa300, hill ff6600
-    bench c2ff00, countertop 008fff, stove 33ff00, palm 0052ff, kitchen island 00ff29, computer 00ffad
-    swivel chair 0a00ff, boat adff00, bar 00ff99, arcade machine ff5c00, hovel ff00ff, bus ff00f5
-    towel ff0066, light ffad00, truck ff0014, tower ffb8b8, chandelier 001fff, awning 00ff3d
-    streetlight 0047ff, booth ff00cc, television receiver 00ffc2, airplane 00ff52, dirt track 000aff
-    apparel 0070ff, pole 3300ff, land 00c2ff, bannister 007aff, escalator 00ffa3, ottoman ff9900
-    bottle 00ff0a, buffet ff7000, poster 8fff00, stage 5200ff, van a3ff00, ship ffeb00, fountain 08b8aa
-    conveyer belt 8500ff, canopy 00ff5c, washer b800ff, plaything ff001f, swimming pool 00b8ff
-    stool 00d6ff, barrel ff0070, basket 5cff00, waterfall 00e0ff, tent 70e0ff, bag 46b8a0
-    minibike a300ff, cradle 9900ff, oven 47ff00, ball ff00a3, food ffcc00, step ff008f, tank 00ffeb
-    trade name 85ff00, microwave ff00eb, pot f500ff, animal ff007a, bicycle fff500, lake 0abed4
-    dishwasher d6ff00, screen 00ccff, blanket 1400ff, sculpture ffff00, hood 0099ff, sconce 0029ff
-    vase 00ffcc, traffic light 2900ff, tray 29ff00, ashcan ad00ff, fan 00f5ff, pier 4700ff
-    crt screen 7a00ff, plate 00ffb8, monitor 005cff, bulletin board b8ff00, shower 0085ff
-    radiator ffd600, glass 19c2c2, clock 66ff00, flag 5c00ff
-    """
-)
+CAMVID = _table(class_tables.CAMVID, ignore=11)
+CITYSCAPES = _table(class_tables.CITYSCAPES)
+VOC2012 = ClassTable(names=tuple(class_tables.VOC2012.split()), colors=_colormap(0, 21))
+ADE20K = _table(class_tables.ADE20K)
+COCO_STUFF = _table(class_tables.COCO_STUFF)
 
 CLASS_TABLES: dict[str, ClassTable] = {
     "camvid": CAMVID,
     "cityscapes": CITYSCAPES,
+    "cityscapes-raw": replace(CITYSCAPES, ids=class_tables.CITYSCAPES_IDS),
     "voc2012": VOC2012,
     "ade20k": ADE20K,
+    "ade20k-raw": replace(ADE20K, ids=class_tables.ADE20K_IDS),
+    "coco-stuff-164k": COCO_STUFF,
+    "coco-stuff-164k-raw": replace(COCO_STUFF, ids=class_tables.COCO_STUFF_IDS),
 }
+"""The built-in tables. A ``-raw`` one reads the data set's masks as they are distributed; without it,
+masks hold class ids (Cityscapes: train ids), which for CamVid and VOC2012 are those distributed."""
+
+_ALIASES = {"ade": "ade20k", "cocostuff": "cocostuff164k", "pascalvoc": "voc2012", "voc": "voc2012", "voc12": "voc2012"}
+
+
+def class_table(name: str) -> ClassTable:
+    """Return a row of ``CLASS_TABLES``; case, ``-``, ``_`` and blanks do not matter, and usual short names do.
+
+    Raises:
+        ConfigError: for a name that is not known.
+    """
+    plain = re.sub("[-_ ]", "", name.lower())
+    base = plain.removesuffix("raw")
+    found = _ALIASES.get(base, base) + plain[len(base) :]
+    tables = {key.replace("-", ""): table for key, table in CLASS_TABLES.items()}
+    if found not in tables:
+        raise ConfigError("classes.table", name, f"choose one of {', '.join(CLASS_TABLES)}")
+    return tables[found]

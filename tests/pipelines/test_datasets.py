@@ -53,6 +53,26 @@ def test_an_id_beyond_the_classes_names_file_and_id(root: Path) -> None:
         class_pixels(dataset, dataset.split("train"))
 
 
+def test_raw_ids_become_class_ids(root: Path) -> None:
+    (root / "classes.json").write_text(json.dumps(CLASSES | {"ids": {"7": 0, "300": 1, "8": 9}}))
+    write_pair(root, "train", "a", np.array([[7, 8, 0]], np.uint8))
+    write_pair(root, "train", "deep/b", np.array([[7, 300, 300], [65535, 300, 1]], np.uint16))
+    dataset = opened(root)
+    masks = {pair.key: dataset.read(pair)[1].tolist() for pair in dataset.split("train")}
+    assert masks == {"a": [[0, 9, 9]], "deep/b": [[0, 1, 1], [9, 1, 9]]}
+    assert class_pixels(dataset, dataset.split("train")).tolist() == [2, 3]
+
+
+def test_a_built_in_table_may_be_named(root: Path) -> None:
+    (root / "classes.json").write_text('{"table": "ade20k-raw"}')
+    write_pair(root, "val", "c", np.array([[0, 1, 150]], np.uint8))
+    dataset = opened(root)
+    assert dataset.read(dataset.split("val")[0])[1].tolist() == [[255, 0, 149]]
+    (root / "classes.json").write_text('{"table": "kitti"}')
+    with pytest.raises(ConfigError, match=r"classes\.table=kitti: choose one of camvid,"):
+        opened(root)
+
+
 def test_a_mask_of_another_size_names_both_sizes(root: Path) -> None:
     write_pair(root, "train", "bad", np.zeros((4, 5), np.uint8), size=(8, 10))
     dataset = opened(root)
