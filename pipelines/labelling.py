@@ -67,6 +67,8 @@ class LabelConfig:
     """Whether to average with the mirrored image; by default the checkpoint's setting."""
     window: int | None = None
     """Side of the sliding window in pixels, 0 for whole images; by default the checkpoint's."""
+    compile: bool = False
+    """Whether the network is compiled (CUDA graphs on GPUs): for many images of one size."""
     source: str = "images"
     """Input format; a row of SOURCES."""
     pixels: int = 100_000_000
@@ -120,7 +122,7 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
         LabellingFailed: the run broke off; run it again to finish it.
     """
     started = time.perf_counter()
-    checkpoint = tracking.load_model(config.model)
+    checkpoint = tracking.load_rgb_model(config.model)
     checkpoint = checkpoint.with_inference(scales=config.scales, flip=config.flip, window=config.window)
     source = open_store(config.input, field="input")
     output = open_store(config.output, field="output")
@@ -250,11 +252,11 @@ class _Job:
         if self.make_predictor is not None:
             return self.make_predictor
         # The object store carries the weights to every node once; no shared folder is needed.
-        reference, batch = ray.put(self.checkpoint), self.config.batch
+        reference, batch, compile = ray.put(self.checkpoint), self.config.batch, self.config.compile
 
         def build() -> Segmenter:
             checkpoint: Checkpoint = ray.get(reference)
-            return Segmenter(checkpoint.model, checkpoint.inference, batch=batch)
+            return Segmenter(checkpoint.model, checkpoint.inference, batch=batch, compile=compile)
 
         return build
 

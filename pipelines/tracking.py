@@ -5,34 +5,32 @@ what another one registered whatever folder it runs in (a submitted Ray job runs
 """
 
 import contextlib
+import dataclasses
 import logging
 import os
-import pickle
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import mlflow.artifacts
-import safetensors.torch
-import torch
 from mlflow.entities import Metric, Param
 from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
-from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 
 from pipelines.storage import ObjectError, open_store, to_local
 from pspnet_core import checkpoints
-from pspnet_core.backbones import load_backbone_weights
 from pspnet_core.checkpoints import Checkpoint
 from pspnet_core.errors import ConfigError, PspnetError
+from pspnet_core.importers import import_checkpoint
 from pspnet_core.pspnet import PSPNet, PSPNetConfig
 
 log = logging.getLogger(__name__)
 HOME = Path.home() / ".pspnet"
+WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 MLFLOW_SCHEMES = ("runs:/", "models:/")
 SQLITE = "sqlite:///"
 EXISTS = "RESOURCE_ALREADY_EXISTS"
@@ -151,6 +149,18 @@ def load_model(uri: str, *, field: str = "model") -> Checkpoint:
         return _load(fetch(uri, folder, field), uri, field)
 
 
+def load_rgb_model(uri: str) -> Checkpoint:
+    """``load_model`` for work on image files, which are read as RGB.
+
+    Raises:
+        ConfigError: as ``load_model``, and for a network of another number of input bands than 3.
+    """
+    checkpoint = load_model(uri)
+    if checkpoint.config.bands != 3:
+        raise ConfigError("model", uri, f"takes {checkpoint.config.bands} bands; image files are read as 3, RGB")
+    return checkpoint
+
+
 def _load(folder: Path, uri: str, field: str) -> Checkpoint:
     try:
         return checkpoints.load(folder)
@@ -173,44 +183,63 @@ def load_weights(uri: str, config: PSPNetConfig) -> dict[str, Tensor]:
     """State of a network of this config to start training from.
 
     Args:
-        uri: a checkpoint (any model URI) of the same network, or a file of ImageNet backbone weights with
-            torchvision's names (``.pth``, ``.pt`` or ``.safetensors``), local or remote.
+        uri: a checkpoint (any model URI) of the same network, or a file (``.pth``, ``.pt`` or ``.safetensors``, local
+            or remote) of another project: ImageNet weights of the backbone or a whole PSPNet, see ``importers``. The
+            classifiers of a network with another number of classes are left out: they start afresh.
 
     Raises:
         ConfigError: when the weights do not fit the network.
     """
     model = PSPNet(config)
-    if PurePosixPath(uri).suffix in WEIGHT_FILES:
-        with to_local(uri, field="init") as file:
-            leftover = load_backbone_weights(model.backbone, _read_weights(file, uri))
-        log.info("backbone weights of %s loaded; not used: %s", uri, ", ".join(leftover) or "none")
-        return model.state_dict()
-    weights = load_model(uri, field="init").weights
+    weights, given, backbone_only = _start(uri)
     own = model.state_dict()
-    wrong = [name for name, tensor in own.items() if name not in weights or weights[name].shape != tensor.shape]
+    fresh = _classifier_weights(model) if given.classes != config.classes else set()
+    taken = {name for name in own if name.startswith("backbone.")} if backbone_only else own.keys() - fresh
+    wrong = [name for name in own if name in taken and not _same_shape(own[name], weights.get(name))]
     if wrong:
         raise ConfigError("init", uri, f"its {wrong[0]} differs; start from the same backbone, stem and classes")
-    return {name: weights[name] for name in own}
+    if not backbone_only:
+        _warn_of_differences(uri, given, config)
+    classifiers = (
+        f"the classifiers (it has {given.classes} classes, the data {config.classes}): {', '.join(sorted(fresh))}"
+    )
+    log.info("weights of %s loaded but for %s", uri, "the head" if backbone_only else classifiers if fresh else "none")
+    return {name: weights[name] if name in taken else own[name] for name in own}
 
 
-def _read_weights(file: Path, uri: str) -> dict[str, Tensor]:
-    try:
-        return WEIGHT_FILES[file.suffix](file)
-    except (OSError, RuntimeError, ValueError, pickle.UnpicklingError, SafetensorError) as error:
-        reason = _first_line(error)
-        raise ConfigError("init", uri, f"is no file of weights ({reason}); download it again") from error
+def _start(uri: str) -> tuple[dict[str, Tensor], PSPNetConfig, bool]:
+    """Weights under our names, their network, and whether only the backbone of them is trained."""
+    if PurePosixPath(uri).suffix not in WEIGHT_FILES:
+        checkpoint = load_model(uri, field="init")
+        return checkpoint.weights, checkpoint.config, False
+    with to_local(uri, field="init") as file:
+        try:
+            found = import_checkpoint(file, source=uri)
+        except ConfigError as error:
+            raise ConfigError("init", uri, error.remedy) from error
+    return found.weights, found.config, found.backbone_only
 
 
-def _read_pickle(file: Path) -> dict[str, Tensor]:
-    state: dict[str, Tensor] = torch.load(file, map_location="cpu", weights_only=True)
-    return state
+def _classifier_weights(model: PSPNet) -> set[str]:
+    """Names of the weights whose size is the number of classes: those of the last convolution of each head."""
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    heads = ([name for name in convolutions if name.startswith(head)][-1:] for head in ("decoder.", "auxiliary."))
+    prefixes = tuple(f"{name}." for found in heads for name in found)
+    return {name for name in model.state_dict() if name.startswith(prefixes)}
 
 
-WEIGHT_FILES: dict[str, Callable[[Path], dict[str, Tensor]]] = {
-    ".safetensors": safetensors.torch.load_file,
-    ".pth": _read_pickle,
-    ".pt": _read_pickle,
-}
+def _warn_of_differences(uri: str, given: PSPNetConfig, config: PSPNetConfig) -> None:
+    """Weights may fit a network that computes something else with them."""
+    fields = [
+        field.name for field in dataclasses.fields(config) if field.name not in ("classes", "auxiliary", "dropout")
+    ]
+    other = [f"{field} {getattr(given, field)}" for field in fields if getattr(given, field) != getattr(config, field)]
+    if other:
+        log.warning("the network of %s differs from the one to train: it has %s", uri, ", ".join(other))
+
+
+def _same_shape(own: Tensor, other: Tensor | None) -> bool:
+    return other is not None and other.shape == own.shape
 
 
 def _download(uri: str, folder: str, field: str) -> Path:

@@ -7,6 +7,7 @@ the best checkpoint logged and registered in MLflow.
 import dataclasses
 import json
 import logging
+import math
 import os
 import sys
 import tempfile
@@ -35,6 +36,8 @@ from pipelines.training_loop import LoopConfig, train_loop
 from pspnet_core.checkpoints import check_name
 from pspnet_core.errors import ConfigError, PspnetError
 from pspnet_core.inference import InferenceSettings
+from pspnet_core.losses import LossConfig
+from pspnet_core.norms import check_norm
 from pspnet_core.optim import OPTIMISERS
 from pspnet_core.pspnet import PSPNetConfig
 from pspnet_core.transforms import AugmentConfig
@@ -73,9 +76,11 @@ class TrainConfig:
     backbone: str = "resnet50"
     """resnet18, resnet34, resnet50, resnet101 or resnet152."""
     stem: str = "plain"
-    """First layers of the backbone: plain (one 7x7) or deep (three 3x3)."""
+    """First layers of the backbone: plain (one 7x7), deep (three 3x3) or deep32 (three 3x3, narrower)."""
     stride: int = 8
     """Output stride of the backbone: 8 (the paper's), 16 or 32."""
+    bins: tuple[int, ...] = (1, 2, 3, 6)
+    """Grid sizes of the pyramid; none may exceed the feature map of the crop (crop / stride)."""
     crop: int = 473
     """Side of the square training crop, in pixels."""
     resize: float = 1.0
@@ -84,6 +89,11 @@ class TrainConfig:
     """Range of the random scale in training."""
     batch: int = 16
     """Images per step over all workers together."""
+    accumulate: int = 1
+    """Passes in which each worker takes its part of the batch: 2 halves the memory and leaves the step as it is."""
+    norm: str = "auto"
+    """BatchNorm in training: batch (each worker's own images), sync (all workers' images; GPUs only), auto (sync on
+    several GPUs, else batch) or frozen (the statistics of --init; allows 1 image per worker)."""
     optimiser: str = "sgd"
     """sgd (the paper's) or adamw."""
     rate: float = 0.01
@@ -91,9 +101,25 @@ class TrainConfig:
     head: float = 10.0
     """Factor on the learning rate of all layers but the backbone."""
     decay: float = 1e-4
-    """Weight decay."""
+    """Weight decay of the convolutions; norms and biases have none."""
     warmup: int = 0
     """Steps over which the learning rate rises to its base."""
+    clip: float = 0.0
+    """Largest norm of the gradient of all weights together; 0 for no limit."""
+    ema: float = 0.0
+    """Decay of a moving average of the weights, such as 0.999, which is then scored and saved; 0 for none."""
+    loss: str = "cross_entropy"
+    """cross_entropy, ohem (cross-entropy of the hard pixels), focal, dice or lovasz."""
+    smoothing: float = 0.0
+    """Label smoothing of cross_entropy and ohem: share of the label that is spread over all classes."""
+    threshold: float = 0.7
+    """ohem: a pixel is hard when its class has a probability below this."""
+    kept: int = 100_000
+    """ohem: pixels of one pass of a worker that are kept at least, the hardest ones."""
+    gamma: float = 2.0
+    """focal: how much easy pixels are played down; 0 gives cross-entropy."""
+    auxiliary: float = 0.4
+    """Weight of the auxiliary loss; 0 leaves out the auxiliary head."""
     balance: float = 0.0
     """Weight of rare classes in the loss: frequency to the power of minus this; 0 weighs all alike."""
     seed: int = 0
@@ -105,28 +131,76 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        for field in ("epochs", "crop", "batch"):
-            if getattr(self, field) < 1:
+        for field in ("epochs", "crop", "batch", "accumulate", "rate", "resize", "head"):
+            if not 0 < getattr(self, field) < math.inf:
                 raise ConfigError(field, getattr(self, field), "give a positive number")
-        for field in ("rate", "resize", "head"):
-            if getattr(self, field) <= 0:
-                raise ConfigError(field, getattr(self, field), "give a positive number")
-        for field in ("decay", "balance", "warmup"):
-            if getattr(self, field) < 0:
+        for field in ("decay", "balance", "warmup", "clip"):
+            if not 0 <= getattr(self, field) < math.inf:
                 raise ConfigError(field, getattr(self, field), "give a number of at least 0")
+        if not 0 <= self.ema < 1:
+            raise ConfigError("ema", self.ema, "give a decay such as 0.999, or 0 for none")
         if self.stride not in (8, 16, 32):
             raise ConfigError("stride", self.stride, "choose 8, 16 or 32")
         if self.optimiser not in OPTIMISERS:
             raise ConfigError("optimiser", self.optimiser, f"choose one of {', '.join(OPTIMISERS)}")
+        check_norm(self.norm)
+        # The parts check their own settings: here, where no data has been read yet.
+        self.loss_config()
+        self.augmentation(self.network(classes=2), ignore=255)
+        self._check_bins()
         if not self.worker_counts():
-            remedy = "give a multiple of the workers: BatchNorm needs at least 2 images on each"
-            raise ConfigError("batch", self.batch, remedy)
+            least = "at least 2 images for BatchNorm in each pass of a worker, or --norm frozen"
+            raise ConfigError("batch", self.batch, f"give a multiple of the workers times --accumulate, with {least}")
+
+    def _check_bins(self) -> None:
+        cells = math.ceil(self.crop / self.stride)
+        if max(self.bins) > cells:
+            remedy = f"the feature map of --crop {self.crop} at --stride {self.stride} has {cells}x{cells} cells"
+            raise ConfigError("bins", ",".join(map(str, self.bins)), f"{remedy}; give smaller bins or a larger crop")
 
     def worker_counts(self) -> list[int]:
         """Numbers of workers in the range that share the batch evenly, the largest first."""
         workers = WorkerRange.parse(self.workers)
-        counts = range(workers.high, workers.low - 1, -1)
-        return [count for count in counts if self.batch % count == 0 and self.batch // count >= 2]
+        return [count for count in range(workers.high, workers.low - 1, -1) if self._suits(count)]
+
+    def _suits(self, workers: int) -> bool:
+        """Whether so many workers get the same number of images in each pass, and BatchNorm enough of them."""
+        images, rest = divmod(self.batch, workers * self.accumulate)
+        together = images * workers if self.norm == "sync" else images
+        return rest == 0 and together >= (1 if self.norm == "frozen" else 2)
+
+    def network(self, classes: int) -> PSPNetConfig:
+        """The network for this many classes."""
+        return PSPNetConfig(
+            classes=classes,
+            backbone=self.backbone,
+            stem=self.stem,  # type: ignore[arg-type]
+            output_stride=self.stride,  # type: ignore[arg-type]
+            bins=self.bins,
+            auxiliary=self.auxiliary > 0,
+        )
+
+    def loss_config(self) -> LossConfig:
+        """The loss and its settings."""
+        return LossConfig(
+            kind=self.loss,
+            smoothing=self.smoothing,
+            threshold=self.threshold,
+            kept=self.kept,
+            gamma=self.gamma,
+            auxiliary=self.auxiliary,
+        )
+
+    def augmentation(self, network: PSPNetConfig, ignore: int) -> AugmentConfig:
+        """How a training crop is made; its padding is the network's mean colour and the ignore id."""
+        red, green, blue = network.mean
+        return AugmentConfig(
+            crop=(self.crop, self.crop),
+            base=self.resize,
+            scale=self.scale,
+            mean=(red, green, blue),
+            ignore=ignore,
+        )
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
@@ -141,10 +215,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         TrainingFailed: the workers kept failing.
     """
     dataset = open_dataset(config.data, config.layout)
-    loop = _loop_config(config, dataset)
+    loop = loop_config(config, dataset)
     output = open_store(config.output, field="output")
     with ray_session():
         scaling = _scaling(config)
+        check_norm(config.norm, gpu=bool(scaling.use_gpu))
         output.check_writable_atomically()
         run = tracking.start_run("pspnet-training", config.name)
         try:
@@ -159,7 +234,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return summary
 
 
-def _loop_config(config: TrainConfig, dataset: Dataset) -> LoopConfig:
+def loop_config(config: TrainConfig, dataset: Dataset) -> LoopConfig:
     """Check the data and gather what a worker needs."""
     pairs = dataset.split(config.train)
     if len(pairs) < config.batch:
@@ -169,27 +244,18 @@ def _loop_config(config: TrainConfig, dataset: Dataset) -> LoopConfig:
     log.info("checking %d training masks", len(pairs))
     pixels = class_pixels(dataset, pairs)
     class_pixels(dataset, dataset.split(config.val))
-    network = PSPNetConfig(
-        classes=len(dataset.classes),
-        backbone=config.backbone,
-        stem=config.stem,  # type: ignore[arg-type]
-        output_stride=config.stride,  # type: ignore[arg-type]
-    )
+    network = config.network(len(dataset.classes))
+    if config.norm == "frozen" and not config.init:
+        log.warning("norm=frozen without --init: a fresh network's statistics (mean 0, variance 1) normalise nothing")
     resized = InferenceSettings(resize="scale", size=config.resize) if config.resize != 1 else InferenceSettings()
-    augment = AugmentConfig(
-        crop=(config.crop, config.crop),
-        base=config.resize,
-        scale=config.scale,
-        mean=network.mean,
-        ignore=dataset.classes.ignore,
-    )
     return LoopConfig(
         dataset=dataset,
         train=pairs,
         val=dataset.split(config.val),
         network=network,
+        loss=config.loss_config(),
         inference=resized,
-        augment=augment,
+        augment=config.augmentation(network, dataset.classes.ignore),
         init=tracking.load_weights(config.init, network) if config.init else None,
         pixels=tuple(int(count) for count in pixels),
         progress=sys.stderr.isatty(),
@@ -197,14 +263,21 @@ def _loop_config(config: TrainConfig, dataset: Dataset) -> LoopConfig:
     )
 
 
-_PASSED_ON = ("name", "epochs", "batch", "optimiser", "rate", "head", "decay", "warmup", "balance", "seed")
+_PASSED_ON = (
+    *("name", "epochs", "batch", "accumulate", "norm", "seed"),
+    *("optimiser", "rate", "head", "decay", "warmup", "clip", "ema", "balance"),
+)
 
 
 def _check_output(config: TrainConfig, output: Store, dataset: Dataset) -> None:
-    """Refuse to mix two runs in one folder; remember this one's shape so that a resume can be compared with it."""
-    record = f"{config.name}/config.json"
-    shape = {key: getattr(config, key) for key in ("backbone", "stem", "stride", "layout", "optimiser")}
+    """Refuse to mix two runs in one folder; remember this one's shape so that a resume can be compared with it.
+
+    Compared is what the saved state depends on: data and network, and what is kept of optimiser and average.
+    """
+    shape = {key: getattr(config, key) for key in ("backbone", "stem", "stride", "layout", "optimiser", "ema")}
+    shape |= {"bins": list(config.bins), "auxiliary": "on" if config.auxiliary else "off"}
     shape |= {"data": dataset.store.root, "classes": len(dataset.classes)}
+    record = f"{config.name}/config.json"
     created = output.put_if_absent(record, json.dumps(shape, indent=1).encode())
     if created:
         return

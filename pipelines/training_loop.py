@@ -3,13 +3,19 @@
 One step, as in the paper: preprocess -> (initialised once) -> forward -> loss -> backward and update -> repeat. After
 each epoch every worker scores its share of the validation split with the ``Segmenter`` that labelling uses, the
 confusion matrices are added up, and the first worker reports metrics and checkpoint.
+
+A step takes one batch, spread over the workers and, to save memory, over several passes of each. Its loss is the mean
+over the pixels that count in all of them together, however unevenly the ignored ones are spread.
+
+Shapes: ``b`` images of one worker's part of the batch, ``h w`` pixels of the crop.
 """
 
+import contextlib
 import json
 import os
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,15 +35,19 @@ from pipelines.datasets import Dataset, Pair
 from pipelines.loading import CropLoader, Shard
 from pipelines.scoring import score
 from pspnet_core import checkpoints
-from pspnet_core.device import autocast
+from pspnet_core.device import autocast, place
+from pspnet_core.ema import WeightAverage
 from pspnet_core.inference import InferenceSettings, Segmenter
-from pspnet_core.losses import class_weights, pspnet_loss
+from pspnet_core.losses import LossConfig, class_weights, pspnet_loss, valid_weight
 from pspnet_core.metrics import ConfusionMatrix
-from pspnet_core.optim import build_optimiser, poly, set_learning_rate
-from pspnet_core.pspnet import PSPNet, PSPNetConfig
+from pspnet_core.norms import set_norm
+from pspnet_core.optim import build_optimiser, load_optimiser_state, optimiser_state, poly, set_learning_rate
+from pspnet_core.pspnet import Logits, PSPNet, PSPNetConfig
 from pspnet_core.transforms import AugmentConfig
 
+MODEL_FOLDER = "model"  # what was scored: a checkpoint like any other
 OPTIMISER_FILE = "optimiser.safetensors"
+WEIGHTS_FILE = "weights.safetensors"  # the weights that learn, when the model holds their average
 PROGRESS_FILE = "progress.json"
 
 
@@ -49,6 +59,7 @@ class LoopConfig:
     train: tuple[Pair, ...]
     val: tuple[Pair, ...]
     network: PSPNetConfig
+    loss: LossConfig
     inference: InferenceSettings
     augment: AugmentConfig
     init: dict[str, Tensor] | None = field(repr=False)
@@ -58,11 +69,15 @@ class LoopConfig:
     name: str
     epochs: int
     batch: int
+    accumulate: int
+    norm: str
     optimiser: str
     rate: float
     head: float
     decay: float
     warmup: int
+    clip: float
+    ema: float
     balance: float
     seed: int
     progress: bool
@@ -90,11 +105,12 @@ def train_loop(arguments: dict[str, LoopConfig]) -> None:
     start = worker.restore(ray.train.get_checkpoint())
     for epoch in range(start, config.epochs):
         trained = worker.train_epoch(epoch)
-        confusion = worker.validate()
+        model = worker.checkpoint()
+        confusion = worker.validate(model)
         metrics = worker.metrics(epoch, trained, confusion)
         with tempfile.TemporaryDirectory() as folder:
             if shard.rank == 0:
-                worker.save(Path(folder), epoch + 1)
+                worker.save(Path(folder), model, epoch + 1)
                 ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
             else:
                 ray.train.report(metrics)
@@ -108,8 +124,9 @@ class Worker:
         self.model = PSPNet(config.network)
         if config.init is not None:
             self.model.load_state_dict(config.init)
-        # The Segmenter shares the model: validation scores the weights as they are, by labelling's own path.
-        self.segmenter = Segmenter(self.model, config.inference, device=device)
+        place(self.model, device)
+        set_norm(self.model, config.norm, workers=shard.world, device=device)
+        self.average = WeightAverage(self.model, config.ema) if config.ema else None
         self.parallel = _parallel(self.model, shard, device)
         self.optimiser = build_optimiser(
             self.model, config.optimiser, weight_decay=config.decay, head_factor=config.head
@@ -131,62 +148,116 @@ class Worker:
         if checkpoint is None:
             return 0
         with checkpoint.as_directory() as folder:
-            self.model.load_state_dict(checkpoints.load(Path(folder) / "model").weights)
+            scored = checkpoints.load(Path(folder) / MODEL_FOLDER).weights
+            raw = safetensors.torch.load_file(Path(folder) / WEIGHTS_FILE) if self.average else scored
             state = safetensors.torch.load_file(Path(folder) / OPTIMISER_FILE)
             progress = json.loads((Path(folder) / PROGRESS_FILE).read_text())
-        _load_optimiser(self.optimiser, state)
+        self.model.load_state_dict(raw)
+        if self.average:
+            self.average.model.load_state_dict(scored)
+        load_optimiser_state(self.optimiser, self.model, state)
         return int(progress["epoch"])
 
-    def save(self, folder: Path, epoch: int) -> None:
+    def save(self, folder: Path, model: checkpoints.Checkpoint, epoch: int) -> None:
         """Write model, optimiser and progress; ``epoch`` is the next one to train."""
-        checkpoint = checkpoints.from_model(
-            self.model,
-            name=self.config.name,
-            classes=self.config.dataset.classes,
-            inference=self.config.inference,
-        )
-        checkpoint.save(folder / "model")
-        safetensors.torch.save_file(_optimiser_state(self.optimiser), folder / OPTIMISER_FILE)
+        model.save(folder / MODEL_FOLDER)
+        if self.average:
+            safetensors.torch.save_file(_on_cpu(self.model.state_dict()), folder / WEIGHTS_FILE)
+        safetensors.torch.save_file(optimiser_state(self.optimiser, self.model), folder / OPTIMISER_FILE)
         (folder / PROGRESS_FILE).write_text(json.dumps({"epoch": epoch, "step": epoch * self.loader.steps}))
 
     def train_epoch(self, epoch: int) -> EpochResult:
         """All steps of one epoch."""
         self.model.train()
-        start, total, rate = time.perf_counter(), torch.zeros(()), 0.0
-        for step, (images, masks) in enumerate(self._with_progress(epoch)):
-            rate = self._rate(epoch * self.loader.steps + step)
-            total += self._step(images.to(self.device), masks.to(self.device), rate)
-        seconds = time.perf_counter() - start
-        return EpochResult(loss=float(total) / self.loader.steps, rate=rate, seconds=seconds)
+        # Dropout: other on each worker, and in a resumed run what it would have been.
+        torch.manual_seed(derived_seed(self.config.seed, epoch, self.shard.rank))
+        start, total, rate = time.perf_counter(), torch.zeros((), device=self.device), 0.0
+        for index, (images, masks) in enumerate(self._with_progress(epoch)):
+            step = epoch * self.loader.steps + index
+            rate = self._rate(step)
+            total += self.step(images.to(self.device), masks.to(self.device).long(), rate)
+            if self.average:
+                self.average.update(self.model, step)
+        loss = float(self._added_up(total)) / self.loader.steps
+        return EpochResult(loss=loss, rate=rate, seconds=time.perf_counter() - start)
 
     def _rate(self, step: int) -> float:
         steps = self.config.epochs * self.loader.steps
         return self.config.rate * poly(step, steps=steps, warmup=self.config.warmup)
 
-    def _step(self, images: Tensor, masks: Tensor, rate: float) -> Tensor:
-        """Forward, loss, backward and update on one batch; returns the loss."""
-        set_learning_rate(self.optimiser, rate)
-        with autocast(self.device, gradients=True):
-            logits = self.parallel(images)
-        loss = pspnet_loss(logits, masks, ignore=self.config.augment.ignore, weight=self.weights)
-        self.optimiser.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimiser.step()
-        return loss.detach().cpu()
+    def step(self, images: Tensor, masks: Tensor, rate: float) -> Tensor:
+        """One step on one batch: forward (the network preprocesses its input itself), loss, backward and update.
 
-    def validate(self) -> ConfusionMatrix:
-        """Confusion matrix of the whole validation split, on every worker."""
-        self.model.eval()
+        Args:
+            images: ``(b, 3, h, w)`` uint8 RGB, this worker's part of the batch.
+            masks: ``(b, h, w)`` int64 class ids.
+            rate: learning rate of the backbone.
+
+        Returns:
+            This worker's part of the loss; those of all workers add up to it.
+        """
+        set_learning_rate(self.optimiser, rate)
+        self.optimiser.zero_grad(set_to_none=True)
+        parts = list(zip(images.chunk(self.config.accumulate), masks.chunk(self.config.accumulate), strict=True))
+        shares = self._shares([targets for _, targets in parts])
+        total = torch.zeros((), device=self.device)
+        for number, (inputs, targets) in enumerate(parts):
+            with self._gradients_shared(last=number == len(parts) - 1):
+                with autocast(self.device):
+                    logits = self.parallel(inputs)
+                loss = shares[number] * self._loss(logits, targets)
+                # DDP takes the mean of the workers' gradients; the shares are made for their sum.
+                (loss * self.shard.world).backward()
+            total += loss.detach()
+        if self.config.clip:
+            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self.optimiser.step()
+        return total
+
+    def _loss(self, logits: Logits, targets: Tensor) -> Tensor:
+        ignore = self.config.augment.ignore
+        return pspnet_loss(logits, targets, ignore=ignore, weight=self.weights, config=self.config.loss)
+
+    def _shares(self, masks: Sequence[Tensor]) -> Tensor:
+        """Share of each of this worker's passes in the step's loss; those of all workers add up to 1."""
+        ignore = self.config.augment.ignore
+        counts = torch.stack([valid_weight(mask, ignore=ignore, weight=self.weights) for mask in masks])
+        total = self._added_up(counts.sum())
+        return (counts / torch.where(total > 0, total, 1)).float()
+
+    def _added_up(self, value: Tensor) -> Tensor:
+        """The sum of a tensor over all workers."""
         if self.shard.world > 1:
-            # Each worker's BatchNorm has seen other images; what is scored must be what the first worker saves.
-            for buffer in self.model.buffers():
+            torch.distributed.all_reduce(value)
+        return value
+
+    def _gradients_shared(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Gradients travel between the workers once a step, with the last pass."""
+        if last or not isinstance(self.parallel, DistributedDataParallel):
+            return contextlib.nullcontext()
+        return self.parallel.no_sync()
+
+    def checkpoint(self) -> checkpoints.Checkpoint:
+        """The model as it is scored and saved, the same on every worker: the averaged weights if there are any."""
+        model = self.average.model if self.average else self.model
+        if self.shard.world > 1:
+            # Each worker's BatchNorm has seen other images.
+            for buffer in model.buffers():
                 torch.distributed.broadcast(buffer, src=0)
+        return checkpoints.from_model(
+            model,
+            name=self.config.name,
+            classes=self.config.dataset.classes,
+            inference=self.config.inference,
+        )
+
+    def validate(self, model: checkpoints.Checkpoint) -> ConfusionMatrix:
+        """Confusion matrix of the whole validation split, on every worker."""
+        segmenter = Segmenter(model.model, self.config.inference, device=self.device)
         pairs = self.config.val[self.shard.rank :: self.shard.world]
-        confusion = score(self.segmenter, self.config.dataset, pairs)
-        if self.shard.world > 1:
-            counts = torch.from_numpy(confusion.counts).to(self.device)
-            torch.distributed.all_reduce(counts)
-            confusion.counts[:] = counts.cpu().numpy()
+        confusion = score(segmenter, self.config.dataset, pairs)
+        counts = self._added_up(torch.from_numpy(confusion.counts).to(self.device))
+        confusion.counts[:] = counts.cpu().numpy()
         return confusion
 
     def metrics(self, epoch: int, trained: EpochResult, confusion: ConfusionMatrix) -> dict[str, Any]:
@@ -219,26 +290,14 @@ def _parallel(model: PSPNet, shard: Shard, device: torch.device) -> torch.nn.Mod
     """The model with its gradients averaged over the workers."""
     if shard.world == 1:
         return model
-    if device.type == "cuda":
-        model = torch.nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        return DistributedDataParallel(model, device_ids=[device.index], gradient_as_bucket_view=True)
-    return DistributedDataParallel(model, gradient_as_bucket_view=True)
+    devices = [device.index] if device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
 
 
-def _optimiser_state(optimiser: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's tensors, named ``<parameter index>.<what>``."""
-    state = optimiser.state_dict()["state"]
-    return {
-        f"{index}.{key}": torch.as_tensor(value).detach().cpu().contiguous().clone()
-        for index, values in state.items()
-        for key, value in values.items()
-        if value is not None
-    }
+def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
 
 
-def _load_optimiser(optimiser: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    state: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, key = name.split(".", 1)
-        state.setdefault(int(index), {})[key] = tensor
-    optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
+def derived_seed(*parts: int) -> int:
+    """One seed out of several numbers."""
+    return int(np.random.SeedSequence(parts).generate_state(1)[0])

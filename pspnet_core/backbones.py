@@ -4,20 +4,26 @@ He et al., "Deep Residual Learning for Image Recognition" (CVPR 2016), dilated a
 Networks" (CVPR 2017). Module names are torchvision's (``conv1``, ``bn1``, ``layerN.M.convK``), so that ImageNet
 weights of the plain stem load by name.
 
-Shapes: ``B`` batch, ``H W`` input pixels, ``h w`` feature cells (input size divided by the output stride, rounded up).
+Shapes: ``B`` batch, ``N`` input bands, ``H W`` input pixels, ``h w`` feature cells (input size divided by the output
+stride, rounded up).
 """
 
-from collections.abc import Sequence
+from collections import OrderedDict
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
 from torch import Tensor, nn
 
-from pspnet_core.errors import ConfigError
-
-Stem = Literal["plain", "deep"]
+Stem = Literal["plain", "deep", "deep32"]
 OutputStride = Literal[8, 16, 32]
+Dilation = Literal["contracted", "full"]
+
+# First layers -> widths of their 3x3 convolutions; none for a single 7x7 (64).
+STEMS: dict[str, tuple[int, ...]] = {
+    "plain": (),  # He et al.; torchvision; V1b of mmsegmentation
+    "deep": (64, 64, 128),  # the code of the PSPNet paper's authors
+    "deep32": (32, 32, 64),  # V1c and V1d of mmsegmentation
+}
 
 
 class BasicBlock(nn.Module):
@@ -25,7 +31,7 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int, *, avg_down: bool = False) -> None:
         super().__init__()
         outputs = width * self.expansion
         self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=dilation, dilation=dilation, bias=False)
@@ -33,7 +39,7 @@ class BasicBlock(nn.Module):
         self.conv2 = nn.Conv2d(width, outputs, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, outputs, stride)
+        self.downsample = _shortcut(inputs, outputs, stride, avg_down=avg_down)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, inputs, h, w)`` to ``(B, width * expansion, h / stride, w / stride)``."""
@@ -49,7 +55,7 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int, *, avg_down: bool = False) -> None:
         super().__init__()
         outputs = width * self.expansion
         self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
@@ -59,7 +65,7 @@ class Bottleneck(nn.Module):
         self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(outputs)
         self.relu = nn.ReLU(inplace=True)
-        self.downsample = _shortcut(inputs, outputs, stride)
+        self.downsample = _shortcut(inputs, outputs, stride, avg_down=avg_down)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map ``(B, inputs, h, w)`` to ``(B, width * expansion, h / stride, w / stride)``."""
@@ -71,10 +77,16 @@ class Bottleneck(nn.Module):
         return out
 
 
-def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Sequential | None:
+def _shortcut(inputs: int, outputs: int, stride: int, *, avg_down: bool) -> nn.Sequential | None:
+    """A 1x1 convolution where size or channels change; with ``avg_down`` an average takes over its stride."""
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    layers: OrderedDict[str, nn.Module] = OrderedDict()
+    if avg_down and stride > 1:
+        layers["pool"] = nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False)
+    layers["0"] = nn.Conv2d(inputs, outputs, 1, 1 if avg_down else stride, bias=False)
+    layers["1"] = nn.BatchNorm2d(outputs)
+    return nn.Sequential(layers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,10 +96,9 @@ class BackboneSpec:
     block: type[BasicBlock] | type[Bottleneck]
     blocks: tuple[int, int, int, int]
 
-    @property
-    def channels(self) -> tuple[int, int]:
-        """Channels of the third and of the fourth stage."""
-        return 256 * self.block.expansion, 512 * self.block.expansion
+    def channels(self, stage: int) -> int:
+        """Channels that stage 1, 2, 3 or 4 puts out."""
+        return int(32 * 2**stage * self.block.expansion)
 
 
 BACKBONES: dict[str, BackboneSpec] = {
@@ -98,110 +109,82 @@ BACKBONES: dict[str, BackboneSpec] = {
     "resnet152": BackboneSpec(block=Bottleneck, blocks=(3, 8, 36, 3)),
 }
 
-# Output stride -> (stride, dilation) of the third and of the fourth stage.
-_STAGES: dict[int, tuple[tuple[int, int], tuple[int, int]]] = {
-    8: ((1, 2), (1, 4)),
-    16: ((2, 1), (1, 2)),
-    32: ((2, 1), (2, 1)),
+# Output stride -> (stride, dilation) of each stage.
+_STAGES: dict[int, tuple[tuple[int, int], ...]] = {
+    8: ((1, 1), (2, 1), (1, 2), (1, 4)),
+    16: ((1, 1), (2, 1), (2, 1), (1, 2)),
+    32: ((1, 1), (2, 1), (2, 1), (2, 1)),
 }
 
 
 class ResNet(nn.Module):
-    """A residual network whose last two stages trade stride for dilation.
-
-    A dilated stage keeps the dilation of the stage before it in its first block ("contracted" pattern, the one of
-    torchvision and mmsegmentation).
+    """A residual network whose last stages trade stride for dilation.
 
     Args:
         spec: a row of ``BACKBONES``.
-        stem: ``plain`` is one 7x7 convolution (64); ``deep`` is three 3x3 (64, 64, 128), as in the PSPNet paper's code.
-        output_stride: input pixels per feature cell.
-
-    Raises:
-        ConfigError: for an output stride that is not 8, 16 or 32, or an unknown stem.
+        bands: channels of the input, 3 for RGB.
+        stem: a row of ``STEMS``: one 7x7 convolution, or three 3x3.
+        stages: residual stages, 2 to 4; the network ends after the last.
+        output_stride: input pixels per feature cell at the end of stage 4. Two stages end at stride 8 in any case.
+        dilation: ``contracted``: the first block of a dilated stage keeps the dilation of the stage before it
+            (torchvision, mmsegmentation); ``full``: it is dilated like the rest (the paper's code).
+        avg_down: whether shortcuts average before their convolution instead of striding it (ResNet-D).
     """
 
-    def __init__(self, spec: BackboneSpec, *, stem: Stem = "plain", output_stride: OutputStride = 8) -> None:
+    layer1: nn.Sequential
+    layer2: nn.Sequential
+    layer3: nn.Sequential
+    layer4: nn.Sequential
+
+    def __init__(
+        self,
+        spec: BackboneSpec,
+        *,
+        bands: int = 3,
+        stem: Stem = "plain",
+        stages: int = 4,
+        output_stride: OutputStride = 8,
+        dilation: Dilation = "contracted",
+        avg_down: bool = False,
+    ) -> None:
         super().__init__()
-        if output_stride not in _STAGES:
-            raise ConfigError("output_stride", output_stride, "choose 8, 16 or 32")
-        if stem not in ("plain", "deep"):
-            raise ConfigError("stem", stem, "choose plain or deep")
-        self.conv1, self.bn1, width = _stem(stem)
+        self.conv1, self.bn1, inputs = _stem(bands, STEMS[stem])
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
-        self._inputs, self._dilation = width, 1
-        third, fourth = _STAGES[output_stride]
-        self.layer1 = self._stage(spec, 0, 64, 1, 1)
-        self.layer2 = self._stage(spec, 1, 128, 2, 1)
-        self.layer3 = self._stage(spec, 2, 256, *third)
-        self.layer4 = self._stage(spec, 3, 512, *fourth)
+        self.stages = stages
+        before = 1
+        for index, (stride, own) in enumerate(_STAGES[output_stride][:stages]):
+            outputs, first = spec.channels(index + 1), own if dilation == "full" else before
+            width = outputs // spec.block.expansion
+            blocks = [spec.block(inputs, width, stride, first, avg_down=avg_down)]
+            blocks += [spec.block(outputs, width, 1, own) for _ in range(spec.blocks[index] - 1)]
+            self.add_module(f"layer{index + 1}", nn.Sequential(*blocks))
+            inputs, before = outputs, own
         for module in self.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-
-    def _stage(self, spec: BackboneSpec, index: int, width: int, stride: int, dilation: int) -> nn.Sequential:
-        blocks: list[nn.Module] = [spec.block(self._inputs, width, stride, self._dilation)]
-        self._inputs, self._dilation = width * spec.block.expansion, dilation
-        blocks += [spec.block(self._inputs, width, 1, dilation) for _ in range(spec.blocks[index] - 1)]
-        return nn.Sequential(*blocks)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Features of normalised images.
 
         Args:
-            x: ``(B, 3, H, W)`` float, normalised RGB.
+            x: ``(B, N, H, W)`` float, normalised.
 
         Returns:
-            Third stage ``(B, C3, h, w)`` (for the auxiliary head) and fourth stage ``(B, C4, h, w)``.
+            The last stage but one ``(B, C3, h, w)`` (for the auxiliary head) and the last ``(B, C4, h, w)``.
         """
-        x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
-        third = self.layer3(self.layer2(self.layer1(x)))
-        return third, self.layer4(third)
+        before = x = self.maxpool(self.relu(self.bn1(self.conv1(x))))
+        for index in range(self.stages):
+            before, x = x, self.get_submodule(f"layer{index + 1}")(x)
+        return before, x
 
 
-def _stem(kind: Stem) -> tuple[nn.Module, nn.Module, int]:
-    """First convolution, its normalisation and its output channels; the input is halved once."""
-    if kind == "plain":
-        return nn.Conv2d(3, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64), 64
-    widths: Sequence[tuple[int, int, int]] = ((3, 64, 2), (64, 64, 1), (64, 128, 1))
+def _stem(bands: int, widths: tuple[int, ...]) -> tuple[nn.Module, nn.BatchNorm2d, int]:
+    """First convolutions, their last normalisation and their output channels; the input is halved once."""
+    if not widths:
+        return nn.Conv2d(bands, 64, 7, 2, padding=3, bias=False), nn.BatchNorm2d(64), 64
     layers: list[nn.Module] = []
-    for inputs, outputs, stride in widths:
+    for inputs, outputs, stride in zip((bands, *widths), widths, (2, 1, 1), strict=False):
         layers += [nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)]
         layers += [nn.BatchNorm2d(outputs), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers[:-2]), layers[-2], widths[-1][1]
-
-
-def build_backbone(name: str, *, stem: Stem = "plain", output_stride: OutputStride = 8) -> ResNet:
-    """The backbone called ``name``; raises ConfigError when there is none of that name."""
-    if name not in BACKBONES:
-        raise ConfigError("backbone", name, f"choose one of {', '.join(BACKBONES)}")
-    return ResNet(BACKBONES[name], stem=stem, output_stride=output_stride)
-
-
-def load_backbone_weights(backbone: ResNet, state: dict[str, Tensor]) -> list[str]:
-    """Load ImageNet weights named as torchvision names them; the classifier ``fc`` is left over.
-
-    Returns:
-        The names in ``state`` that were not used.
-
-    Raises:
-        ConfigError: when a weight of the backbone is missing or has another shape.
-    """
-    own = backbone.state_dict()
-    absent = [name for name in own if name not in state and not name.endswith("num_batches_tracked")]
-    if absent:
-        raise ConfigError(
-            "init",
-            f"{len(absent)} weights missing, first {absent[0]}",
-            "use weights of this backbone and stem",
-        )
-    wrong = [name for name in own if name in state and state[name].shape != own[name].shape]
-    if wrong:
-        shapes = f"{wrong[0]} {tuple(state[wrong[0]].shape)}"
-        raise ConfigError(
-            "init", shapes, f"expected {tuple(own[wrong[0]].shape)}; use weights of this backbone and stem"
-        )
-    with torch.no_grad():
-        backbone.load_state_dict({name: state.get(name, value) for name, value in own.items()})
-    return sorted(set(state) - set(own))
+    return nn.Sequential(*layers[:-2]), nn.BatchNorm2d(widths[-1]), widths[-1]

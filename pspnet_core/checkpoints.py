@@ -7,6 +7,7 @@ deviation of preprocessing are part of the config. The fingerprint covers all of
 import dataclasses
 import hashlib
 import json
+import os
 import re
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,7 +24,7 @@ from pspnet_core.errors import ConfigError
 from pspnet_core.inference import InferenceSettings
 from pspnet_core.pspnet import PSPNet, PSPNetConfig
 
-FORMAT = 1
+FORMAT = 2
 CONFIG_FILE = "model.json"
 WEIGHTS_FILE = "weights.safetensors"
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
@@ -88,7 +89,7 @@ class Checkpoint:
         return dataclasses.replace(self, inference=dataclasses.replace(self.inference, **given))
 
     def save(self, folder: Path) -> None:
-        """Write the two files into ``folder``, which is made if need be."""
+        """Write the two files into ``folder``, which is made if need be; the one that vouches for both comes last."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "format": FORMAT,
@@ -98,8 +99,13 @@ class Checkpoint:
             "classes": self.classes.to_json(),
             "inference": dataclasses.asdict(self.inference),
         }
-        (folder / CONFIG_FILE).write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        safetensors.torch.save_file(_contiguous(self.weights), folder / WEIGHTS_FILE)
+        for name, data in (
+            (WEIGHTS_FILE, safetensors.torch.save(_contiguous(self.weights))),
+            (CONFIG_FILE, (json.dumps(content, indent=1) + "\n").encode()),
+        ):
+            unfinished = folder / f".{name}.{os.getpid()}"
+            unfinished.write_bytes(data)
+            unfinished.replace(folder / name)
 
 
 def from_model(
@@ -119,8 +125,10 @@ def load(folder: Path | str) -> Checkpoint:
     """
     content, weights = _read(Path(folder))
     found = content.get("format") if isinstance(content, dict) else None
-    if found != FORMAT:
-        raise ConfigError("model", folder, f"checkpoint format {found}; this version reads {FORMAT}")
+    if found not in (1, FORMAT):
+        raise ConfigError("model", folder, f"checkpoint format {found}; this version reads 1 to {FORMAT}")
+    if found == 1:
+        weights = {_from_format_1(name): value for name, value in weights.items()}
     try:
         checkpoint = Checkpoint(
             name=content["name"],
@@ -130,10 +138,17 @@ def load(folder: Path | str) -> Checkpoint:
             weights=weights,
         )
         _check_weights(checkpoint)
+        if found == FORMAT and content["fingerprint"] != checkpoint.fingerprint:
+            raise ValueError(f"its content is {checkpoint.fingerprint}, not {content['fingerprint']}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # Whatever is wrong in a file that save() wrote, the remedy is the same.
         raise _damaged(folder, error) from error
     return checkpoint
+
+
+def _from_format_1(name: str) -> str:
+    """A weight's name today: each grid of the pyramid began with its pooling, which has no weights."""
+    return re.sub(r"^(pyramid\.stages\.\d+)\.(\d+)", lambda match: f"{match[1]}.{int(match[2]) - 1}", name)
 
 
 def _read(folder: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -177,8 +192,17 @@ def check_name(name: str) -> str:
 
 
 def _canonical(parts: dict[str, Any]) -> bytes:
-    plain = {key: _numbers(dataclasses.asdict(value)) for key, value in parts.items()}
+    plain = {key: _settings(value) for key, value in parts.items()}
     return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
+
+
+def _settings(config: Any) -> dict[str, Any]:
+    """The fields that differ from their defaults: a new field does not change the fingerprints of older models."""
+    fields = {
+        field.name: (_numbers(getattr(config, field.name)), _numbers(field.default))
+        for field in dataclasses.fields(config)
+    }
+    return {name: value for name, (value, default) in fields.items() if value != default}
 
 
 def _numbers(value: Any) -> Any:

@@ -1,7 +1,8 @@
-"""Where the network runs: the device, its number format and its memory layout. The only room that asks about GPUs."""
+"""Where the network runs: the device, its number format, memory layout and compilation. The only room that asks."""
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,15 +13,16 @@ def best_device() -> torch.device:
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
-def autocast_dtype(device: torch.device) -> torch.dtype | None:
-    """The number format that makes convolutions faster on this device, or None for plain float32.
+def inference_dtype(device: torch.device) -> torch.dtype:
+    """The number format in which convolutions are fastest on this device.
 
-    bfloat16 where the hardware multiplies it: NVIDIA from Ampere on, CPUs with AVX-512 BF16 or AMX. Elsewhere
-    bfloat16 is emulated: measured at 0.13 times the speed of float32 on an AVX2 CPU (PSPNet-18).
+    bfloat16 where the hardware multiplies it: NVIDIA from Ampere on, CPUs with AVX-512 BF16 or AMX. Elsewhere on CPUs
+    bfloat16 is emulated (measured at 0.13 times the speed of float32 on an AVX2 CPU, PSPNet-18) and float32 it is; on
+    older GPUs float16.
     """
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.get_device_capability(device) >= (8, 0) else torch.float16
-    return torch.bfloat16 if _cpu_multiplies_bfloat16() else None
+    return torch.bfloat16 if _cpu_multiplies_bfloat16() else torch.float32
 
 
 def _cpu_multiplies_bfloat16() -> bool:
@@ -30,16 +32,12 @@ def _cpu_multiplies_bfloat16() -> bool:
 
 
 @contextlib.contextmanager
-def autocast(device: torch.device, *, gradients: bool = False) -> Iterator[None]:
-    """Run the enclosed operations in ``autocast_dtype(device)``.
+def autocast(device: torch.device) -> Iterator[None]:
+    """Run the enclosed forward pass of training in bfloat16 where ``inference_dtype`` has it, else in float32.
 
-    Args:
-        gradients: whether a backward pass follows. Gradients underflow in float16, so float32 takes its place.
+    Gradients underflow in float16.
     """
-    dtype = autocast_dtype(device)
-    if gradients and dtype == torch.float16:
-        dtype = None
-    with torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None):
+    with torch.autocast(device.type, torch.bfloat16, enabled=inference_dtype(device) == torch.bfloat16):
         yield
 
 
@@ -48,3 +46,13 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     model.to(device)
     model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return model
+
+
+def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """A function over a network that stays as it is, compiled: CUDA graphs on a GPU, frozen weights on a CPU.
+
+    Each size of input is compiled anew, which takes from seconds to minutes: worth it for many images of one size.
+    """
+    if device.type == "cuda":
+        return torch.compile(function, mode="reduce-overhead")
+    return torch.compile(function, options={"freezing": True})

@@ -1,20 +1,28 @@
 """Training from end to end: two real Ray Train workers, a real MLflow store, and what comes after."""
 
 import dataclasses
+import math
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from jobs.cli import parse_config
 from pipelines import tracking
+from pipelines.datasets import open_dataset
 from pipelines.demo import draw_dataset
 from pipelines.evaluation import EvaluateConfig, evaluate
 from pipelines.tracking import load_model, local_tracking
-from pipelines.training import TrainConfig, train
+from pipelines.training import TrainConfig, loop_config, train
+from pspnet_core import checkpoints
+from pspnet_core.classes import ClassTable
 from pspnet_core.errors import ConfigError
+from pspnet_core.losses import LossConfig
+from pspnet_core.pspnet import PSPNet, PSPNetConfig
 from pspnet_core.scenes import SCENE_CLASSES
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -22,12 +30,15 @@ SMALL: dict[str, Any] = {
     "name": "scenes",
     "backbone": "resnet18",
     "stride": 32,
+    "bins": (1, 2),
     "crop": 48,
     "batch": 4,
     "resize": 0.5,
     "optimiser": "adamw",
     "rate": 0.001,
     "head": 1.0,
+    "ema": 0.5,
+    "clip": 10.0,
     "workers": "2",
     "epochs": 1,
 }
@@ -121,6 +132,18 @@ def test_a_run_is_not_overwritten(trained: Trained) -> None:
         train(trained.config())
     with pytest.raises(ConfigError, match=r"backbone=resnet34: the run to resume has resnet18"):
         train(trained.config(resume=True, backbone="resnet34"))
+    with pytest.raises(ConfigError, match=r"bins=\[1\]: the run to resume has \[1, 2\]"):
+        train(trained.config(resume=True, bins=(1,)))
+    with pytest.raises(ConfigError, match=r"ema=0.0: the run to resume has 0.5"):
+        train(trained.config(resume=True, ema=0.0))
+    with pytest.raises(ConfigError, match=r"auxiliary=off: the run to resume has on"):
+        train(trained.config(resume=True, auxiliary=0.0))
+
+
+def test_synchronised_statistics_need_gpus(trained: Trained, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^norm=sync: torch has it on GPUs only; give auto, batch or frozen$"):
+        train(trained.config(norm="sync", output=str(tmp_path / "runs")))
+    assert not (tmp_path / "runs").exists()
 
 
 def test_a_start_from_other_weights_must_fit(trained: Trained, tmp_path: Path) -> None:
@@ -145,6 +168,36 @@ def test_weights_of_a_checkpoint_and_of_a_backbone_file(trained: Trained, tmp_pa
     assert all(started[prefix + name].equal(tensor) for name, tensor in backbone.items())
 
 
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_other_classes_take_all_weights_but_the_classifiers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, auxiliary: bool
+) -> None:
+    config = PSPNetConfig(classes=3, backbone="resnet18", output_stride=32, bins=(1, 2), auxiliary=auxiliary)
+    names = [f"class {index}" for index in range(3)]
+    given = checkpoints.from_model(PSPNet(config), name="three", classes=ClassTable.from_json({"names": names}))
+    given.save(tmp_path / "three")
+    torch.manual_seed(1)
+    with caplog.at_level("INFO", "pipelines.tracking"):
+        found = tracking.load_weights(str(tmp_path / "three"), dataclasses.replace(config, classes=7))
+    fresh = {name for name, tensor in given.weights.items() if tensor.shape[:1] == (3,) and tensor.ndim in (1, 4)}
+    assert fresh == {name for name in found if name.startswith(("decoder.1.", "auxiliary.4."))}
+    assert len(fresh) == (4 if auxiliary else 2)
+    assert all(found[name].shape == (7, *given.weights[name].shape[1:]) for name in fresh)
+    assert all(found[name].equal(tensor) for name, tensor in given.weights.items() if name not in fresh)
+    PSPNet(dataclasses.replace(config, classes=7)).load_state_dict(found)
+    (record,) = caplog.records
+    assert "but for the classifiers (it has 3 classes, the data 7): " in record.getMessage()
+    assert all(name in record.getMessage() for name in fresh)
+    # Another network is refused all the same, and named where its weights would fit.
+    caplog.clear()
+    tracking.load_weights(str(tmp_path / "three"), dataclasses.replace(config, align_corners=True))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"the network of {tmp_path / 'three'} differs from the one to train: it has align_corners False"
+    ]
+    with pytest.raises(ConfigError, match="differs; start from the same backbone"):
+        tracking.load_weights(str(tmp_path / "three"), dataclasses.replace(config, classes=7, backbone="resnet34"))
+
+
 def test_a_stray_id_is_found_before_anything_is_written(tmp_path: Path) -> None:
     draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
     mask = next((tmp_path / "data/masks/val").iterdir())
@@ -158,8 +211,31 @@ def test_a_stray_id_is_found_before_anything_is_written(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "line"),
     [
-        ({"batch": 2}, "batch=2: give a multiple of the workers: BatchNorm needs at least 2 images on each"),
+        (
+            {"batch": 2},
+            "batch=2: give a multiple of the workers times --accumulate, with at least 2 images for BatchNorm",
+        ),
+        ({"batch": 2, "workers": "2", "norm": "batch"}, "batch=2: give a multiple of the workers"),
+        ({"batch": 8, "accumulate": 4}, "batch=8: give a multiple of the workers times --accumulate"),
+        ({"batch": 1, "workers": "1", "norm": "sync"}, "batch=1: give a multiple of the workers"),
         ({"batch": 5}, "batch=5: give a multiple of the workers"),
+        ({"batch": 5, "norm": "frozen"}, "batch=5: give a multiple of the workers"),
+        (
+            {"bins": (1, 2, 3)},
+            "bins=1,2,3: the feature map of --crop 48 at --stride 32 has 2x2 cells; give smaller bins",
+        ),
+        ({"bins": (0, 1)}, "bins=(0, 1): give positive grid sizes"),
+        ({"backbone": "resnet20"}, "backbone=resnet20: choose one of"),
+        ({"stem": "wide"}, "stem=wide: choose"),
+        ({"scale": (2.0, 0.5)}, "scale=(2.0, 0.5): give a positive range"),
+        ({"loss": "hinge"}, "loss=hinge: choose one of cross_entropy"),
+        ({"loss": "dice", "smoothing": 0.1}, "smoothing=0.1: works with cross_entropy and ohem"),
+        ({"norm": "layer"}, "norm=layer: choose one of auto, batch, sync, frozen"),
+        ({"ema": 1.0}, "ema=1.0: give a decay such as 0.999, or 0 for none"),
+        ({"clip": -1.0}, "clip=-1.0: give a number of at least 0"),
+        ({"accumulate": 0}, "accumulate=0: give a positive number"),
+        ({"rate": math.nan}, "rate=nan: give a positive number"),
+        ({"decay": math.nan}, "decay=nan: give a number of at least 0"),
         ({"workers": "4:1"}, "workers=4:1: the smaller number comes first"),
         ({"stride": 4}, "stride=4: choose 8, 16 or 32"),
         ({"decay": -1.0}, "decay=-1.0: give a number of at least 0"),
@@ -178,6 +254,51 @@ def test_bad_flags(changes: dict[str, Any], line: str) -> None:
 def test_a_range_of_workers_keeps_to_what_shares_the_batch() -> None:
     config = TrainConfig(**(SMALL | {"data": "a", "output": "b", "workers": "1:8", "batch": 12}))
     assert config.worker_counts() == [6, 4, 3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("changes", "counts"),
+    [
+        ({"batch": 4}, [2, 1]),
+        ({"batch": 4, "norm": "frozen"}, [4, 2, 1]),
+        ({"batch": 4, "norm": "sync"}, [4, 2, 1]),
+        ({"batch": 8, "accumulate": 2}, [2, 1]),
+        ({"batch": 8, "accumulate": 2, "norm": "frozen"}, [4, 2, 1]),
+        ({"batch": 1, "norm": "frozen"}, [1]),
+    ],
+)
+def test_each_pass_has_as_many_images_as_its_norm_needs(changes: dict[str, Any], counts: list[int]) -> None:
+    config = TrainConfig(**(SMALL | {"data": "a", "output": "b", "workers": "1:4"} | changes))
+    assert config.worker_counts() == counts
+
+
+def test_bins_fit_when_the_largest_is_the_feature_map() -> None:
+    flags = ["--data=a", "--output=b", "--stride", "16", "--bins", "1,2,3,6"]
+    for crop in (81, 96):  # six cells of 16 pixels, the last one partly filled
+        config = parse_config(TrainConfig, [*flags, "--crop", str(crop)])
+        assert config.network(classes=4).bins == (1, 2, 3, 6)
+    with pytest.raises(ConfigError, match=r"^bins=1,2,3,6: .* 5x5 cells"):
+        parse_config(TrainConfig, [*flags, "--crop", "80"])
+
+
+def test_flags_reach_the_parts() -> None:
+    flags = "--loss ohem --smoothing 0.1 --threshold 0.6 --kept 5 --gamma 1 --auxiliary 0 --scale 1,1.5 --resize 0.5"
+    config = parse_config(TrainConfig, ["--data=a", "--output=b", *flags.split()])
+    assert config.loss_config() == LossConfig(
+        kind="ohem", smoothing=0.1, threshold=0.6, kept=5, gamma=1.0, auxiliary=0.0
+    )
+    network = config.network(classes=3)
+    assert (network.classes, network.auxiliary) == (3, False)
+    augment = config.augmentation(network, ignore=9)
+    assert (augment.crop, augment.scale, augment.base, augment.ignore) == ((473, 473), (1.0, 1.5), 0.5, 9)
+
+
+def test_frozen_statistics_of_a_fresh_network_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    draw_dataset(tmp_path, train=4, val=2, seed=0)
+    config = TrainConfig(**(SMALL | {"data": str(tmp_path), "output": "b", "norm": "frozen"}))
+    with caplog.at_level("WARNING", "pipelines.training"):
+        loop_config(config, open_dataset(config.data, config.layout))
+    assert "norm=frozen without --init" in caplog.text
 
 
 def test_a_tracking_server_that_cannot_be_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,13 +18,11 @@ from torch import Tensor, nn
 from pspnet_core.backbones import (
     BACKBONES,
     BasicBlock,
+    Dilation,
     OutputStride,
     ResNet,
     Stem,
-    build_backbone,
-    load_backbone_weights,
 )
-from pspnet_core.errors import ConfigError
 
 # torchvision's models without their classifier (fc).
 PARAMETERS = {
@@ -34,7 +32,7 @@ PARAMETERS = {
     "resnet101": 42_500_160,
     "resnet152": 58_143_808,
 }
-STEMS: tuple[Stem, ...] = ("plain", "deep")
+STEMS: tuple[Stem, ...] = ("plain", "deep", "deep32")
 STRIDES: tuple[OutputStride, ...] = (8, 16, 32)
 
 # Output stride -> (stride of the first block, its dilation, the dilation of the rest) of the third and fourth stage.
@@ -50,14 +48,14 @@ EVERY_VARIANT = list(itertools.product(BACKBONES, STEMS, STRIDES))
 def _on_meta(name: str, stem: Stem = "plain", output_stride: OutputStride = 8) -> ResNet:
     """The backbone without memory for its weights: shapes only."""
     with torch.device("meta"):
-        return build_backbone(name, stem=stem, output_stride=output_stride).eval()
+        return ResNet(BACKBONES[name], stem=stem, output_stride=output_stride).eval()
 
 
 @functools.cache
 def _random(name: str, stem: Stem = "plain", output_stride: OutputStride = 32) -> ResNet:
     """A backbone whose BatchNorms do something, as after training."""
     torch.manual_seed(0)
-    backbone = build_backbone(name, stem=stem, output_stride=output_stride).eval()
+    backbone = ResNet(BACKBONES[name], stem=stem, output_stride=output_stride).eval()
     for module in backbone.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.weight, 0.3, 0.7)
@@ -81,6 +79,14 @@ def test_parameters_of_the_plain_stem_are_torchvisions(name: str, stride: Output
 
 
 @pytest.mark.parametrize("name", BACKBONES)
+def test_parameters_of_the_narrow_deep_stem(name: str) -> None:
+    """As many channels as the plain stem puts out, so that nothing else changes."""
+    seven_by_seven = 7 * 7 * 3 * 64 + 2 * 64
+    three_by_three = 9 * (3 * 32 + 32 * 32 + 32 * 64) + 2 * (32 + 32 + 64)
+    assert _parameters(_on_meta(name, "deep32")) == PARAMETERS[name] - seven_by_seven + three_by_three
+
+
+@pytest.mark.parametrize("name", BACKBONES)
 def test_parameters_of_the_deep_stem(name: str) -> None:
     basic = BACKBONES[name].block is BasicBlock
     seven_by_seven = 7 * 7 * 3 * 64 + 2 * 64
@@ -94,7 +100,7 @@ def test_parameters_of_the_deep_stem(name: str) -> None:
 def _assert_shapes(backbone: ResNet, name: str, stride: int, size: tuple[int, int]) -> None:
     third, fourth = backbone(torch.empty(2, 3, *size, device="meta"))
     widths = (256, 512) if name in ("resnet18", "resnet34") else (1024, 2048)
-    assert BACKBONES[name].channels == widths
+    assert (BACKBONES[name].channels(3), BACKBONES[name].channels(4)) == widths
     assert third.shape == (2, widths[0], *(-(-side // min(stride, 16)) for side in size))
     assert fourth.shape == (2, widths[1], *(-(-side // stride) for side in size))
 
@@ -168,8 +174,10 @@ def test_names_are_torchvisions(name: str, entries: int) -> None:
 class _Reference:
     """A residual network as plain function calls on a state dict."""
 
-    def __init__(self, state: Mapping[str, Tensor], name: str, stem: Stem, stride: int) -> None:
-        self.state, self.stem = state, stem
+    def __init__(
+        self, state: Mapping[str, Tensor], name: str, stem: Stem, stride: int, *, full: bool, avg_down: bool
+    ) -> None:
+        self.state, self.stem, self.full, self.avg_down = state, stem, full, avg_down
         self.convolutions = 2 if BACKBONES[name].block is BasicBlock else 3
         self.plan = list(zip(BACKBONES[name].blocks, [(1, 1, 1), (2, 1, 1), *STAGES[stride]], strict=True))
 
@@ -185,7 +193,8 @@ class _Reference:
         for stage, (count, (stride, contracted, dilation)) in enumerate(self.plan, start=1):
             for block in range(count):
                 first = block == 0
-                x = self._block(x, f"layer{stage}.{block}", stride if first else 1, contracted if first else dilation)
+                spread = contracted if first and not self.full else dilation
+                x = self._block(x, f"layer{stage}.{block}", stride if first else 1, spread)
             features.append(x)
         return features
 
@@ -201,6 +210,8 @@ class _Reference:
             y = y if index == self.convolutions else F.relu(y)
         shortcut = self.state.get(f"{prefix}.downsample.0.weight")
         if shortcut is not None:
+            if self.avg_down:
+                x, stride = _average_blocks(x, stride), 1
             x = self._norm(F.conv2d(x, shortcut, stride=stride), f"{prefix}.downsample.1")
         return F.relu(x + y)
 
@@ -212,96 +223,73 @@ class _Reference:
         return (x - mean) / (var + 1e-5).sqrt() * weight + bias
 
 
+def _average_blocks(x: Tensor, size: int) -> Tensor:
+    """Means of blocks of ``size`` x ``size``; those at the far edges may be smaller, and count what they hold."""
+    rows = [
+        torch.stack([block.mean((-2, -1)) for block in strip.split(size, dim=-1)], dim=-1)
+        for strip in x.split(size, dim=-2)
+    ]
+    return torch.stack(rows, dim=-2)
+
+
 @pytest.mark.parametrize(
-    ("name", "stem", "stride"),
-    [("resnet18", "plain", 8), ("resnet18", "deep", 16), ("resnet50", "plain", 32), ("resnet50", "deep", 8)],
+    ("name", "stem", "stride", "dilation", "avg_down"),
+    [
+        ("resnet18", "plain", 8, "contracted", False),
+        ("resnet18", "deep", 16, "full", False),
+        ("resnet18", "deep32", 8, "full", True),
+        ("resnet50", "plain", 32, "contracted", True),
+        ("resnet50", "deep", 8, "full", False),
+        ("resnet50", "deep32", 16, "contracted", True),
+    ],
 )
-def test_features_are_those_of_the_functional_network(name: str, stem: Stem, stride: OutputStride) -> None:
-    backbone = _random(name, stem, stride)
+def test_features_are_those_of_the_functional_network(
+    name: str, stem: Stem, stride: OutputStride, dilation: Dilation, avg_down: bool
+) -> None:
+    backbone = ResNet(BACKBONES[name], stem=stem, output_stride=stride, dilation=dilation, avg_down=avg_down).eval()
+    backbone.load_state_dict(_random(name, stem).state_dict())
     images = torch.randn(1, 3, 33, 47)
     with torch.no_grad():
         third, fourth = backbone(images)
-        expected = _Reference(backbone.state_dict(), name, stem, stride)(images)
+        expected = _Reference(backbone.state_dict(), name, stem, stride, full=dilation == "full", avg_down=avg_down)(
+            images
+        )
     assert fourth.std() > 1e-3
     torch.testing.assert_close(third, expected[2], rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(fourth, expected[3], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stages", [2, 3])
+def test_a_shorter_network_ends_after_its_last_stage(stages: int) -> None:
+    whole = _random("resnet18", "plain", 8)
+    short = ResNet(BACKBONES["resnet18"], stages=stages).eval()
+    mismatch = short.load_state_dict(whole.state_dict(), strict=False)
+    assert not mismatch.missing_keys
+    assert mismatch.unexpected_keys[0].startswith(f"layer{stages + 1}")
+    images = torch.randn(1, 3, 33, 47)
+    with torch.no_grad():
+        expected = _Reference(whole.state_dict(), "resnet18", "plain", 8, full=False, avg_down=False)(images)
+        before, last = short(images)
+    torch.testing.assert_close(before, expected[stages - 2], rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(last, expected[stages - 1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("stem", STEMS)
+@pytest.mark.parametrize("bands", [1, 2, 13])
+def test_any_number_of_bands(stem: Stem, bands: int) -> None:
+    with torch.device("meta"):
+        backbone = ResNet(BACKBONES["resnet18"], stem=stem, bands=bands)
+        assert backbone(torch.empty(1, bands, 32, 32))[1].shape == (1, 512, 4, 4)
 
 
 @pytest.mark.parametrize("stride", [8, 16])
 def test_dilation_keeps_the_strided_features(stride: OutputStride) -> None:
     """A dilated network computes what the strided one does, at more cells (a trous)."""
     strided, step = _random("resnet50"), 32 // stride
-    dilated = build_backbone("resnet50", output_stride=stride).eval()
+    dilated = ResNet(BACKBONES["resnet50"], output_stride=stride).eval()
     dilated.load_state_dict(strided.state_dict())
     for size in ((33, 47), (64, 40)):
         images = torch.randn(1, 3, *size)
         with torch.no_grad():
             common, expected = dilated(images)[1][..., ::step, ::step], strided(images)[1]
         torch.testing.assert_close(common, expected, rtol=1e-4, atol=1e-4)
-
-
-def _weights(name: str = "resnet18") -> dict[str, Tensor]:
-    """What torchvision's file holds: the backbone and its classifier."""
-    state = {key: value + 1 for key, value in _random(name).state_dict().items()}
-    return state | {"fc.weight": torch.zeros(1000, 512), "fc.bias": torch.zeros(1000)}
-
-
-def test_loading_takes_every_weight_and_lists_the_classifier() -> None:
-    backbone, weights = build_backbone("resnet18"), _weights()
-    assert load_backbone_weights(backbone, weights) == ["fc.bias", "fc.weight"]
-    for name, value in backbone.state_dict().items():
-        assert torch.equal(value, weights[name])
-
-
-def test_loading_copies() -> None:
-    backbone, weights = build_backbone("resnet18"), _weights()
-    load_backbone_weights(backbone, weights)
-    before = backbone.state_dict()["conv1.weight"].clone()
-    weights["conv1.weight"].zero_()
-    assert torch.equal(backbone.state_dict()["conv1.weight"], before)
-
-
-def test_old_files_have_no_batch_counters() -> None:
-    weights = {name: value for name, value in _weights().items() if not name.endswith("num_batches_tracked")}
-    assert load_backbone_weights(build_backbone("resnet18"), weights) == ["fc.bias", "fc.weight"]
-
-
-def _without(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
-    return {key: value for key, value in weights.items() if key != name}
-
-
-def test_a_missing_weight_is_named_and_nothing_is_loaded() -> None:
-    backbone = build_backbone("resnet18")
-    before = {name: value.clone() for name, value in backbone.state_dict().items()}
-    with pytest.raises(ConfigError, match=r"^init=1 weights missing, first layer4\.1\.conv2\.weight: ") as caught:
-        load_backbone_weights(backbone, _without(_weights(), "layer4.1.conv2.weight"))
-    assert "\n" not in str(caught.value)
-    for name, value in backbone.state_dict().items():
-        assert torch.equal(value, before[name])
-
-
-def test_a_wrong_shape_is_named() -> None:
-    weights = _weights() | {"layer2.0.bn1.bias": torch.zeros(7)}
-    with pytest.raises(ConfigError, match=r"layer2\.0\.bn1\.bias \(7,\): expected \(128,\)") as caught:
-        load_backbone_weights(build_backbone("resnet18"), weights)
-    assert caught.value.field == "init"
-
-
-@pytest.mark.parametrize(("name", "stem"), [("resnet18", "deep"), ("resnet34", "plain")])
-def test_weights_of_another_backbone_are_refused(name: str, stem: Stem) -> None:
-    with pytest.raises(ConfigError, match="use weights of this backbone and stem"):
-        load_backbone_weights(build_backbone(name, stem=stem), _weights("resnet18"))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "field"),
-    [
-        ({"name": "resnet20"}, "backbone"),
-        ({"name": "resnet18", "stem": "wide"}, "stem"),
-        ({"name": "resnet18", "output_stride": 4}, "output_stride"),
-    ],
-)
-def test_unknown_variants_are_refused(arguments: dict[str, object], field: str) -> None:
-    with pytest.raises(ConfigError, match=f"^{field}=.*: choose ") as caught:
-        build_backbone(**arguments)  # type: ignore[arg-type]
-    assert caught.value.field == field

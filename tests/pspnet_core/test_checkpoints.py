@@ -120,8 +120,8 @@ def test_a_checkpoint_is_a_copy_of_the_model() -> None:
 
 def test_the_fingerprint_is_pinned() -> None:
     """Labels are filed under it: a change here makes every user label everything again."""
-    assert _tiny().fingerprint == "974820176c10"
-    assert _tiny().partition == "tiny-974820176c10"
+    assert _tiny().fingerprint == "a959ef63d86a"
+    assert _tiny().partition == "tiny-a959ef63d86a"
 
 
 def test_the_fingerprint_is_the_same_in_another_process_and_folder(
@@ -294,7 +294,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "config is no JSON": (_write("model.json", b'{"format": 1,'), "damaged"),
     "config is no text": (_write("model.json", b"\xff\xfe\x00"), "damaged"),
     "config is a list": (_write("model.json", b"[1]"), "format"),
-    "newer format": (_edit(lambda content: content.update(format=2)), "checkpoint format 2; this version reads 1"),
+    "newer format": (_edit(lambda content: content.update(format=3)), "checkpoint format 3; this version reads 1 to 2"),
     "no format": (_edit(lambda content: content.pop("format")), "format"),
     "no name": (_edit(lambda content: content.pop("name")), "'name' is missing"),
     "bad name": (_edit(lambda content: content.update(name="A B")), "name=A B"),
@@ -312,6 +312,9 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "half the weights": (_cut_weights, "damaged"),
     "a weight missing": (_edit_weights(lambda weights: weights.pop("mean")), "weights=mean: absent in the file"),
     "a weight too many": (_edit_weights(lambda weights: weights.update(more=torch.zeros(2))), "weights=more: (2,)"),
+    "another value": (_edit_weights(lambda weights: weights["mean"].add_(1)), "damaged checkpoint (its content is "),
+    "another setting": (_edit(lambda content: content["inference"].update(flip=False)), "damaged checkpoint"),
+    "no fingerprint": (_edit(lambda content: content.pop("fingerprint")), "'fingerprint' is missing"),
     "a wrong shape": (_edit_weights(lambda weights: weights.update(std=torch.ones(3))), "weights=std: (3,)"),
 }
 
@@ -347,4 +350,20 @@ def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
 
 
 def test_the_format_is_written(saved: Path) -> None:
-    assert json.loads((saved / "model.json").read_text())["format"] == checkpoints.FORMAT == 1
+    assert json.loads((saved / "model.json").read_text())["format"] == checkpoints.FORMAT == 2
+
+
+def test_format_1_is_read(checkpoint: Checkpoint, saved: Path, tmp_path: Path) -> None:
+    """There each grid of the pyramid had a pooling layer before its convolution, and the fingerprint another rule."""
+    shifted = {"pyramid.stages.{}.0.weight": "pyramid.stages.{}.1.weight"}
+    shifted |= {f"pyramid.stages.{{}}.1.{key}": f"pyramid.stages.{{}}.2.{key}" for key in _NORM}
+    names = {new.format(grid): old.format(grid) for new, old in shifted.items() for grid in range(len(CONFIG.bins))}
+    weights = {names.get(name, name): value for name, value in checkpoint.weights.items()}
+    assert len(weights.keys() - checkpoint.weights.keys()) == len(_NORM) * len(CONFIG.bins)
+    safetensors.torch.save_file(weights, tmp_path / "weights.safetensors")
+    content = json.loads((saved / "model.json").read_text()) | {"format": 1, "fingerprint": "0123456789ab"}
+    (tmp_path / "model.json").write_text(json.dumps(content))
+    assert load(tmp_path).fingerprint == checkpoint.fingerprint
+
+
+_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")

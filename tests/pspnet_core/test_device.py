@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import nn
 
 from pspnet_core import device
-from pspnet_core.device import autocast, autocast_dtype, best_device, place
+from pspnet_core.device import autocast, best_device, compiled, inference_dtype, place
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -39,21 +41,21 @@ def test_cuda_takes_bfloat16_from_ampere_on(
         return capability
 
     monkeypatch.setattr(torch.cuda, "get_device_capability", answer)
-    assert autocast_dtype(CUDA) == expected
+    assert inference_dtype(CUDA) == expected
     assert asked == [CUDA]
 
 
-@pytest.mark.parametrize(("hardware", "expected"), [(True, torch.bfloat16), (False, None)])
+@pytest.mark.parametrize(("hardware", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
 def test_cpu_takes_bfloat16_where_its_hardware_multiplies_it(
-    monkeypatch: pytest.MonkeyPatch, hardware: bool, expected: torch.dtype | None
+    monkeypatch: pytest.MonkeyPatch, hardware: bool, expected: torch.dtype
 ) -> None:
     _cpu_answers(monkeypatch, hardware)
-    assert autocast_dtype(CPU) == expected
+    assert inference_dtype(CPU) == expected
 
 
 def test_cpu_stays_at_float32_where_torch_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, QUESTION, raising=False)
-    assert autocast_dtype(CPU) is None
+    assert inference_dtype(CPU) == torch.float32
 
 
 @pytest.mark.parametrize(("present", "expected"), [(True, "cuda"), (False, "cpu")])
@@ -74,21 +76,33 @@ def test_autocast_sets_the_format_and_takes_it_back(
 
 
 @pytest.mark.parametrize(
-    ("dtype", "gradients", "expected"),
-    [
-        (torch.float16, False, torch.float16),
-        (torch.float16, True, torch.float32),
-        (torch.bfloat16, True, torch.bfloat16),
-        (None, True, torch.float32),
-    ],
+    ("dtype", "expected"),
+    [(torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32)],
 )
 def test_gradients_are_never_left_to_float16(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype | None, gradients: bool, expected: torch.dtype
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, expected: torch.dtype
 ) -> None:
-    monkeypatch.setattr(device, "autocast_dtype", lambda _: dtype)
+    monkeypatch.setattr(device, "inference_dtype", lambda _: dtype)
     values = torch.ones(2, 2)
-    with autocast(CPU, gradients=gradients):
+    with autocast(CPU):
         assert (values @ values).dtype == expected
+
+
+@pytest.mark.parametrize(
+    ("where", "expected"), [(CUDA, {"mode": "reduce-overhead"}), (CPU, {"options": {"freezing": True}})]
+)
+def test_compilation_is_asked_for_by_device(
+    monkeypatch: pytest.MonkeyPatch, where: torch.device, expected: dict[str, object]
+) -> None:
+    asked: list[dict[str, object]] = []
+
+    def compile_(function: Callable[[int], int], **options: object) -> Callable[[int], int]:
+        asked.append(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compile_)
+    assert compiled(abs, where)(-1) == 1
+    assert asked == [expected]
 
 
 def test_autocast_is_taken_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,15 +1,16 @@
-"""Labelling against plain formulations: torch's interpolation, softmax and argmax, and loops over views and windows.
+"""Labelling against plain formulations: torch's interpolation, softmax and argmax, and loops over scales and windows.
 
 Most tests use a PSPNet whose layers are one convolution, since what they check lies around the network.
 """
 
 from __future__ import annotations
 
+import copy
 import functools
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from typing import Any
+import weakref
+from collections.abc import Iterator
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,18 +22,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from pspnet_core import inference
 from pspnet_core.errors import ConfigError
-from pspnet_core.inference import (
-    InferenceSettings,
-    Prediction,
-    Prepared,
-    Segmenter,
-    View,
-    decide,
-    interpolation_matrix,
-)
-from pspnet_core.pspnet import Logits, PSPNet, PSPNetConfig
+from pspnet_core.inference import InferenceSettings, Prediction, Prepared, Segmenter
+from pspnet_core.pspnet import PSPNet, PSPNetConfig
+from pspnet_core.windows import windows
 
 CPU = torch.device("cpu")
 Bytes = NDArray[np.uint8]
@@ -47,17 +40,22 @@ def plain_float32(monkeypatch: pytest.MonkeyPatch) -> None:
 class OneConvolution(PSPNet):
     """A PSPNet whose coarse logits come from one convolution of the pixels, one cell for 8 x 8 of them."""
 
-    def __init__(self, classes: int = 5, *, align_corners: bool = False) -> None:
+    def __init__(self, classes: int = 5, *, align_corners: bool = False, bands: int = 3) -> None:
         nn.Module.__init__(self)
         self.config = PSPNetConfig(classes=classes, align_corners=align_corners)
         generator = torch.Generator().manual_seed(classes)
-        self.weight = nn.Parameter(torch.randn(classes, 3, 8, 8, generator=generator) / 500)
+        self.weight = nn.Parameter(torch.randn(classes, bands, 8, 8, generator=generator) / 500)
         self.inputs: list[tuple[int, ...]] = []
 
-    def coarse(self, images: Tensor) -> Logits:
+    def coarse(self, images: Tensor) -> Tensor:
         """Logits ``(B, C, H // 8 + 1, W // 8 + 1)``."""
         self.inputs.append(tuple(images.shape))
-        return Logits(F.conv2d(images.float() - 120, self.weight, stride=8, padding=4), None)
+        return F.conv2d(images.float() - 120, self.weight, stride=8, padding=4)
+
+
+def _inputs(segmenter: Segmenter) -> list[tuple[int, ...]]:
+    """Shapes of what the segmenter's own copy of a OneConvolution was given."""
+    return cast(OneConvolution, segmenter.model).inputs
 
 
 def _image(height: int, width: int, seed: int = 0) -> Bytes:
@@ -65,16 +63,6 @@ def _image(height: int, width: int, seed: int = 0) -> Bytes:
     random = np.random.default_rng((seed, height, width))
     small = Image.fromarray(random.integers(0, 256, (height // 6 + 2, width // 6 + 2, 3), dtype=np.uint8))
     return np.asarray(small.resize((width, height), Image.Resampling.BICUBIC))
-
-
-def _upsampled(view: View, size: tuple[int, int], *, align_corners: bool) -> Tensor:
-    full = F.interpolate(view.logits[None].double(), size=size, mode="bilinear", align_corners=align_corners)[0]
-    return full.flip(-1) if view.mirrored else full
-
-
-def _probabilities(views: Sequence[View], size: tuple[int, int], *, align_corners: bool) -> Tensor:
-    """``(C, H, W)`` float64: the mean over the views of the softmax of the upsampled logits."""
-    return torch.stack([_upsampled(view, size, align_corners=align_corners).softmax(0) for view in views]).mean(0)
 
 
 def _assert_decision(mask: NDArray[Any], confidence: NDArray[np.float32], probabilities: Tensor) -> None:
@@ -99,75 +87,7 @@ def _assert_same(found: Prediction, expected: Prediction) -> None:
     assert (found.mask != expected.mask).mean() < 0.005
 
 
-# --- interpolation -----------------------------------------------------------------------------------------------
-
-
-@given(st.integers(1, 80), st.integers(1, 40), st.booleans())
-@settings(deadline=None, derandomize=True)
-def test_interpolation_matrix_is_torchs_interpolation(outputs: int, inputs: int, align_corners: bool) -> None:
-    matrix = interpolation_matrix(outputs, inputs, align_corners=align_corners)
-    assert matrix.shape == (outputs, inputs)
-    assert matrix.dtype == torch.float32
-    identity = torch.eye(inputs, dtype=torch.float64)[None]
-    expected = F.interpolate(identity, size=outputs, mode="linear", align_corners=align_corners)[0].T
-    torch.testing.assert_close(matrix.double(), expected, rtol=0, atol=1e-6)
-    torch.testing.assert_close(matrix.sum(1), torch.ones(outputs))
-    assert ((matrix != 0).sum(1) <= 2).all()
-
-
-def _views(seed: int, classes: int, shapes: Sequence[tuple[int, int]], mirrored: Sequence[bool]) -> list[View]:
-    generator = torch.Generator().manual_seed(seed)
-    return [
-        View(4 * torch.randn(classes, *shape, generator=generator), flag)
-        for shape, flag in zip(shapes, mirrored, strict=True)
-    ]
-
-
 sides = st.tuples(st.integers(1, 40), st.integers(1, 40))
-cells = st.tuples(st.integers(1, 7), st.integers(1, 7))
-
-
-@given(
-    st.integers(0, 2**32), st.integers(2, 9), sides, st.lists(st.tuples(cells, st.booleans()), min_size=1, max_size=4)
-)
-@settings(deadline=None, derandomize=True)
-@pytest.mark.parametrize("align_corners", [True, False])
-def test_decide_is_interpolation_softmax_and_argmax(
-    align_corners: bool, seed: int, classes: int, size: tuple[int, int], inputs: list[tuple[tuple[int, int], bool]]
-) -> None:
-    views = _views(seed, classes, [shape for shape, _ in inputs], [flag for _, flag in inputs])
-    mask, confidence = decide(views, *size, align_corners=align_corners)
-    probabilities = _probabilities(views, size, align_corners=align_corners)
-    _assert_decision(mask.numpy(), confidence.numpy(), probabilities)
-
-
-@pytest.mark.parametrize("classes", [2, 256, 257, 300])
-def test_ids_above_255_need_16_bits(classes: int) -> None:
-    logits = torch.zeros(classes, 2, 2)
-    logits[classes - 1] = 5
-    mask, _ = decide([View(logits, False)], 5, 7, align_corners=False)
-    assert mask.dtype == (torch.uint8 if classes <= 256 else torch.uint16)
-    assert set(mask.numpy().ravel()) == {classes - 1}
-
-
-@pytest.mark.parametrize("views", [1, 2])
-@pytest.mark.parametrize("classes", [5, 300])
-@pytest.mark.parametrize("band", [1, 700, 5000])
-def test_bands_do_not_show(monkeypatch: pytest.MonkeyPatch, band: int, classes: int, views: int) -> None:
-    inputs = _views(0, classes, [(5, 7), (4, 3)][:views], [False, True][:views])
-    whole = decide(inputs, 33, 47, align_corners=False)
-    assert classes * 33 * 47 < inference.BAND_VALUES
-    monkeypatch.setattr(inference, "BAND_VALUES", band)
-    banded = decide(inputs, 33, 47, align_corners=False)
-    _assert_same(*(Prediction(mask.numpy(), confidence.numpy()) for mask, confidence in (banded, whole)))
-
-
-def test_huge_logits_do_not_overflow() -> None:
-    logits = torch.tensor([1000.0, -1000.0, 999.0]).view(3, 1, 1)
-    mask, confidence = decide([View(logits, False)], 2, 2, align_corners=False)
-    assert (mask == 0).all()
-    torch.testing.assert_close(confidence, torch.full((2, 2), 1 / (1 + math.exp(-1))))
-
 
 # --- sizes and settings ------------------------------------------------------------------------------------------
 
@@ -183,12 +103,25 @@ def test_huge_logits_do_not_overflow() -> None:
         ("long", 1, 1.0, (1, 1)),
         ("scale", 0.25, 1.0, (12, 16)),
         ("scale", 0.001, 1.0, (1, 1)),
+        # As the paper's code: the side is rounded first, the other one follows it.
+        ("long", 35, 0.5, (14, 18)),
+        ("short", 33, 0.5, (16, 21)),
     ],
 )
 def test_resize_rules(resize: Any, size: float, scale: float, expected: tuple[int, int]) -> None:
     rule = InferenceSettings(resize=resize, size=size)
     assert rule.input_size(48, 64, scale) == expected
     assert rule.input_size(64, 48, scale) == expected[::-1]
+
+
+@pytest.mark.parametrize(("scale", "expected"), [(1.0, (30, 50)), (0.5, (15, 25)), (1.25, (38, 62)), (0.001, (1, 1))])
+def test_the_fixed_rule_forgets_the_images_shape(scale: float, expected: tuple[int, int]) -> None:
+    rule = InferenceSettings(resize="fixed", shape=(30, 50))
+    assert rule.input_size(48, 64, scale) == rule.input_size(7, 3, scale) == expected
+
+
+def test_a_shape_without_the_fixed_rule_is_unused() -> None:
+    assert InferenceSettings(shape=(30, 50)).input_size(48, 64) == (48, 64)
 
 
 @given(sides, st.sampled_from(["short", "long"]), st.integers(1, 200))
@@ -211,6 +144,11 @@ def test_the_side_of_the_rule_gets_its_size_and_the_shape_stays(
         ({"resize": "long", "size": -1.0}, "size"),
         ({"resize": "scale", "size": math.nan}, "size"),
         ({"resize": "scale", "size": math.inf}, "size"),
+        ({"resize": "fixed"}, "shape"),
+        ({"resize": "fixed", "size": 400.0}, "shape"),
+        ({"resize": "fixed", "shape": (0, 10)}, "shape"),
+        ({"resize": "fixed", "shape": (10,)}, "shape"),
+        ({"shape": (10, 10, 3)}, "shape"),
         ({"scales": ()}, "scales"),
         ({"scales": (1.0, 0.0)}, "scales"),
         ({"scales": (1.0, math.nan)}, "scales"),
@@ -231,21 +169,6 @@ def test_a_batch_of_no_images_is_refused(batch: int) -> None:
         Segmenter(OneConvolution(), device=CPU, batch=batch)
 
 
-@given(st.integers(1, 2000), st.integers(32, 300))
-@settings(deadline=None, derandomize=True)
-def test_windows_cover_everything_and_overlap_by_a_third(length: int, window: int) -> None:
-    starts = inference._starts(length, window)
-    assert starts[0] == 0
-    if length <= window:
-        assert starts == [0]
-        return
-    assert starts[-1] + window == length
-    steps = [after - before for before, after in itertools.pairwise(starts)]
-    assert all(0 < step <= window * 2 / 3 for step in steps)
-    # As few as there can be.
-    assert (len(starts) - 2) * (window * 2 // 3) + window < length
-
-
 # --- the Segmenter -----------------------------------------------------------------------------------------------
 
 SIZES = [(33, 47), (33, 47), (64, 40), (1, 1), (33, 47), (9, 64), (64, 9), (64, 9), (64, 9)]
@@ -257,8 +180,9 @@ SIZES = [(33, 47), (33, 47), (64, 40), (1, 1), (33, 47), (9, 64), (64, 9), (64, 
         InferenceSettings(),
         InferenceSettings(resize="short", size=40, flip=True),
         InferenceSettings(resize="long", size=50, scales=(0.5, 1.0, 1.3), window=32),
+        InferenceSettings(resize="fixed", shape=(40, 32), flip=True, window=32),
     ],
-    ids=["plain", "flip", "window"],
+    ids=["plain", "flip", "window", "fixed"],
 )
 @pytest.mark.parametrize("batch", [1, 2, 8])
 def test_images_of_mixed_sizes_come_out_as_if_alone(settings: InferenceSettings, batch: int) -> None:
@@ -272,10 +196,51 @@ def test_images_of_mixed_sizes_come_out_as_if_alone(settings: InferenceSettings,
 
 
 def test_neighbours_of_one_size_share_a_pass() -> None:
-    model = OneConvolution()
-    Segmenter(model, device=CPU, batch=2)([_image(*size) for size in SIZES])
-    assert [shape[0] for shape in model.inputs] == [2, 1, 1, 1, 1, 2, 1]
-    assert [shape[2:] for shape in model.inputs] == [SIZES[index] for index in (0, 2, 3, 4, 5, 6, 8)]
+    segmenter = Segmenter(OneConvolution(), device=CPU, batch=2)
+    segmenter([_image(*size) for size in SIZES])
+    shapes = _inputs(segmenter)
+    assert [shape[0] for shape in shapes] == [2, 1, 1, 1, 1, 2, 1]
+    assert [shape[2:] for shape in shapes] == [SIZES[index] for index in (0, 2, 3, 4, 5, 6, 8)]
+
+
+@pytest.mark.parametrize(
+    ("batch", "images", "passes"),
+    [
+        (1, 2, [1] * 12),
+        (4, 2, [4, 2, 4, 2]),
+        (6, 2, [6, 6]),
+        (12, 3, [12, 6]),
+        (100, 3, [18]),
+    ],
+)
+def test_windows_of_an_image_and_its_neighbours_share_passes(batch: int, images: int, passes: list[int]) -> None:
+    """6 windows each."""
+    segmenter = Segmenter(OneConvolution(), InferenceSettings(window=32), device=CPU, batch=batch)
+    segmenter([_image(50, 64)] * images)
+    assert [shape[0] for shape in _inputs(segmenter)] == passes
+    assert {shape[2:] for shape in _inputs(segmenter)} == {(32, 32)}
+
+
+def test_windows_of_a_large_image_are_looked_at_when_needed() -> None:
+    """Of the network's answers for two scales and their mirror images only the latest are alive at any time."""
+    alive: list[weakref.ref[Tensor]] = []
+    most = passes = 0
+
+    class Watched(OneConvolution):
+        def coarse(self, images: Tensor) -> Tensor:
+            nonlocal most, passes
+            passes += 1
+            most = max(most, sum(reference() is not None for reference in alive))
+            logits = super().coarse(images)
+            alive.append(weakref.ref(logits))
+            return logits
+
+    image = _image(2000, 50)
+    settings = InferenceSettings(window=64, scales=(1.0, 2.0), flip=True)
+    segmenter = Segmenter(Watched(classes=90), settings, device=CPU, batch=4)
+    assert segmenter([image])[0].mask.shape == (2000, 50)
+    assert passes > 100
+    assert 0 < most <= 8
 
 
 def test_rounding_may_part_two_images_at_one_scale_only() -> None:
@@ -298,44 +263,48 @@ def test_rounding_may_part_two_images_at_one_scale_only() -> None:
         {"resize": "short", "size": 29},
         {"resize": "scale", "size": 1.7},
         {"scales": (0.5, 1.0, 1.75)},
+        {"resize": "fixed", "shape": (50, 40)},
         {"window": 32},
+        {"window": 48},
         {"window": 32, "scales": (0.6, 1.2)},
+        {"window": 40, "resize": "fixed", "shape": (90, 60), "scales": (0.5, 1.0)},
     ],
     ids=str,
 )
 def test_predictions_by_loops(settings: dict[str, Any], flip: bool, align_corners: bool) -> None:
     model, image = OneConvolution(align_corners=align_corners), _image(45, 67)
     rule = InferenceSettings(flip=flip, **settings)
-    views = []
+    total = torch.zeros(5, 45, 67, dtype=torch.float64)
     with torch.no_grad():
         for scale in rule.scales:
             height, width = rule.input_size(45, 67, scale)
             resized = np.asarray(Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR))
-            pixels = torch.tensor(resized).permute(2, 0, 1)[None]
-            for mirrored in [False, True][: 1 + flip]:
-                views.append(View(_naive_logits(model, pixels.flip(-1) if mirrored else pixels, rule.window), mirrored))
-    mask, confidence = Segmenter(model, rule, device=CPU)([image])[0]
-    _assert_decision(mask, confidence, _probabilities(views, (45, 67), align_corners=align_corners))
+            found = _by_windows(model, torch.tensor(resized).permute(2, 0, 1)[None], rule)
+            total += F.interpolate(found[None], size=(45, 67), mode="bilinear", align_corners=False)[0]
+    mask, confidence = Segmenter(model, rule, device=CPU, batch=3)([image])[0]
+    _assert_decision(mask, confidence, total / len(rule.scales))
 
 
-def _naive_logits(model: PSPNet, pixels: Tensor, window: int) -> Tensor:
-    """Logits of the whole input; or pixel by pixel, the mean over the windows that hold the pixel."""
+def _by_windows(model: PSPNet, pixels: Tensor, rule: InferenceSettings) -> Tensor:
+    """``(C, h, w)``: pixel by pixel, the mean of the probabilities in the windows that hold the pixel."""
     height, width = pixels.shape[-2:]
-    if not window or (height <= window and width <= window):
-        return model.coarse(pixels).main[0]
     found: dict[tuple[int, int], list[Tensor]] = {(y, x): [] for y in range(height) for x in range(width)}
-    for top in inference._starts(height, window):
-        for left in inference._starts(width, window):
-            part = pixels[..., top : top + window, left : left + window]
-            coarse = model.coarse(part).main
-            logits = F.interpolate(
-                coarse, size=part.shape[-2:], mode="bilinear", align_corners=model.config.align_corners
-            )[0]
-            for y in range(part.shape[-2]):
-                for x in range(part.shape[-1]):
-                    found[top + y, left + x].append(logits[:, y, x])
+    for window in windows(height, width, rule.window):
+        part = pixels[..., slice(*window.rows), slice(*window.columns)]
+        probabilities = _softmax_of(model, part)
+        if rule.flip:
+            probabilities = (probabilities + _softmax_of(model, part.flip(-1)).flip(-1)) / 2
+        for y in range(*window.rows):
+            for x in range(*window.columns):
+                found[y, x].append(probabilities[:, y - window.rows.start, x - window.columns.start])
     pixelwise = [torch.stack(found[y, x]).mean(0) for y in range(height) for x in range(width)]
     return torch.stack(pixelwise, dim=1).view(-1, height, width)
+
+
+def _softmax_of(model: PSPNet, pixels: Tensor) -> Tensor:
+    logits = model.coarse(pixels).double()
+    align_corners = model.config.align_corners
+    return F.interpolate(logits, size=pixels.shape[-2:], mode="bilinear", align_corners=align_corners)[0].softmax(0)
 
 
 @pytest.mark.parametrize("flip", [True, False])
@@ -375,11 +344,15 @@ def test_the_real_network_says_what_its_forward_says(size: tuple[int, int]) -> N
     assert (mask != winner.numpy()).mean() < 0.005
 
 
-def test_the_model_is_put_into_evaluation_mode() -> None:
-    model = _real().train()
+def test_a_model_in_training_stays_as_it_is_and_its_copy_evaluates() -> None:
+    model = copy.deepcopy(_real()).train()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
     segmenter = Segmenter(model, device=CPU)
-    assert not model.training
     image = _image(20, 20)
+    segmenter([image])
+    assert model.training
+    assert not segmenter.model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     first, second = segmenter([image, image]), segmenter([image, image])
     for one, other in zip(first, second, strict=True):
         np.testing.assert_array_equal(one.mask, other.mask)
@@ -426,3 +399,15 @@ def test_prepare_resizes_once_per_scale() -> None:
     assert prepared.views[0].dtype == np.uint8
     # Each pixel of the smaller view stands for those it covers.
     np.testing.assert_allclose(prepared.views[0].mean((0, 1)), image.mean((0, 1)), atol=1)
+
+
+@pytest.mark.parametrize("bands", [1, 2, 4, 7])
+def test_images_of_any_number_of_bands(bands: int) -> None:
+    image = np.dstack([_image(45, 67, seed)[..., :1] for seed in range(bands)])
+    segmenter = Segmenter(OneConvolution(bands=bands), InferenceSettings(resize="long", size=40), device=CPU)
+    prepared = segmenter.prepare(image)
+    assert prepared.views[0].shape == (27, 40, bands)
+    for band in range(bands):
+        alone = Image.fromarray(image[..., band]).resize((40, 27), Image.Resampling.BILINEAR)
+        np.testing.assert_array_equal(prepared.views[0][..., band], np.asarray(alone))
+    assert segmenter([image])[0].mask.shape == (45, 67)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -41,9 +41,9 @@ def test_logits_have_the_size_of_the_images(size: tuple[int, int]) -> None:
     with torch.no_grad():
         logits, coarse = network(_images(*size)), network.coarse(_images(*size))
     assert logits.main.shape == (2, 3, *size)
-    assert coarse.main.shape == (2, 3, -(-size[0] // 32), -(-size[1] // 32))
-    assert logits.aux is None
-    assert coarse.aux is None
+    assert coarse.shape == (2, 3, -(-size[0] // 32), -(-size[1] // 32))
+    assert logits.aux is not None  # in evaluation, too
+    assert logits.aux.shape == logits.main.shape
     assert logits.main.dtype == torch.float32
     assert logits.main.isfinite().all()
 
@@ -72,7 +72,7 @@ def test_logits_are_the_coarse_ones_resized(align_corners: bool) -> None:
     network = _network(dataclasses.replace(SMALL, align_corners=align_corners))
     images = _images(65, 97)
     with torch.no_grad():
-        main, coarse = network(images).main, network.coarse(images).main
+        main, coarse = network(images).main, network.coarse(images)
     expected = F.interpolate(coarse, size=(65, 97), mode="bilinear", align_corners=align_corners)
     other = F.interpolate(coarse, size=(65, 97), mode="bilinear", align_corners=not align_corners)
     torch.testing.assert_close(main, expected)
@@ -110,68 +110,41 @@ def _cells(length: int, bins: int) -> list[tuple[int, int]]:
     return [(i * length // bins, math.ceil((i + 1) * length / bins)) for i in range(bins)]
 
 
-def _naive_stage(x: Array, stage: nn.Module, bins: int, *, align_corners: bool) -> Array:
-    """One grid of the pyramid by loops, ``(channels, h, w)`` to ``(reduced, h, w)``."""
+def _naive_stage(x: Array, stage: nn.Module, bins: int) -> Array:
+    """One grid of the pyramid by loops, ``(channels, h, w)`` to ``(width, bins, bins)``."""
     state = {name: value.double().numpy() for name, value in stage.state_dict().items()}
-    weight, gamma, beta, mean, var = (
-        state[name] for name in ("1.weight", "2.weight", "2.bias", "2.running_mean", "2.running_var")
+    rows = [
+        np.stack([x[:, t:b, left:r].mean(axis=(1, 2)) for left, r in _cells(x.shape[2], bins)], axis=-1)
+        for t, b in _cells(x.shape[1], bins)
+    ]
+    y = np.einsum("oc,cyx->oyx", state["0.weight"][:, :, 0, 0], np.stack(rows, axis=-2))
+    if "0.bias" in state:
+        return cast(Array, np.maximum(y + state["0.bias"][:, None, None], 0))
+    gamma, beta, mean, var = (
+        state[f"1.{name}"][:, None, None] for name in ("weight", "bias", "running_mean", "running_var")
     )
-    pooled = np.stack(
-        [
-            np.stack([x[:, t:b, left:r].mean(axis=(1, 2)) for left, r in _cells(x.shape[2], bins)], axis=-1)
-            for t, b in _cells(x.shape[1], bins)
-        ],
-        axis=-2,
-    )
-    reduced = np.einsum("oc,cyx->oyx", weight[:, :, 0, 0], pooled)
-    normed = (reduced - mean[:, None, None]) / np.sqrt(var + 1e-5)[:, None, None] * gamma[:, None, None]
-    return _naive_resize(np.maximum(normed + beta[:, None, None], 0), x.shape[1:], align_corners=align_corners)
+    return cast(Array, np.maximum((y - mean) / np.sqrt(var + 1e-5) * gamma + beta, 0))
 
 
-def _naive_resize(grid: Array, size: tuple[int, ...], *, align_corners: bool) -> Array:
-    out = np.empty((len(grid), *size))
-    for y in range(size[0]):
-        for x in range(size[1]):
-            top, below, down = _between(y, size[0], grid.shape[1], align_corners=align_corners)
-            left, right, across = _between(x, size[1], grid.shape[2], align_corners=align_corners)
-            upper = grid[:, top, left] * (1 - across) + grid[:, top, right] * across
-            lower = grid[:, below, left] * (1 - across) + grid[:, below, right] * across
-            out[:, y, x] = upper * (1 - down) + lower * down
-    return out
-
-
-def _between(index: int, outputs: int, inputs: int, *, align_corners: bool) -> tuple[int, int, float]:
-    """The two cells that a pixel lies between, and how far it is on its way to the second."""
-    if align_corners:
-        position = index * (inputs - 1) / (outputs - 1) if outputs > 1 else 0.0
-    else:
-        position = min(max((index + 0.5) * inputs / outputs - 0.5, 0.0), inputs - 1.0)
-    low = min(int(position), inputs - 1)
-    return low, min(low + 1, inputs - 1), position - low
-
-
-@pytest.mark.parametrize("align_corners", [True, False])
 @pytest.mark.parametrize("size", [(7, 5), (1, 1), (6, 13), (3, 4)])
-def test_pyramid_pooling_by_loops(size: tuple[int, int], align_corners: bool) -> None:
+def test_pyramid_pooling_by_loops(size: tuple[int, int]) -> None:
     torch.manual_seed(1)
     bins = (1, 2, 3, 6)
-    pyramid = PyramidPooling(8, bins, align_corners=align_corners).eval()
+    pyramid = PyramidPooling(8, bins, 3, biased=(2,)).eval()
     for module in pyramid.modules():
         if isinstance(module, nn.BatchNorm2d):
             nn.init.uniform_(module.get_buffer("running_mean"), -0.2, 0.2)
             nn.init.uniform_(module.get_buffer("running_var"), 0.5, 1.5)
             nn.init.uniform_(module.bias, 0.5, 1.5)
     x = torch.randn(1, 8, *size)
-    feature = x[0].double().numpy()
-    grids = [
-        _naive_stage(feature, stage, b, align_corners=align_corners)
-        for stage, b in zip(pyramid.stages, bins, strict=True)
-    ]
     with torch.no_grad():
-        found = pyramid(x)[0]
-    assert pyramid.out_channels == len(found) == 16
-    assert all(grid.max() > 0 for grid in grids)
-    np.testing.assert_allclose(found.numpy(), np.concatenate([feature, *grids]), rtol=1e-4, atol=1e-5)
+        found = pyramid(x)
+    for grid, stage, cells in zip(found, pyramid.stages, bins, strict=True):
+        assert grid.shape == (1, 3, cells, cells)
+        assert grid.max() > 0
+        np.testing.assert_allclose(
+            grid[0].numpy(), _naive_stage(x[0].double().numpy(), stage, cells), rtol=1e-4, atol=1e-5
+        )
 
 
 @pytest.mark.parametrize(
@@ -186,7 +159,7 @@ def test_widths_are_the_papers(
 ) -> None:
     with torch.device("meta"):
         state = PSPNet(PSPNetConfig(classes=19, backbone=backbone)).state_dict()
-    assert {tuple(state[f"pyramid.stages.{index}.1.weight"].shape) for index in range(4)} == {pyramid}
+    assert {tuple(state[f"pyramid.stages.{index}.0.weight"].shape) for index in range(4)} == {pyramid}
     assert tuple(state["fusion.0.weight"].shape) == fusion
     assert tuple(state["auxiliary.0.weight"].shape) == auxiliary
     assert tuple(state["decoder.1.weight"].shape) == (19, fusion[0], 1, 1)
@@ -232,7 +205,7 @@ def test_layout_does_not_change_the_logits() -> None:
 
 def test_logits_are_float32_under_autocast() -> None:
     with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
-        assert _network().coarse(_images(33, 33)).main.dtype == torch.bfloat16
+        assert _network().coarse(_images(33, 33)).dtype == torch.bfloat16
         assert _network()(_images(33, 33)).main.dtype == torch.float32
 
 
@@ -270,12 +243,24 @@ def test_a_step_of_training_lowers_the_loss() -> None:
         ({"dropout": 1.0}, "dropout"),
         ({"dropout": -0.1}, "dropout"),
         ({"dropout": math.nan}, "dropout"),
-        ({"mean": (1.0, 2.0)}, "mean"),
+        ({"mean": ()}, "mean"),
+        ({"mean": (1.0, math.inf, 3.0)}, "mean"),
+        ({"mean": (1.0, 2.0)}, "std"),
         ({"std": (1.0, 2.0, 3.0, 4.0)}, "std"),
         ({"std": (1.0, 0.0, 1.0)}, "std"),
         ({"std": (1.0, math.nan, 1.0)}, "std"),
         ({"stem": "wide"}, "stem"),
         ({"output_stride": 4}, "output_stride"),
+        ({"stages": 1}, "stages"),
+        ({"stages": 5}, "stages"),
+        ({"dilation": "some"}, "dilation"),
+        ({"fusion_order": "first"}, "fusion_order"),
+        ({"fusion_kernel": 2}, "fusion_kernel"),
+        ({"classifier_kernel": 0}, "classifier_kernel"),
+        ({"biased_bins": (4,)}, "biased_bins"),
+        ({"bin_width": -1}, "bin_width"),
+        ({"fusion_width": -5}, "fusion_width"),
+        ({"auxiliary_width": -5}, "auxiliary_width"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(change: dict[str, Any], field: str) -> None:

@@ -1,0 +1,102 @@
+"""What mmsegmentation stores beside its weights: class names, colours and the text of the training config.
+
+0.x keeps ``meta["CLASSES"]``, ``meta["PALETTE"]`` and ``meta["config"]``; 1.x keeps ``meta["dataset_meta"]`` with the
+first two, in small letters as a rule, and ``meta["cfg"]``. The text is Python (``name = dict(key=value, ...)``); it is
+searched, never run.
+"""
+
+import ast
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from pspnet_core.errors import ConfigError
+
+log = logging.getLogger(__name__)
+
+# (strides, dilations) of the four stages -> output stride of ours.
+_OUTPUT_STRIDES = {
+    ((1, 2, 1, 1), (1, 1, 2, 4)): 8,
+    ((1, 2, 2, 1), (1, 1, 1, 2)): 16,
+    ((1, 2, 2, 2), (1, 1, 1, 1)): 32,
+}
+_FOREIGN = {
+    r"style['\"]?\s*[=:]\s*['\"]caffe": "a network whose 1x1 convolutions stride is not known here",
+    r"multi_grid['\"]?\s*[=:]\s*[\[(]": "a network with a dilation for each block is not known here",
+    r"to_rgb['\"]?\s*[=:]\s*False": "a network for BGR images is not known here",
+}
+
+
+def settings_of(meta: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields of ``PSPNetConfig`` that the training config tells; where it is silent, those of the base configs.
+
+    Raises:
+        ConfigError: it is the config of a network that ours cannot be.
+    """
+    text = str(meta.get("config") or meta.get("cfg") or "")
+    if not text:
+        log.warning("no config in the metadata: align_corners false assumed; see --align")
+    for pattern, reason in _FOREIGN.items():
+        if match := re.search(pattern, text):
+            raise ConfigError("source", match[0], reason)
+    model = _section(text, "model") or text
+    head = _section(model, "decode_head") or model
+    images = _section(text, "img_norm_cfg") or _section(text, "data_preprocessor")
+    dropout = _value(head, "dropout_ratio")
+    found = {"bins": _value(head, "pool_scales"), "mean": _value(images, "mean"), "std": _value(images, "std")}
+    return {
+        "align_corners": bool(_value(head, "align_corners")),
+        "dropout": 0.1 if dropout is None else dropout,
+        **_dilation(_section(model, "backbone")),
+        **{field: tuple(value) for field, value in found.items() if value is not None},
+    }
+
+
+def class_names(meta: Mapping[str, Any]) -> Sequence[str] | None:
+    """Names of the classes; None where there are none."""
+    return _described(meta, "classes")
+
+
+def palette(meta: Mapping[str, Any]) -> Sequence[Sequence[int]] | None:
+    """A colour ``[r, g, b]``, 0 to 255, for each class; None where there are none."""
+    return _described(meta, "palette")
+
+
+def _described(meta: Mapping[str, Any], key: str) -> Sequence[Any] | None:
+    inner = meta.get("dataset_meta")
+    places = (inner, meta) if isinstance(inner, Mapping) else (meta,)
+    found = (place.get(spelling) for place in places for spelling in (key, key.upper()))
+    return next((value for value in found if isinstance(value, list | tuple)), None)
+
+
+def _dilation(backbone: str) -> dict[str, Any]:
+    strides, dilations = _value(backbone, "strides"), _value(backbone, "dilations")
+    contracted = _value(backbone, "contract_dilation")
+    if strides is None and dilations is None:
+        return {"dilation": "full" if contracted is False else "contracted"}
+    # From here on what is left out has mmsegmentation's default for a ResNet.
+    pattern = tuple(strides or (1, 2, 2, 2)), tuple(dilations or (1, 1, 1, 1))
+    if pattern not in _OUTPUT_STRIDES:
+        known = "; ".join(f"{stride}, {dilation}" for stride, dilation in _OUTPUT_STRIDES)
+        raise ConfigError("strides, dilations", f"{pattern[0]}, {pattern[1]}", f"not known here; known: {known}")
+    return {"output_stride": _OUTPUT_STRIDES[pattern], "dilation": "contracted" if contracted else "full"}
+
+
+def _section(text: str, name: str) -> str:
+    """What stands between the brackets of ``name=dict(...)`` or ``'name': {...}``; empty where there is none."""
+    start = re.search(rf"\b{name}['\"]?\s*[=:]\s*(?:dict\(|\{{)", text)
+    if start is None:
+        return ""
+    depth = 1
+    for end in range(start.end(), len(text)):
+        depth += (text[end] in "([{") - (text[end] in ")]}")
+        if depth == 0:
+            return text[start.end() : end]
+    return text[start.end() :]
+
+
+def _value(text: str, key: str) -> Any:
+    """The number, truth value or list of numbers after ``key=``; None where there is none."""
+    found = re.search(rf"\b{key}['\"]?\s*[=:]\s*([(\[][\d\s.,e+-]*[)\]]|[\d.][\d.e+-]*|True|False)", text)
+    return None if found is None else ast.literal_eval(found[1])

@@ -1,0 +1,216 @@
+"""A worker's steps by themselves: one process, passes and two real processes take the same step; nothing is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from ray.train import Checkpoint
+from torch import Tensor
+from torch.multiprocessing.spawn import spawn
+
+from pipelines.datasets import Dataset, open_dataset
+from pipelines.demo import draw_dataset
+from pipelines.training import TrainConfig, loop_config
+from pipelines.training_loop import LoopConfig, Worker, derived_seed
+from pspnet_core import checkpoints
+from pspnet_core.losses import LOSSES, pspnet_loss
+from pspnet_core.scenes import SCENE_CLASSES
+from tests.pipelines.ranks import make_worker, take_steps
+
+IGNORE = 255
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    draw_dataset(folder, train=8, val=2, seed=0)
+    return folder
+
+
+@functools.cache
+def _dataset(folder: Path) -> Dataset:
+    return open_dataset(str(folder), "folder")
+
+
+def _loop(data: Path, **changes: Any) -> LoopConfig:
+    """Two steps an epoch, without chance: no dropout, and statistics that do not depend on the batch."""
+    settings: dict[str, Any] = {
+        "data": str(data),
+        "output": str(data / "runs"),
+        "backbone": "resnet18",
+        "stride": 32,
+        "bins": (1, 2),
+        "crop": 48,
+        "batch": 4,
+        "norm": "frozen",
+        "rate": 0.01,
+        "epochs": 2,
+        "resize": 0.5,
+    }
+    config = TrainConfig(**(settings | changes))
+    loop = loop_config(config, _dataset(data))
+    return dataclasses.replace(loop, network=dataclasses.replace(loop.network, dropout=0.0))
+
+
+def _batch(shares: tuple[float, ...] = (0.0, 0.9, 1.0, 0.4)) -> tuple[Tensor, Tensor]:
+    """Four images, and masks with these shares of ignored pixels."""
+    random = np.random.default_rng(0)
+    images = random.integers(0, 256, (4, 3, 48, 48), dtype=np.uint8)
+    masks = random.integers(0, len(SCENE_CLASSES), (4, 48, 48))
+    for mask, share in zip(masks, shares, strict=True):
+        mask[random.random(mask.shape) < share] = IGNORE
+    return torch.from_numpy(images), torch.from_numpy(masks)
+
+
+def _state(worker: Worker) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in worker.model.state_dict().items()}
+
+
+def _same(one: dict[str, Tensor], two: dict[str, Tensor]) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(tensor, two[name]) for name, tensor in one.items())
+
+
+def _assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], start: dict[str, Tensor]) -> None:
+    """The same way from the start, to a thousandth of its length and the rounding of what is reached."""
+    for name, tensor in expected.items():
+        way = (tensor.double() - start[name].double()).abs().max().item()
+        assert (found[name].double() - tensor.double()).abs().max() <= 1e-3 * way + 2.4e-7 * tensor.abs().max(), name
+
+
+@pytest.mark.parametrize(("accumulate", "balance"), [(2, 0.0), (4, 0.5)])
+def test_passes_make_the_same_step(data: Path, accumulate: int, balance: float) -> None:
+    """However unevenly the ignored pixels are spread over the passes."""
+    config = _loop(data, balance=balance, smoothing=0.1)
+    whole, parts = make_worker(config), make_worker(dataclasses.replace(config, accumulate=accumulate))
+    start = _state(whole)
+    expected, found = (worker.step(*_batch(), rate=0.1).item() for worker in (whole, parts))
+    assert found == pytest.approx(expected, rel=1e-5)
+    _assert_close(_state(parts), _state(whole), start)
+
+
+def test_two_processes_make_the_step_of_one(data: Path, tmp_path: Path) -> None:
+    """In one pass or two. The first has two thirds of the pixels that count; the mean is over all of them."""
+    config = _loop(data, balance=0.5)
+    single = make_worker(config)
+    start = _state(single)
+    images, masks = _batch()
+    expected = single.step(images, masks, rate=0.1)
+    configs = [config, dataclasses.replace(config, accumulate=2)]
+    batches = list(zip(images.split(2), masks.split(2), strict=True))
+    spawn(take_steps, (configs, batches, str(tmp_path)), nprocs=2)
+    ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    for (one, first), (two, second) in zip(*ranks, strict=True):
+        assert _same(first, second)
+        assert (one + two).item() == pytest.approx(expected.item(), rel=1e-5)
+        _assert_close(first, _state(single), start)
+
+
+@pytest.mark.parametrize("kind", ["cross_entropy", "lovasz"])
+def test_nothing_but_ignored_pixels_changes_nothing(data: Path, kind: str) -> None:
+    worker = make_worker(_loop(data, loss=kind, decay=0.0, accumulate=2, clip=1.0))
+    start = _state(worker)
+    loss = worker.step(*_batch((1.0, 1.0, 1.0, 1.0)), rate=0.1)
+    assert loss.item() == 0
+    assert _same(_state(worker), start)
+    assert worker.step(*_batch(), rate=0.1).isfinite()
+    assert not _same(_state(worker), start)
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_the_loss_is_the_chosen_one(data: Path, kind: str) -> None:
+    config = _loop(data, loss=kind, kept=500, gamma=3.0, auxiliary=0.9, balance=0.5)
+    worker = make_worker(config)
+    images, masks = _batch()
+    with torch.no_grad():
+        logits = worker.model.train()(images)
+    expected = pspnet_loss(logits, masks, ignore=IGNORE, weight=worker.weights, config=config.loss)
+    assert config.loss.kind == kind
+    assert worker.step(images, masks, rate=0.1).item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_the_gradient_is_clipped_to_its_norm(data: Path) -> None:
+    gradients = []
+    for clip in (0.0, 0.01):
+        worker = make_worker(_loop(data, clip=clip))
+        worker.step(*_batch(), rate=0.1)
+        slopes = [parameter.grad for parameter in worker.model.parameters()]
+        gradients.append(torch.cat([slope.flatten() for slope in slopes if slope is not None]))
+    free, clipped = gradients
+    assert free.norm() > 0.1
+    assert clipped.norm().item() == pytest.approx(0.01, rel=1e-3)
+    torch.testing.assert_close(clipped, free * (0.01 / free.norm()), rtol=1e-3, atol=1e-7)
+
+
+def test_one_image_per_pass_is_enough_for_frozen_statistics(data: Path) -> None:
+    worker = make_worker(_loop(data, batch=1, norm="frozen"))
+    before = dict(worker.model.named_buffers())
+    images, masks = _batch()
+    worker.model.train()
+    assert worker.step(images[:1], masks[:1], rate=0.1).isfinite()
+    assert _same({name: tensor.clone() for name, tensor in worker.model.named_buffers()}, before)
+
+
+def test_without_the_auxiliary_loss_there_is_no_such_head(data: Path) -> None:
+    worker = make_worker(_loop(data, auxiliary=0.0))
+    assert worker.model.auxiliary is None
+    assert worker.step(*_batch(), rate=0.1).isfinite()
+
+
+def test_the_average_is_what_is_scored_and_saved(data: Path, tmp_path: Path) -> None:
+    worker = make_worker(_loop(data, ema=0.9, norm="auto"))
+    start = _state(worker)
+    worker.train_epoch(0)
+    assert worker.average is not None
+    average, raw = worker.average.model.state_dict(), _state(worker)
+    model = worker.checkpoint()
+    assert _same(model.weights, average)
+    moved = "decoder.1.weight", "backbone.bn1.running_mean"
+    for name in moved:  # between the start and the weights of now
+        assert (average[name] - start[name]).norm() < (raw[name] - start[name]).norm()
+        assert (average[name] - raw[name]).norm() < (raw[name] - start[name]).norm()
+    worker.save(tmp_path, model, 1)
+    assert _same(checkpoints.load(tmp_path / "model").weights, average)
+    again = make_worker(_loop(data, ema=0.9, norm="auto"))
+    assert again.restore(Checkpoint.from_directory(tmp_path)) == 1
+    assert again.average is not None
+    assert _same(_state(again), raw)
+    assert _same(again.average.model.state_dict(), average)
+
+
+@pytest.mark.parametrize(("optimiser", "ema"), [("sgd", 0.0), ("adamw", 0.9)])
+def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
+    data: Path, tmp_path: Path, optimiser: str, ema: float
+) -> None:
+    """Dropout, order, augmentation, learning rate, momenta and averages all go on."""
+    loop = _loop(data, ema=ema, optimiser=optimiser, norm="auto", warmup=2, clip=5.0)
+    loop = dataclasses.replace(loop, network=dataclasses.replace(loop.network, dropout=0.5))
+    whole = make_worker(loop)
+    rates = [whole.train_epoch(epoch).rate for epoch in range(2)]
+    broken = make_worker(loop)
+    broken.train_epoch(0)
+    broken.save(tmp_path, broken.checkpoint(), 1)
+    again = make_worker(loop)
+    epoch = again.restore(Checkpoint.from_directory(tmp_path))
+    assert not _same(_state(again), _state(whole))
+    assert again.train_epoch(epoch).rate == rates[1] < rates[0]
+    assert _same(_state(again), _state(whole))
+    assert again.checkpoint().fingerprint == whole.checkpoint().fingerprint
+
+
+def test_workers_drop_out_other_channels_and_each_epoch_others(data: Path) -> None:
+    seeds = [derived_seed(0, epoch, rank) for epoch in range(3) for rank in range(3)]
+    assert len(set(seeds)) == 9
+
+
+def test_validation_counts_every_pixel_with_a_label(data: Path) -> None:
+    worker = make_worker(_loop(data))
+    confusion = worker.validate(worker.checkpoint())
+    masks = [worker.config.dataset.read(pair)[1] for pair in worker.config.val]
+    assert confusion.counts.sum() == sum(int((mask != worker.config.dataset.classes.ignore).sum()) for mask in masks)
+    assert worker.model.training  # scoring works on a copy
