@@ -87,6 +87,10 @@ class TrainConfig:
     """Factor on the images' size, in training and in inference alike: 0.5 works at half resolution."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random scale in training."""
+    cap: float = 0.75
+    """Largest share of a crop's labelled pixels that one class may have, as far as ten tries find such a crop."""
+    photometric: float = 0.0
+    """Share of crops whose brightness, contrast, saturation and hue are changed."""
     batch: int = 16
     """Images per step over all workers together."""
     accumulate: int = 1
@@ -198,6 +202,8 @@ class TrainConfig:
             crop=(self.crop, self.crop),
             base=self.resize,
             scale=self.scale,
+            cap=self.cap,
+            photometric=self.photometric,
             mean=(red, green, blue),
             ignore=ignore,
         )

@@ -55,6 +55,7 @@ def contact_sheet(
     *,
     columns: int = 2,
     tile_width: int = 320,
+    captions: Sequence[str] = (),
 ) -> Image.Image:
     """Lay out images beside their overlays, with a legend of the classes that occur.
 
@@ -63,16 +64,19 @@ def contact_sheet(
         classes: names and colours.
         columns: pairs side by side.
         tile_width: width of one picture, in pixels; its height follows.
+        captions: a line above each pair, or none at all.
 
     Returns:
         an RGB picture.
 
     Raises:
-        ValueError: when there are no rows, or no room for a tile.
+        ValueError: when there are no rows, no room for a tile, or not as many captions as rows.
     """
     if not rows or columns < 1 or tile_width < 1:
         raise ValueError(f"{len(rows)} rows in {columns} columns of {tile_width} pixels: nothing to show")
     pairs = [_pair(image, mask, classes, tile_width) for image, mask in rows]
+    if captions:
+        pairs = [_captioned(pair, caption) for pair, caption in zip(pairs, captions, strict=True)]
     lines = [pairs[start : start + columns] for start in range(0, len(pairs), columns)]
     heights = [max(pair.height for pair in line) for line in lines]
     width = columns * (pairs[0].width + _GAP) + _GAP
@@ -96,6 +100,15 @@ def _pair(image: NDArray[np.uint8], mask: Ids, classes: ClassTable, width: int) 
         tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
         pair.paste(tile, (place * width, 0))
     return pair
+
+
+def _captioned(pair: Image.Image, caption: str) -> Image.Image:
+    """Return a pair with a line of text above it."""
+    top = _SWATCH + _GAP // 2
+    picture = Image.new("RGB", (pair.width, top + pair.height), _BACKGROUND)
+    ImageDraw.Draw(picture).text((0, -1), caption, fill=_INK, font=ImageFont.load_default(_SWATCH))
+    picture.paste(pair, (0, top))
+    return picture
 
 
 def _legend(classes: ClassTable, present: Sequence[int], width: int) -> Image.Image:

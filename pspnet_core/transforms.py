@@ -1,13 +1,24 @@
 """Joint augmentation of an image and its mask, as a pure function of the sample and a seed.
 
-The recipe of the paper (section 5.1): random scale, rotation, Gaussian blur, mirror, and a crop padded with the mean
-colour and the ignore id. The mask is resampled by nearest neighbour only, so no class id is ever invented.
+Two steps. :func:`plan` draws every number into a :class:`Draw`, those of switched-off changes too, so that no change
+depends on whether another is on. :func:`apply` then does what the draw says, on no more pixels than the crop needs:
+scale, rotation and place make one affine map from the crop to the sample. The mask is read through it by nearest
+neighbour, once, so no class id is ever invented. The image is resized with antialiasing where the crop lies,
+distorted and blurred there, and set on padding of the mean colour.
 
-Shapes: ``H W`` pixels of the sample, ``h w`` pixels of the crop.
+The recipe is that of PSPNet (section 5.1; hszhao/semseg, ``util/transform.py``), with the category cap and the
+photometric distortion of mmsegmentation (``RandomCrop``, ``PhotoMetricDistortion``).
+
+Shapes: ``H W`` pixels of the sample, ``h w`` pixels of the crop. Points are ``(x, y)``; the pixel in the corner
+reaches from 0 to 1, its centre is at 0.5.
 """
 
+from __future__ import annotations
+
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,8 +26,25 @@ from PIL import Image, ImageFilter
 
 from pspnet_core.errors import ConfigError
 
-Sample = tuple[Image.Image, Image.Image]
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
+_Points = NDArray[np.float64]
+
+# Windows to try for one that keeps the cap, as in mmsegmentation.
+_TRIES = 10
+
+# Standard deviation of the blur, in pixels.
+_BLUR = (0.1, 1.0)
+
+# Ranges of the photometric distortion, as in SSD and mmsegmentation: levels, factors and degrees (their hue_delta of
+# 18 counts the half degrees of 8-bit HSV). Each of the four is left out of half the distorted samples.
+_BRIGHTNESS = 32.0
+_CONTRAST = (0.5, 1.5)
+_SATURATION = (0.5, 1.5)
+_HUE = 36.0
+
+# The colours (17, 17, 17, 3) for which the distortion is computed; Pillow interpolates between them. Indexed blue,
+# green, red, as Color3DLUT wants its table.
+_GRID = np.stack(np.meshgrid(*[np.linspace(0, 255, 17)] * 3, indexing="ij")[::-1], axis=-1)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,37 +59,72 @@ class AugmentConfig:
     """Range of the random scale, drawn log-uniformly."""
     rotate: float = 10.0
     """Largest rotation either way, in degrees; half the samples are rotated."""
+    cap: float = 0.75
+    """Largest share of one class among the labelled pixels of a crop; 1 takes any crop."""
     blur: float = 0.5
     """Share of blurred samples."""
     mirror: float = 0.5
     """Share of mirrored samples."""
+    photometric: float = 0.0
+    """Share of samples with distorted colours."""
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
     """Colour of the padding, RGB, range [0, 255]."""
     ignore: int = 255
-    """Id of the padding in the mask."""
+    """Id of the padding in the mask, and of pixels without a label."""
 
     def __post_init__(self) -> None:
         if min(self.crop) < 1:
             raise ConfigError("crop", self.crop, "give a positive height and width")
-        if not 0 < self.scale[0] <= self.scale[1]:
+        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise ConfigError("scale", self.scale, "give a positive range, smaller number first")
-        if not self.base > 0:
+        if not 0 < self.base < math.inf:
             raise ConfigError("base", self.base, "give a positive factor, such as 0.5")
         if not 0 <= self.rotate <= 180:
             raise ConfigError("rotate", self.rotate, "choose an angle in 0..180 degrees")
-        if not 0 <= self.blur <= 1:
-            raise ConfigError("blur", self.blur, "choose a share in 0..1")
-        if not 0 <= self.mirror <= 1:
-            raise ConfigError("mirror", self.mirror, "choose a share in 0..1")
+        if not 0 < self.cap <= 1:
+            raise ConfigError("cap", self.cap, "choose a share above 0, at most 1")
+        for share in ("blur", "mirror", "photometric"):
+            if not 0 <= getattr(self, share) <= 1:
+                raise ConfigError(share, getattr(self, share), "choose a share in 0..1")
+        if not all(0 <= level <= 255 for level in self.mean):
+            raise ConfigError("mean", self.mean, "give red, green and blue in 0..255")
         if not 0 <= self.ignore <= 65535:
             raise ConfigError("ignore", self.ignore, "choose an id in 0..65535")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Draw:
+    """Every number that one augmentation needs. The defaults change nothing and cut from the middle."""
+
+    scale: float = 1.0
+    """Factor on the size, beside ``base``."""
+    angle: float = 0.0
+    """Rotation about the centre of the sample, in degrees, counter-clockwise; 0 is none."""
+    places: tuple[tuple[float, float], ...] = ((0.5, 0.5),)
+    """Places of the window to try, one or more: (down, across), each in [0, 1) of the room there is."""
+    blur: float = 0.0
+    """Standard deviation in pixels of the crop; 0 is none."""
+    mirror: bool = False
+    """Swap left and right."""
+    brightness: float = 0.0
+    """Levels to add, of 255."""
+    contrast: float = 1.0
+    """Factor on the levels."""
+    contrast_last: bool = False
+    """Whether contrast comes after saturation and hue instead of before them."""
+    saturation: float = 1.0
+    """Factor on the saturation of HSV."""
+    hue: float = 0.0
+    """Degrees to add to the hue of HSV."""
+
+    @property
+    def distorts(self) -> bool:
+        """Whether any colour changes."""
+        return (self.brightness, self.contrast, self.saturation, self.hue) != (0, 1, 1, 0)
+
+
 def augment(
-    image: NDArray[np.uint8],
-    mask: Mask,
-    config: AugmentConfig,
-    seed: int | Sequence[int],
+    image: NDArray[np.uint8], mask: Mask, config: AugmentConfig, seed: int | Sequence[int]
 ) -> tuple[NDArray[np.uint8], Mask]:
     """One augmented crop; the same arguments give the same crop.
 
@@ -73,78 +136,212 @@ def augment(
     Returns:
         Image ``(h, w, 3)`` uint8 RGB and mask ``(h, w)`` of the type that came in, or of the next wider one that
         holds ``ignore``.
+
+    Raises:
+        ValueError: when the sizes of image and mask differ.
     """
-    ids = np.result_type(mask.dtype, np.min_scalar_type(config.ignore))
+    return apply(image, mask, config, plan(config, seed))
+
+
+def plan(config: AugmentConfig, seed: int | Sequence[int]) -> Draw:
+    """Draw the numbers of one augmentation: always all of them, in the same order.
+
+    Args:
+        seed: a non-negative integer, or several.
+    """
     random = np.random.default_rng(seed)
-    # Pillow resamples 8-bit ("L") and 32-bit ("I") single channels; 16-bit ids travel in the latter.
-    sample = (
-        Image.fromarray(image),
-        Image.fromarray(mask if ids == np.uint8 else mask.astype(np.int32)),
+
+    def happens(share: float) -> bool:
+        return bool(random.random() < share)
+
+    def between(low: float, high: float, *, when: bool = True, otherwise: float = 0.0) -> float:
+        value = float(random.uniform(low, high))
+        return value if when else otherwise
+
+    scale = math.exp(between(math.log(config.scale[0]), math.log(config.scale[1])))
+    angle = between(-config.rotate, config.rotate, when=happens(0.5))
+    places = tuple((float(down), float(across)) for down, across in random.random((_TRIES, 2)))
+    blur = between(*_BLUR, when=happens(config.blur))
+    mirror = happens(config.mirror)
+    distorted = happens(config.photometric)
+    return Draw(
+        scale=scale,
+        angle=angle,
+        places=places,
+        blur=blur,
+        mirror=mirror,
+        brightness=between(-_BRIGHTNESS, _BRIGHTNESS, when=happens(0.5) and distorted),
+        contrast=between(*_CONTRAST, when=happens(0.5) and distorted, otherwise=1.0),
+        contrast_last=happens(0.5),
+        saturation=between(*_SATURATION, when=happens(0.5) and distorted, otherwise=1.0),
+        hue=between(-_HUE, _HUE, when=happens(0.5) and distorted),
     )
-    sample = random_scale(sample, config, random)
-    sample = random_rotate(sample, config, random)
-    sample = random_crop(sample, config, random)
-    sample = random_blur(sample, config, random)
-    sample = random_mirror(sample, config, random)
-    crop: NDArray[np.uint8] = np.array(sample[0])
-    labels: Mask = np.array(sample[1]).astype(ids, copy=False)
-    return crop, labels
 
 
-def random_scale(sample: Sample, config: AugmentConfig, random: np.random.Generator) -> Sample:
-    """Resize by ``base`` times a factor drawn log-uniformly from ``scale``."""
-    low, high = np.log(config.scale)
-    factor = config.base * float(np.exp(random.uniform(low, high)))
-    size = tuple(max(1, round(side * factor)) for side in sample[0].size)
-    return _resize(sample, (size[0], size[1]))
+def apply(image: NDArray[np.uint8], mask: Mask, config: AugmentConfig, draw: Draw) -> tuple[NDArray[np.uint8], Mask]:
+    """The crop that a draw gives.
+
+    Args:
+        image: ``(H, W, 3)`` uint8 RGB.
+        mask: ``(H, W)`` uint8 or uint16 class ids.
+        config: of it, ``crop``, ``base``, ``cap``, ``mean`` and ``ignore`` count.
+
+    Returns:
+        As :func:`augment`.
+
+    Raises:
+        ValueError: when the sizes of image and mask differ.
+    """
+    if image.shape != (*mask.shape, 3):
+        raise ValueError(f"image of shape {image.shape}, mask of shape {mask.shape}")
+    ids = np.result_type(mask.dtype, np.min_scalar_type(config.ignore))
+    # Pillow resamples 8-bit ("L") and 32-bit ("I") single channels; 16-bit ids travel in the latter.
+    labels = Image.fromarray(mask if ids == np.uint8 else mask.astype(np.int32))
+    view, labels = _choose(labels, config, draw)
+    part, corner = _resized_part(image, view)
+    if draw.distorts:
+        part = part.filter(ImageFilter.Color3DLUT(len(_GRID), distort_colors(_GRID, draw) / 255))
+    if draw.blur:
+        part = part.filter(ImageFilter.GaussianBlur(draw.blur))
+    picture = _set_on_padding(part, corner, view, config)
+    if draw.mirror:
+        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        labels = labels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    pixels: NDArray[np.uint8] = np.array(picture)
+    cut: Mask = np.array(labels).astype(ids, copy=False)
+    return pixels, cut
 
 
-def random_rotate(sample: Sample, config: AugmentConfig, random: np.random.Generator) -> Sample:
-    """Rotate half the samples about their centre; what comes in from outside is padding."""
-    turn, angle = random.random() < 0.5, float(random.uniform(-config.rotate, config.rotate))
-    if not turn or config.rotate == 0:
-        return sample
-    image = sample[0].rotate(angle, Image.Resampling.BILINEAR, fillcolor=_fill(config))
-    return image, sample[1].rotate(angle, Image.Resampling.NEAREST, fillcolor=config.ignore)
+def distort_colors(colors: NDArray[np.floating[Any]], draw: Draw) -> NDArray[np.float64]:
+    """The photometric distortion of SSD (Liu et al., 2016), as mmsegmentation has it, without rounding between.
+
+    Brightness, contrast, saturation and hue, with contrast drawn to come second or last.
+
+    Args:
+        colors: ``(..., 3)`` RGB in [0, 255].
+
+    Returns:
+        ``(..., 3)`` RGB in [0, 255].
+    """
+    first, last = (1.0, draw.contrast) if draw.contrast_last else (draw.contrast, 1.0)
+    changed = np.clip(colors + draw.brightness, 0, 255)
+    changed = _change_hsv(np.clip(changed * first, 0, 255), draw.saturation, draw.hue)
+    return np.clip(changed * last, 0, 255)
 
 
-def random_crop(sample: Sample, config: AugmentConfig, random: np.random.Generator) -> Sample:
-    """Cut a window of ``crop`` size anywhere; a sample smaller than that is centred on padding."""
-    (width, height), (rows, columns) = sample[0].size, config.crop
-    left = _offset(width - columns, random)
-    top = _offset(height - rows, random)
-    image = Image.new("RGB", (columns, rows), _fill(config))
-    mask = Image.new(sample[1].mode, (columns, rows), config.ignore)
-    image.paste(sample[0], (-left, -top))
-    mask.paste(sample[1], (-left, -top))
-    return image, mask
+def _change_hsv(colors: NDArray[np.float64], saturation: float, hue: float) -> NDArray[np.float64]:
+    """Multiply the saturation and turn the hue of HSV (Smith, "Color gamut transform pairs", 1978)."""
+    red, green, blue = np.moveaxis(colors, -1, 0)
+    value = colors.max(-1)
+    chroma = value - colors.min(-1)
+    # Grey has no hue; any will do, as its chroma is 0.
+    divisor = np.where(chroma > 0, chroma, 1.0)
+    sextant = np.where(value == blue, 4 + (red - green) / divisor, 0.0)
+    sextant = np.where(value == green, 2 + (blue - red) / divisor, sextant)
+    sextant = np.where(value == red, (green - blue) / divisor, sextant)
+    chroma = np.minimum(chroma * saturation, value)
+    # How far red, green and blue fall below the value: not at all for a third of the circle, wholly for another.
+    turned = (sextant[..., None] + hue / 60 + np.array([5.0, 3.0, 1.0])) % 6
+    changed: NDArray[np.float64] = value[..., None] - chroma[..., None] * np.clip(np.minimum(turned, 4 - turned), 0, 1)
+    return changed
 
 
-def random_blur(sample: Sample, config: AugmentConfig, random: np.random.Generator) -> Sample:
-    """Blur some images with a Gaussian of standard deviation up to 1 pixel; the mask stays."""
-    blurred, radius = random.random() < config.blur, float(random.uniform(0.1, 1.0))
-    return (sample[0].filter(ImageFilter.GaussianBlur(radius)), sample[1]) if blurred else sample
+@dataclass(frozen=True, kw_only=True)
+class _View:
+    """How a crop lies on the scaled sample, which is turned about its centre first. Sizes are (width, height)."""
+
+    crop: tuple[int, int]
+    scaled: tuple[int, int]
+    corner: tuple[int, int]
+    angle: float
+
+    def affine(self) -> _Points:
+        """Matrix ``(2, 3)`` that takes points of the crop to points of the scaled sample."""
+        turn = math.radians(self.angle)
+        linear = np.array([[math.cos(turn), -math.sin(turn)], [math.sin(turn), math.cos(turn)]])
+        centre = np.array(self.scaled) / 2
+        return np.column_stack([linear, centre + linear @ (np.array(self.corner) - centre)])
+
+    def box(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """First and last ``(x, y)``, not included, of the scaled pixels that the crop needs; one pixel or more."""
+        width, height = self.crop
+        corners = self.affine() @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+        # One pixel more all round, for the neighbours that a bilinear rotation reads.
+        low = np.clip(np.floor(corners.min(1)).astype(int) - 1, 0, np.array(self.scaled) - 1)
+        high = np.clip(np.ceil(corners.max(1)).astype(int) + 1, low + 1, self.scaled)
+        return low, high
 
 
-def random_mirror(sample: Sample, config: AugmentConfig, random: np.random.Generator) -> Sample:
-    """Swap left and right in some samples."""
-    if random.random() >= config.mirror:
-        return sample
-    flip = Image.Transpose.FLIP_LEFT_RIGHT
-    return sample[0].transpose(flip), sample[1].transpose(flip)
+def _choose(labels: Image.Image, config: AugmentConfig, draw: Draw) -> tuple[_View, Image.Image]:
+    """The first window that keeps the cap, or the last of them, and the mask there."""
+    height, width = config.crop
+    factor = config.base * draw.scale
+    scaled = max(1, round(labels.width * factor)), max(1, round(labels.height * factor))
+    places = draw.places if config.cap < 1 else draw.places[:1]
+    corners = [(_offset(scaled[0] - width, across), _offset(scaled[1] - height, down)) for down, across in places]
+    views = [_View(crop=(width, height), scaled=scaled, corner=corner, angle=draw.angle) for corner in corners]
+    # Without room to move all of them are the same, which is looked at once.
+    *tries, last = dict.fromkeys(views)
+    for view in tries:
+        cut = _cut_mask(labels, view, config.ignore)
+        if _keeps_cap(cut, config):
+            return view, cut
+    return last, _cut_mask(labels, last, config.ignore)
 
 
-def _resize(sample: Sample, size: tuple[int, int]) -> Sample:
-    if sample[0].size == size:
-        return sample
-    return sample[0].resize(size, Image.Resampling.BILINEAR), sample[1].resize(size, Image.Resampling.NEAREST)
-
-
-def _offset(slack: int, random: np.random.Generator) -> int:
+def _offset(slack: int, place: float) -> int:
     """Start of the window when the sample is ``slack`` pixels longer; negative to centre a shorter one."""
-    return int(random.integers(slack + 1)) if slack >= 0 else slack // 2
+    return int(place * (slack + 1)) if slack >= 0 else slack // 2
 
 
-def _fill(config: AugmentConfig) -> tuple[int, int, int]:
-    red, green, blue = (round(value) for value in config.mean)
-    return red, green, blue
+def _cut_mask(labels: Image.Image, view: _View, ignore: int) -> Image.Image:
+    """The mask in the window, read from the sample itself by nearest neighbour."""
+    matrix = view.affine() * (np.array(labels.size) / view.scaled)[:, None]
+    return labels.transform(
+        view.crop, Image.Transform.AFFINE, matrix.ravel().tolist(), Image.Resampling.NEAREST, fillcolor=ignore
+    )
+
+
+def _keeps_cap(labels: Image.Image, config: AugmentConfig) -> bool:
+    """Whether there are labelled pixels, and no class has more than its share of them."""
+    counts = np.bincount(np.asarray(labels).ravel(), minlength=config.ignore + 1)
+    counts[config.ignore] = 0
+    return bool(0 < counts.max() <= config.cap * counts.sum())
+
+
+def _resized_part(image: NDArray[np.uint8], view: _View) -> tuple[Image.Image, NDArray[np.int64]]:
+    """The pixels of the scaled image that the crop needs, and the first of them, ``(x, y)``.
+
+    They are those of the whole image resized (bilinear, antialiased): Pillow's filter sees the neighbours outside the
+    box, so the slice that is handed to it holds them.
+    """
+    low, high = view.box()
+    size = np.array(image.shape[1::-1])
+    ratio = size / view.scaled
+    reach = np.ceil(np.maximum(ratio, 1)).astype(int)
+    start = np.maximum(np.floor(low * ratio).astype(int) - reach, 0)
+    stop = np.minimum(np.ceil(high * ratio).astype(int) + reach, size)
+    source = Image.fromarray(image[start[1] : stop[1], start[0] : stop[0]])
+    left, top = low * ratio - start
+    right, bottom = np.minimum(high * ratio - start, source.size)
+    width, height = (high - low).tolist()
+    return source.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom)), low
+
+
+def _set_on_padding(part: Image.Image, corner: NDArray[np.int64], view: _View, config: AugmentConfig) -> Image.Image:
+    """Lay the part of the scaled image that begins at ``corner`` where the crop has it; the rest is the mean colour."""
+    red, green, blue = (round(level) for level in config.mean)
+    matrix = view.affine()
+    matrix[:, 2] -= corner
+    if view.angle:
+        return part.transform(
+            view.crop,
+            Image.Transform.AFFINE,
+            matrix.ravel().tolist(),
+            Image.Resampling.BILINEAR,
+            fillcolor=(red, green, blue),
+        )
+    crop = Image.new("RGB", view.crop, (red, green, blue))
+    left, top = (corner - view.corner).tolist()
+    crop.paste(part, (left, top))
+    return crop

@@ -74,6 +74,24 @@ def test_pictures_of_any_size_and_a_narrow_sheet() -> None:
     assert sheet.height > 10 + 160
 
 
+def test_captions_stand_above_the_pairs_and_move_nothing_else() -> None:
+    rows = [draw_scene(seed) for seed in range(2)]
+    plain = np.asarray(contact_sheet(rows, SCENE_CLASSES, columns=1, tile_width=80))
+    captioned = np.asarray(contact_sheet(rows, SCENE_CLASSES, columns=1, tile_width=80, captions=["one", "two"]))
+    strip = (captioned.shape[0] - plain.shape[0]) // 2
+    assert captioned.shape[1] == plain.shape[1]
+    np.testing.assert_array_equal(captioned[8 + strip : 68 + strip], plain[8:68])
+    np.testing.assert_array_equal(captioned[76 + 2 * strip :], plain[76:])
+    for top in (8, 76 + strip):
+        assert (captioned[top : top + strip] < 128).any(), "letters"
+    assert not np.array_equal(captioned[8 : 8 + strip], captioned[76 + strip : 76 + 2 * strip])
+
+
+def test_as_many_captions_as_rows() -> None:
+    with pytest.raises(ValueError, match="argument 2"):
+        contact_sheet([draw_scene(0), draw_scene(1)], SCENE_CLASSES, captions=["one"])
+
+
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="0 rows"):
         contact_sheet([], SCENE_CLASSES)
