@@ -33,7 +33,8 @@ lint: $(STAMP) ## style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## measure labelling stage by stage
+bench: $(STAMP) ## measure labelling, the network, training and post-processing
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev,bench]'
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 s3: $(STAMP) ## run a plain S3 server on loopback until Ctrl-C, for trying things by hand

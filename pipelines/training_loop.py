@@ -35,7 +35,7 @@ from pipelines.datasets import Dataset, Pair
 from pipelines.loading import CropLoader, Shard
 from pipelines.scoring import score
 from pspnet_core import checkpoints
-from pspnet_core.device import autocast, place
+from pspnet_core.device import autocast, place, training_layout
 from pspnet_core.ema import WeightAverage
 from pspnet_core.inference import InferenceSettings, Segmenter
 from pspnet_core.losses import LossConfig, class_weights, pspnet_loss, valid_weight
@@ -175,7 +175,8 @@ class Worker:
         for index, (images, masks) in enumerate(self._with_progress(epoch)):
             step = epoch * self.loader.steps + index
             rate = self._rate(step)
-            total += self.step(images.to(self.device), masks.to(self.device).long(), rate)
+            images = images.to(self.device, memory_format=training_layout(self.device))
+            total += self.step(images, masks.to(self.device).long(), rate)
             if self.average:
                 self.average.update(self.model, step)
         loss = float(self._added_up(total)) / self.loader.steps

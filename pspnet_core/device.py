@@ -41,10 +41,20 @@ def autocast(device: torch.device) -> Iterator[None]:
         yield
 
 
+def training_layout(device: torch.device) -> torch.memory_format:
+    """The memory layout of weights and images in training: channels last on GPUs.
+
+    Not on CPUs, where the backward pass of convolutions is slower that way: measured at 1.2 times the time of the plain
+    layout for a step of PSPNet-50 (AVX2). Inference is faster channels last everywhere, and ``folding.deploy`` sees to
+    it.
+    """
+    return torch.channels_last if device.type == "cuda" else torch.contiguous_format
+
+
 def place(model: nn.Module, device: torch.device) -> nn.Module:
-    """Move a model to the device in the layout its convolutions like (channels last, on CPU and GPU alike)."""
+    """Move a model that is to be trained to the device, in ``training_layout``."""
     model.to(device)
-    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model.to(memory_format=training_layout(device))  # type: ignore[call-overload]
     return model
 
 

@@ -9,10 +9,11 @@ import torch
 from torch import nn
 
 from pspnet_core import device
-from pspnet_core.device import autocast, best_device, compiled, inference_dtype, place
+from pspnet_core.device import autocast, best_device, compiled, inference_dtype, place, training_layout
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
+META = torch.device("meta")
 QUESTION = "_is_avx512_bf16_supported"
 
 
@@ -112,12 +113,20 @@ def test_autocast_is_taken_back_after_an_error(monkeypatch: pytest.MonkeyPatch) 
     assert not torch.is_autocast_enabled("cpu")
 
 
-def test_place_changes_the_layout_and_no_value() -> None:
+@pytest.mark.parametrize(
+    ("where", "expected"),
+    [(CUDA, torch.channels_last), (CPU, torch.contiguous_format), (META, torch.contiguous_format)],
+)
+def test_layouts_of_training(where: torch.device, expected: torch.memory_format) -> None:
+    assert training_layout(where) == expected
+
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+def test_place_changes_the_layout_and_no_value(monkeypatch: pytest.MonkeyPatch, layout: torch.memory_format) -> None:
+    monkeypatch.setattr(device, "training_layout", lambda _: layout)
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     before = {name: value.clone() for name, value in model.state_dict().items()}
     assert place(model, CPU) is model
-    weight = model.state_dict()["0.weight"]
-    assert weight.is_contiguous(memory_format=torch.channels_last)
-    assert not weight.is_contiguous()
+    assert model.state_dict()["0.weight"].is_contiguous(memory_format=layout)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
