@@ -109,12 +109,9 @@ BACKBONES: dict[str, BackboneSpec] = {
     "resnet152": BackboneSpec(block=Bottleneck, blocks=(3, 8, 36, 3)),
 }
 
-# Output stride -> (stride, dilation) of each stage.
-_STAGES: dict[int, tuple[tuple[int, int], ...]] = {
-    8: ((1, 1), (2, 1), (1, 2), (1, 4)),
-    16: ((1, 1), (2, 1), (2, 1), (1, 2)),
-    32: ((1, 1), (2, 1), (2, 1), (2, 1)),
-}
+# Output stride -> stride of each stage, and the dilation of the last two.
+_STRIDES: dict[int, tuple[int, ...]] = {8: (1, 2, 1, 1), 16: (1, 2, 2, 1), 32: (1, 2, 2, 2)}
+_DILATIONS: dict[int, tuple[int, int]] = {8: (2, 4), 16: (1, 2), 32: (1, 1)}
 
 
 class ResNet(nn.Module):
@@ -128,6 +125,7 @@ class ResNet(nn.Module):
         output_stride: input pixels per feature cell at the end of stage 4. Two stages end at stride 8 in any case.
         dilation: ``contracted``: the first block of a dilated stage keeps the dilation of the stage before it
             (torchvision, mmsegmentation); ``full``: it is dilated like the rest (the paper's code).
+        dilations: of stages 3 and 4; by default those that make up for the strides they have lost.
         avg_down: whether shortcuts average before their convolution instead of striding it (ResNet-D).
     """
 
@@ -145,6 +143,7 @@ class ResNet(nn.Module):
         stages: int = 4,
         output_stride: OutputStride = 8,
         dilation: Dilation = "contracted",
+        dilations: tuple[int, int] | None = None,
         avg_down: bool = False,
     ) -> None:
         super().__init__()
@@ -152,8 +151,8 @@ class ResNet(nn.Module):
         self.relu = nn.ReLU(inplace=True)
         self.maxpool = nn.MaxPool2d(3, 2, 1)
         self.stages = stages
-        before = 1
-        for index, (stride, own) in enumerate(_STAGES[output_stride][:stages]):
+        before, spreads = 1, (1, 1, *(dilations or _DILATIONS[output_stride]))
+        for index, (stride, own) in enumerate(zip(_STRIDES[output_stride], spreads[:stages], strict=False)):
             outputs, first = spec.channels(index + 1), own if dilation == "full" else before
             width = outputs // spec.block.expansion
             blocks = [spec.block(inputs, width, stride, first, avg_down=avg_down)]

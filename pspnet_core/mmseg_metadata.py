@@ -15,11 +15,12 @@ from pspnet_core.errors import ConfigError
 
 log = logging.getLogger(__name__)
 
-# (strides, dilations) of the four stages -> output stride of ours.
-_OUTPUT_STRIDES = {
-    ((1, 2, 1, 1), (1, 1, 2, 4)): 8,
-    ((1, 2, 2, 1), (1, 1, 1, 2)): 16,
-    ((1, 2, 2, 2), (1, 1, 1, 1)): 32,
+# (strides, dilations) of the four stages -> our fields.
+_STAGES: dict[tuple[tuple[int, ...], tuple[int, ...]], dict[str, Any]] = {
+    ((1, 2, 1, 1), (1, 1, 2, 4)): {"output_stride": 8},
+    ((1, 2, 2, 1), (1, 1, 1, 2)): {"output_stride": 16},
+    ((1, 2, 2, 2), (1, 1, 1, 1)): {"output_stride": 32},
+    ((1, 2, 2, 2), (1, 1, 2, 4)): {"output_stride": 32, "dilations": (2, 4)},  # its d32 models
 }
 _FOREIGN = {
     r"style['\"]?\s*[=:]\s*['\"]caffe": "a network whose 1x1 convolutions stride is not known here",
@@ -77,10 +78,10 @@ def _dilation(backbone: str) -> dict[str, Any]:
         return {"dilation": "full" if contracted is False else "contracted"}
     # From here on what is left out has mmsegmentation's default for a ResNet.
     pattern = tuple(strides or (1, 2, 2, 2)), tuple(dilations or (1, 1, 1, 1))
-    if pattern not in _OUTPUT_STRIDES:
-        known = "; ".join(f"{stride}, {dilation}" for stride, dilation in _OUTPUT_STRIDES)
+    if pattern not in _STAGES:
+        known = "; ".join(f"{stride}, {dilation}" for stride, dilation in _STAGES)
         raise ConfigError("strides, dilations", f"{pattern[0]}, {pattern[1]}", f"not known here; known: {known}")
-    return {"output_stride": _OUTPUT_STRIDES[pattern], "dilation": "contracted" if contracted else "full"}
+    return _STAGES[pattern] | {"dilation": "contracted" if contracted else "full"}
 
 
 def _section(text: str, name: str) -> str:

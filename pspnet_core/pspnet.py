@@ -44,6 +44,8 @@ class PSPNetConfig:
     """Input pixels per feature cell; 8 is the paper's, 16 and 32 are faster and coarser."""
     dilation: Dilation = "contracted"
     """Whether the first block of a dilated stage is dilated less than the rest (contracted) or as they are (full)."""
+    dilations: tuple[int, int] | None = None
+    """Dilations of the third and fourth stage; by default those that make up for the strides they have lost."""
     avg_down: bool = False
     """Whether the backbone's shortcuts average before their convolution instead of striding it (ResNet-D, V1d)."""
     bins: tuple[int, ...] = (1, 2, 3, 6)
@@ -96,6 +98,8 @@ class PSPNetConfig:
         for field in ("bin_width", "fusion_width", "auxiliary_width"):
             if (getattr(self, field) or 1) < 1:
                 raise ConfigError(field, getattr(self, field), "give a positive number of channels, or none")
+        if self.dilations is not None and (len(tuple(self.dilations)) != 2 or min(self.dilations) < 1):
+            raise ConfigError("dilations", self.dilations, "give two positive numbers, for stages 3 and 4")
         for field in ("fusion_kernel", "classifier_kernel"):
             if getattr(self, field) < 1 or getattr(self, field) % 2 == 0:
                 raise ConfigError(field, getattr(self, field), "give an odd size, such as 3")
@@ -185,6 +189,7 @@ class PSPNet(nn.Module):
             stages=config.stages,
             output_stride=config.output_stride,
             dilation=config.dilation,
+            dilations=config.dilations,
             avg_down=config.avg_down,
         )
         self.pyramid = PyramidPooling(fourth, config.bins, bin_width, biased=config.biased_bins)

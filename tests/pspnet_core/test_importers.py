@@ -95,6 +95,7 @@ STANDARD = "dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1), contract_dilation=True
 FULL = STANDARD.replace("True", "False")
 STRIDE_16 = "dilations=(1, 1, 1, 2), strides=(1, 2, 2, 1), contract_dilation=True"
 STRIDE_32 = "dilations=(1, 1, 1, 1), strides=(1, 2, 2, 2)"
+D32 = "dilations=(1, 1, 2, 4), strides=(1, 2, 2, 2), contract_dilation=True"
 PAPER = (1, 2, 3, 6)
 
 
@@ -111,6 +112,7 @@ CASES: dict[str, Case] = {
     "mmseg-V1d-50": (lambda: MmsegPSPNet(6, "V1d", RESNET50), mm(), (41, 50)),
     "mmseg-full": (lambda: MmsegPSPNet(6, contract=False), mm(FULL), (65, 72)),
     "mmseg-16": (lambda: MmsegPSPNet(6, strides=(1, 2, 2, 1), dilations=(1, 1, 1, 2)), mm(STRIDE_16), (97, 101)),
+    "mmseg-d32": (lambda: MmsegPSPNet(6, strides=(1, 2, 2, 2)), mm(D32), (129, 97)),
     "mmseg-32": (lambda: MmsegPSPNet(6, strides=(1, 2, 2, 2), dilations=(1,) * 4), mm(STRIDE_32), (97, 129)),
     "mmseg-bins": (lambda: MmsegPSPNet(6, bins=(1, 4, 5)), mm(bins=(1, 4, 5)), (65, 90)),
     "mmseg-no-auxiliary": (lambda: MmsegPSPNet(6, auxiliary=False), mm(), (65, 65)),

@@ -148,6 +148,10 @@ def test_without_a_word_the_base_configs_hold(meta: dict[str, Any]) -> None:
             {"output_stride": 16},
         ),
         ("model=dict(backbone=dict(strides=(1, 2, 2, 2), contract_dilation=True))", {"output_stride": 32}),
+        (
+            "model=dict(backbone=dict(dilations=(1, 1, 2, 4), strides=(1, 2, 2, 2), contract_dilation=True))",
+            {"output_stride": 32, "dilations": (2, 4)},
+        ),
         ("model = dict(decode_head=dict(align_corners=True", {"align_corners": True}),  # cut off
     ],
 )
@@ -167,7 +171,7 @@ def test_a_config_may_be_a_dict() -> None:
         ("model=dict(backbone=dict(multi_grid=(1, 2, 4)))", "multi_grid=("),
         ("img_norm_cfg = dict(mean=[1, 2, 3], std=[1, 1, 1], to_rgb=False)", "to_rgb=False"),
         ("data_preprocessor=dict(bgr_to_rgb=False)", "to_rgb=False"),
-        ("model=dict(backbone=dict(dilations=(1, 1, 2, 4), strides=(1, 2, 2, 2)))", "(1, 2, 2, 2), (1, 1, 2, 4)"),
+        ("model=dict(backbone=dict(dilations=(1, 1, 1, 4), strides=(1, 2, 2, 2)))", "(1, 2, 2, 2), (1, 1, 1, 4)"),
     ],
 )
 def test_a_network_that_ours_cannot_be_is_refused(text: str, value: str) -> None:

@@ -254,6 +254,8 @@ def test_a_step_of_training_lowers_the_loss() -> None:
         ({"stages": 1}, "stages"),
         ({"stages": 5}, "stages"),
         ({"dilation": "some"}, "dilation"),
+        ({"dilations": (2, 0)}, "dilations"),
+        ({"dilations": (2,)}, "dilations"),
         ({"fusion_order": "first"}, "fusion_order"),
         ({"fusion_kernel": 2}, "fusion_kernel"),
         ({"classifier_kernel": 0}, "classifier_kernel"),
