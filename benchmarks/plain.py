@@ -14,10 +14,6 @@ class PlainPSPNet(nn.Module):
         super().__init__()
         self.model = model
 
-    def coarse(self, images: Tensor) -> Tensor:
-        """Main logits ``(B, C, h, w)`` at the feature's size."""
-        return self._decode(self.model.backbone(self.model.preprocess(images))[1])
-
     def forward(self, images: Tensor) -> Logits:
         """Logits ``(B, C, H, W)`` of ``(B, N, H, W)`` uint8; the auxiliary ones in training only, as its authors do."""
         third, fourth = self.model.backbone(self.model.preprocess(images))

@@ -200,10 +200,9 @@ def load_weights(uri: str, config: PSPNetConfig) -> dict[str, Tensor]:
         raise ConfigError("init", uri, f"its {wrong[0]} differs; start from the same backbone, stem and classes")
     if not backbone_only:
         _warn_of_differences(uri, given, config)
-    classifiers = (
-        f"the classifiers (it has {given.classes} classes, the data {config.classes}): {', '.join(sorted(fresh))}"
-    )
-    log.info("weights of %s loaded but for %s", uri, "the head" if backbone_only else classifiers if fresh else "none")
+        if fresh:
+            counts = f"it has {given.classes} classes, the data {config.classes}"
+            log.info("weights of %s loaded but for the classifiers (%s): %s", uri, counts, ", ".join(sorted(fresh)))
     return {name: weights[name] if name in taken else own[name] for name in own}
 
 

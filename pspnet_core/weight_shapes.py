@@ -19,8 +19,6 @@ log = logging.getLogger(__name__)
 Fields = dict[str, Any]  # of PSPNetConfig
 Weights = Mapping[str, Tensor]
 
-BINS = (1, 2, 3, 6)  # the paper's
-
 
 def backbone_fields(own: Weights) -> Fields:
     """``backbone`` and ``stem``, from the blocks of each stage and the widths of the first convolutions."""
@@ -67,7 +65,7 @@ def head_fields(own: Weights, backbone: str) -> Fields:
 def grid_fields(own: Weights, fields: Fields) -> Fields:
     """The pyramid's grids: their number shows, their sizes do not."""
     grids = sum(re.fullmatch(r"pyramid\.stages\.\d+\.0\.weight", name) is not None for name in own)
-    bins = tuple(fields.get("bins") or BINS)
+    bins = tuple(fields.get("bins") or PSPNetConfig.bins)  # by default the paper's
     if grids and len(bins) != grids:
         raise ConfigError("bins", bins, f"the network has {grids} grids; give their sizes with --bins")
     biased = (size for index, size in enumerate(bins) if f"pyramid.stages.{index}.0.bias" in own)
