@@ -210,6 +210,14 @@ class Store(ABC):
             As ``put_if_absent``.
         """
 
+    @abstractmethod
+    def delete(self, path: str) -> None:
+        """Remove ``path``; one that is not there is no error.
+
+        Raises:
+            As ``put_if_absent``.
+        """
+
     def uri_of(self, path: str) -> str:
         """The URI of ``path``, as it appears in listings."""
         return f"{self.root.rstrip('/')}/{path}" if path else self.root

@@ -124,6 +124,9 @@ class DriverStore(Store):
     def put_if_match(self, path: str, data: bytes, etag: str) -> bool:
         raise self._read_only()
 
+    def delete(self, path: str) -> None:
+        raise self._read_only()
+
     def _read_only(self) -> ConfigError:
         schemes = ", ".join(f"{scheme}://" for scheme in ATOMIC_SCHEMES)
         return ConfigError(self.field, self.root, f"this scheme has no atomic put-if-absent here; use {schemes}")

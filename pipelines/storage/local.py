@@ -150,9 +150,8 @@ class LocalStore(Store):
             return False
         with self._staged(target, data) as staged:
             try:
-                os.link(staged, target)
-            except FileExistsError:
-                return False
+                if not _link(staged, target):
+                    return False
             except OSError as error:
                 if error.errno in _NO_LINK_ERRNOS:
                     remedy = f"all of it must be on one file system that makes hard links ({error.strerror})"
@@ -173,14 +172,32 @@ class LocalStore(Store):
             if _local_etag(found) != etag:
                 return _read_file(target, None) == data
             with self._staged(target, data) as staged:
-                os.replace(staged, target)
+                try:
+                    os.replace(staged, target)
+                except FileNotFoundError:  # deleted meanwhile, folder and all
+                    return False
         _sync_folder(os.path.dirname(target))
         return True
+
+    def delete(self, path: str) -> None:
+        target = self._location(path)
+        self._retry(lambda: self._remove(target), target)
+
+    def _remove(self, target: str) -> None:
+        """Unlink the file, and the folders that it leaves empty: object stores have no folders."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(target)
+        folder = os.path.dirname(target)
+        while folder != self.root and folder.startswith(self.root):
+            try:
+                os.rmdir(folder)
+            except OSError:  # not empty; and one that may not be removed does no harm
+                return
+            folder = os.path.dirname(folder)
 
     @contextlib.contextmanager
     def _staged(self, target: str, data: bytes) -> Iterator[str]:
         """``data`` in a file of its own, on disk, beside the store's content and outside its listings."""
-        os.makedirs(os.path.dirname(target), exist_ok=True)
         staged = f"{self._staging()}/{uuid.uuid4().hex}"
         try:
             with open(staged, "xb") as file:
@@ -310,6 +327,19 @@ def _read_file(location: str, etag: str | None) -> bytes:
     if etag is not None and not before == after == etag:
         raise ObjectChanged(location, f"{location} has changed since it was listed")
     return data
+
+
+def _link(staged: str, target: str) -> bool:
+    """Link the file to its place unless that is taken; somebody may be deleting the folder as empty just now."""
+    while os.path.exists(staged):
+        with contextlib.suppress(FileNotFoundError):
+            os.makedirs(os.path.dirname(target), exist_ok=True)
+            try:
+                os.link(staged, target)
+            except FileExistsError:
+                return False
+            return True
+    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), staged)
 
 
 def _sync_folder(folder: str) -> None:

@@ -206,6 +206,9 @@ class S3Store(Store):
         except ObjectMissing:
             return False
 
+    def delete(self, path: str) -> None:
+        self._call("delete_object", path, self._named(path))
+
     def _put(self, path: str, data: bytes, condition: Mapping[str, str]) -> bool:
         try:
             self._call("put_object", path, {**self._named(path), "Body": data, **condition})
@@ -319,7 +322,7 @@ class _Ranges(io.RawIOBase):
 
 
 def _deed(operation: str) -> str:
-    return {"list_objects_v2": "list", "put_object": "write"}.get(operation, "look at")
+    return {"list_objects_v2": "list", "put_object": "write", "delete_object": "delete"}.get(operation, "look at")
 
 
 def _without_user(url: str) -> str:

@@ -277,6 +277,27 @@ class TestWriting:
         assert sum(wins) == 1
         assert store.read("a") == bytes([wins.index(True)]) * 1000
 
+    def test_delete(self, store: Store) -> None:
+        fill(store, {"a/b/one": b"1", "a/two": b"2"})
+        store.delete("a/b/one")
+        store.delete("a/b/one")
+        store.delete("never/there")
+        assert keys(store) == ["a/two"]
+        assert not store.exists("a/b/one")
+        assert store.put_if_absent("a/b/one", b"again")
+        assert store.read("a/b/one") == b"again"
+
+    def test_a_folder_that_is_deleted_meanwhile_is_made_again(self, store: Store) -> None:
+        def work(number: int) -> bool:
+            created = all(store.put_if_absent(f"race/deep/{number}-{turn}", b"x") for turn in range(20))
+            for turn in range(20):
+                store.delete(f"race/deep/{number}-{turn}")
+            return created
+
+        with ThreadPoolExecutor(8) as pool:
+            assert all(pool.map(work, range(8)))
+        assert keys(store) == []
+
     def test_check_writable_atomically_leaves_nothing_to_see(self, root: str) -> None:
         for _ in range(2):
             store = open_store(f"{root}/new/er", field="output")
