@@ -1,4 +1,4 @@
-"""Fixtures for all rooms: a real S3 server and buckets on it, a Ray, a model, an MLflow store."""
+"""Fixtures for all rooms: a real S3 server and buckets on it, a Ray, a model, an MLflow store or server."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pipelines.tracking import local_tracking
 from pspnet_core import checkpoints
 from pspnet_core.pspnet import PSPNet, PSPNetConfig
 from pspnet_core.scenes import SCENE_CLASSES
+from tests.mlflowserver import MlflowServer, running_mlflow_server
 from tests.s3server import S3Server, running_s3_server
 
 # The models of the tests are small: more threads would only wait for one another on a busy machine.
@@ -28,19 +29,23 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
-@pytest.fixture
-def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
-    """``s3://NAME`` of a fresh bucket; the environment leads every S3 client to it, and to nothing else."""
-    for name in [name for name in os.environ if name.startswith("AWS_")]:
-        monkeypatch.delenv(name)
-    settings = {
-        **s3_server.environment(),
+def s3_settings(server: S3Server) -> dict[str, str]:
+    """Variables that lead every S3 client to the server, and to nothing else."""
+    return {
+        **server.environment(),
         "AWS_CONFIG_FILE": os.devnull,
         "AWS_SHARED_CREDENTIALS_FILE": os.devnull,
         "AWS_EC2_METADATA_DISABLED": "true",
         "NO_PROXY": "127.0.0.1,localhost",
     }
-    for name, value in settings.items():
+
+
+@pytest.fixture
+def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
+    """``s3://NAME`` of a fresh bucket; the environment leads every S3 client to it, and to nothing else."""
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        monkeypatch.delenv(name)
+    for name, value in s3_settings(s3_server).items():
         monkeypatch.setenv(name, value)
     bucket = f"test-{uuid.uuid4().hex}"
     s3_server.create_bucket(bucket)
@@ -77,3 +82,24 @@ def tracking_home(tmp_path: Path) -> Iterator[Path]:
     """A fresh MLflow store in the test's own folder."""
     with local_tracking(tmp_path / "tracking"):
         yield tmp_path / "tracking"
+
+
+@pytest.fixture(scope="session")
+def started_mlflow_server(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+    """A real MLflow server that keeps its files in a bucket, started by the first test that asks for it."""
+    s3_server.create_bucket("mlflow")
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_"))}
+    with running_mlflow_server(
+        tmp_path_factory.mktemp("mlflow"), artifacts="s3://mlflow", environment=inherited | s3_settings(s3_server)
+    ) as server:
+        yield server
+
+
+@pytest.fixture
+def mlflow_server(started_mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch) -> Iterator[MlflowServer]:
+    """The MLflow server, which the environment names; it runs again after a test that stopped it."""
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", started_mlflow_server.uri)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    started_mlflow_server.start()
+    yield started_mlflow_server
+    started_mlflow_server.start()
