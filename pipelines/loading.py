@@ -1,26 +1,44 @@
-"""Training batches: which samples, in which order, augmented how, as pure functions of seed, epoch and position.
+"""Training batches: which samples, in which order, augmented how, as pure functions of seed and step.
 
-The order does not depend on the number of workers: step ``s`` of an epoch takes the same images whether one worker
-processes them or eight.
+The order does not depend on the number of workers: step ``s`` takes the same images whether one worker processes them
+or eight. What a worker gets of a step is a function of (seed, step, its rank among how many), so that a run goes on
+from any step with any number of workers.
 
-Shapes: ``b`` images of one worker's batch, ``h w`` pixels of the crop.
+A *feed* makes a worker's batches ahead of the network: in threads of the worker, or on the cluster's CPUs by Ray Data.
+
+Shapes: ``b`` images of one worker's part of a batch, ``h w`` pixels of the crop.
 """
 
+import contextlib
+import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import numpy as np
+import ray
+import ray.data
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pipelines.cluster import quiet_ray_data
 from pipelines.datasets import Dataset, Mask, Pair
 from pipelines.threads import map_ahead
 from pspnet_core.transforms import AugmentConfig, augment
 
 Crop = tuple[NDArray[np.uint8], Mask]
+
+WINDOW = 8192
+"""Samples that are shuffled together where reading neighbours is cheap: several packed shards."""
+AHEAD = 2
+"""Batches of a worker that are made ahead in threads."""
+TASK_STEPS = 8
+"""Steps that one task of Ray Data makes: long enough that starting it does not matter."""
+TASK_CPUS = 0.1
+"""CPUs that a task of Ray Data claims where the workers leave it no whole one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,60 +49,139 @@ class Shard:
     world: int = 1
 
 
-class CropLoader:
-    """Augmented crops for one worker, decoded ahead in threads (the codecs release the GIL).
+class Batch(NamedTuple):
+    """One worker's part of a step: images ``(b, 3, h, w)`` uint8 RGB and masks ``(b, h, w)`` of class ids."""
 
-    Args:
+    images: Tensor
+    masks: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Crops:
+    """The crops of every step; small enough to send to any process.
+
+    Attributes:
         pairs: the training split.
+        blocks: sizes of the runs of pairs that are cheap to read together, as ``Dataset.blocks`` gives.
         batch: images per step over all workers.
-        threads: decoding threads of this worker.
     """
 
-    def __init__(
-        self,
-        dataset: Dataset,
-        pairs: tuple[Pair, ...],
-        config: AugmentConfig,
-        *,
-        batch: int,
-        seed: int,
-        shard: Shard,
-        threads: int = 2,
-    ) -> None:
-        self.dataset, self.pairs, self.config = dataset, pairs, config
-        self.batch, self.seed, self.shard, self.threads = batch, seed, shard, threads
+    dataset: Dataset
+    pairs: tuple[Pair, ...]
+    blocks: tuple[int, ...]
+    augment: AugmentConfig
+    batch: int
+    seed: int
+    _orders: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_orders": {}}
 
     @property
     def steps(self) -> int:
         """Steps per epoch; the last partial batch is left out, so that BatchNorm always sees a full one."""
         return len(self.pairs) // self.batch
 
-    def epoch(self, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Batches of an epoch: images ``(b, 3, h, w)`` uint8 RGB and masks ``(b, h, w)`` of class ids."""
-        order = epoch_order(len(self.pairs), seed=self.seed, epoch=number)
-        batches = order[: self.steps * self.batch].reshape(self.steps, self.batch)
-        mine = batches[:, self.shard.rank :: self.shard.world]
-        with ThreadPoolExecutor(self.threads) as pool:
-            crops = map_ahead(
-                pool,
-                lambda sample: self._crop(number, sample),
-                mine.ravel().tolist(),
-                depth=2 * mine.shape[1],
-            )
-            while batch := list(itertools.islice(crops, mine.shape[1])):
-                yield _collate(batch)
+    def samples(self, step: int) -> NDArray[np.int64]:
+        """Positions ``(batch,)`` among the pairs of what a step takes, over all workers."""
+        epoch, number = divmod(step, self.steps)
+        if epoch not in self._orders:
+            self._orders.clear()  # the steps come one after another
+            self._orders[epoch] = epoch_order(self.blocks, seed=self.seed, epoch=epoch)
+        return self._orders[epoch][number * self.batch : (number + 1) * self.batch]
 
-    def _crop(self, epoch: int, sample: int) -> Crop:
+    def keys(self, step: int) -> list[str]:
+        """Keys of the images of a step, over all workers."""
+        return [self.pairs[sample].key for sample in self.samples(step)]
+
+    def mine(self, step: int, shard: Shard) -> list[tuple[int, int]]:
+        """``(step, sample)`` of each crop of this worker's part of a step."""
+        return [(step, int(sample)) for sample in self.samples(step)[shard.rank :: shard.world]]
+
+    def crop(self, step: int, sample: int) -> Crop:
+        """One augmented crop. Raises as ``Dataset.read``."""
         image, mask = self.dataset.read(self.pairs[sample])
-        return augment(image, mask, self.config, (self.seed, epoch, sample))
+        return augment(image, mask, self.augment, (self.seed, step // self.steps, sample))
 
 
-def epoch_order(samples: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """The order ``(samples,)`` in which an epoch visits its samples."""
-    return np.random.default_rng((seed, epoch)).permutation(samples)
+def epoch_order(blocks: Sequence[int], *, seed: int, epoch: int, window: int = WINDOW) -> NDArray[np.int64]:
+    """The order in which an epoch visits its samples: blocks are shuffled, then the samples within windows of blocks.
+
+    Args:
+        blocks: samples of each block; where all are 1 the order is a permutation like any other.
+        seed, epoch: what the order is a function of.
+        window: samples of consecutive blocks that are shuffled together, at least.
+
+    Returns:
+        A permutation of ``0 .. sum(blocks) - 1``.
+    """
+    random = np.random.default_rng((seed, epoch))
+    sizes = np.asarray(blocks, dtype=np.int64)
+    turn = random.permutation(len(sizes))
+    before = np.cumsum(sizes[turn]) - sizes[turn]
+    # Samples in the order of the shuffled blocks: each block's first one, and how far each sample is from it.
+    starts = (np.cumsum(sizes) - sizes)[turn]
+    samples = np.repeat(starts - before, sizes[turn]) + np.arange(sizes.sum())
+    # A random number within the window's own interval sorts the samples within it.
+    windows = np.repeat(before // window, sizes[turn])
+    return samples[np.argsort(windows + random.random(len(samples)), kind="stable")]
 
 
-def _collate(crops: Sequence[Crop]) -> tuple[Tensor, Tensor]:
+@contextlib.contextmanager
+def feed_threads(crops: Crops, shard: Shard, start: int, stop: int, *, threads: int) -> Iterator[Iterator[Batch]]:
+    """A worker's batches of the steps ``start .. stop - 1``, made in its own threads (the codecs release the GIL)."""
+
+    def batches(pool: Executor) -> Iterator[Batch]:
+        parts = (crops.mine(step, shard) for step in range(start, stop))
+        size = len(range(shard.rank, crops.batch, shard.world))
+        made = map_ahead(
+            pool, lambda place: crops.crop(*place), itertools.chain.from_iterable(parts), depth=AHEAD * size
+        )
+        while part := list(itertools.islice(made, size)):
+            yield _collate(part)
+
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            yield batches(pool)
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+
+
+@contextlib.contextmanager
+def feed_ray(crops: Crops, shard: Shard, start: int, stop: int, *, cpus: float) -> Iterator[Iterator[Batch]]:
+    """As ``feed_threads``, made by tasks of Ray Data on CPUs anywhere in the cluster.
+
+    Args:
+        cpus: CPUs that each task claims.
+    """
+    quiet_ray_data()
+    context = ray.data.DataContext.get_current().copy()
+    context.execution_options.preserve_order = True
+    context.target_max_block_size = 1  # each batch travels as soon as it is made
+    handed = [ray.put(crops)]  # in a list, so that it arrives as a reference
+
+    def make(rows: Any) -> Iterator[dict[str, NDArray[Any]]]:
+        here = _unpacked(handed[0])
+        for first in rows["id"] * TASK_STEPS + start:
+            for step in range(first, min(first + TASK_STEPS, stop)):
+                batch = _collate([here.crop(*place) for place in here.mine(step, shard)])
+                yield {"images": batch.images.numpy()[None], "masks": batch.masks.numpy()[None]}
+
+    tasks = -(-(stop - start) // TASK_STEPS)
+    with ray.data.DataContext.current(context):
+        rows = ray.data.range(tasks, override_num_blocks=tasks).map_batches(make, num_cpus=cpus)
+        found = rows.iter_rows()
+    # Copies, since what lies in the object store must not be written to.
+    yield (Batch(torch.tensor(row["images"]), torch.tensor(row["masks"])) for row in found)
+
+
+@functools.lru_cache(maxsize=1)
+def _unpacked(crops: "ray.ObjectRef[Crops]") -> Crops:
+    """What a worker of Ray Data makes crops from, fetched once per process."""
+    return ray.get(crops)
+
+
+def _collate(crops: Sequence[Crop]) -> Batch:
     images, masks = zip(*crops, strict=True)
     pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return pixels, torch.from_numpy(np.stack(masks))
+    return Batch(pixels, torch.from_numpy(np.stack(masks)))

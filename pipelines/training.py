@@ -1,7 +1,7 @@
 """Training: ``TrainConfig`` in, a registered model out. The driver's side; a worker's side is ``training_loop.py``.
 
-Layout -> checked pairs -> ``TorchTrainer`` over the workers -> per-epoch metrics and checkpoints through ``report`` ->
-the best checkpoint logged and registered in MLflow.
+Layout -> checked pairs -> ``TorchTrainer`` over the workers -> metrics and checkpoints by the first worker -> the best
+checkpoint logged and registered in MLflow.
 """
 
 import dataclasses
@@ -12,28 +12,26 @@ import os
 import sys
 import tempfile
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
 import ray
-from ray.train import (
-    CheckpointConfig,
-    FailureConfig,
-    LoggingConfig,
-    Result,
-    RunConfig,
-    ScalingConfig,
-    UserCallback,
-)
+import torch
+from ray.train import FailureConfig, LoggingConfig, RunConfig, ScalingConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
-from pipelines import tracking
-from pipelines.cluster import WorkerRange, ray_session, share
-from pipelines.datasets import Dataset, class_pixels, open_dataset
-from pipelines.storage import Store, open_store
+from pipelines import registry, tracking
+from pipelines.checkpointing import CheckpointFolder, best
+from pipelines.cluster import Share, WorkerRange, ray_session, share
+from pipelines.data_card import DataCard, check
+from pipelines.datasets import Dataset, LayoutOptions, open_dataset
+from pipelines.evaluation import EvaluateConfig, evaluate
+from pipelines.loading import TASK_CPUS, Crops
+from pipelines.storage import Store, open_store, to_local
 from pipelines.training_loop import LoopConfig, train_loop
-from pspnet_core.checkpoints import check_name
+from pspnet_core.checkpoints import Checkpoint, check_name
+from pspnet_core.device import training_dtype
 from pspnet_core.errors import ConfigError, PspnetError
 from pspnet_core.inference import InferenceSettings
 from pspnet_core.losses import LossConfig
@@ -43,8 +41,13 @@ from pspnet_core.pspnet import PSPNetConfig
 from pspnet_core.transforms import AugmentConfig
 
 log = logging.getLogger(__name__)
-# The first start on a busy small machine takes longer than Ray's 60 s: imports of torch compete for the CPUs.
-START_TIMEOUT_S = "600"
+# How long workers wait for room: until the nodes of an autoscaler are up; but where fewer workers will do, only until
+# the cluster knows that a node is gone.
+START_TIMEOUT_S, ELASTIC_START_TIMEOUT_S = "600", "30"
+EXPERIMENT = "pspnet-training"
+FEEDS = ("auto", "threads", "ray")
+FEED_RESERVE = 0.2
+"""Share of the CPUs that is left to Ray Data where it makes the crops."""
 
 
 class TrainingFailed(PspnetError):
@@ -70,7 +73,7 @@ class TrainConfig:
     epochs: int = 100
     """Passes over the training split."""
     workers: str = "1"
-    """Data-parallel workers: N, or MIN:MAX for as many as the cluster has room for at the start."""
+    """Data-parallel workers: N, or MIN:MAX for as many as the cluster has room for, which may change meanwhile."""
     gpus: float | None = None
     """GPUs per worker; by default 1 when the cluster has any."""
     backbone: str = "resnet50"
@@ -87,6 +90,12 @@ class TrainConfig:
     """Factor on the images' size, in training and in inference alike: 0.5 works at half resolution."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random scale in training."""
+    rotate: float = 10.0
+    """Largest rotation in training either way, in degrees; half the crops are rotated."""
+    blur: float = 0.5
+    """Share of blurred crops."""
+    mirror: float = 0.5
+    """Share of mirrored crops."""
     cap: float = 0.75
     """Largest share of a crop's labelled pixels that one class may have, as far as ten tries find such a crop."""
     photometric: float = 0.0
@@ -100,8 +109,12 @@ class TrainConfig:
     several GPUs, else batch) or frozen (the statistics of --init; allows 1 image per worker)."""
     optimiser: str = "sgd"
     """sgd (the paper's) or adamw."""
+    momentum: float = 0.9
+    """Momentum of sgd; of adamw the decay of the first moment."""
     rate: float = 0.01
-    """Base learning rate of the backbone; it falls by the poly rule (power 0.9)."""
+    """Base learning rate of the backbone; it falls by the poly rule."""
+    power: float = 0.9
+    """Exponent of the poly rule: (1 - step / steps) to this power."""
     head: float = 10.0
     """Factor on the learning rate of all layers but the backbone."""
     decay: float = 1e-4
@@ -124,6 +137,8 @@ class TrainConfig:
     """focal: how much easy pixels are played down; 0 gives cross-entropy."""
     auxiliary: float = 0.4
     """Weight of the auxiliary loss; 0 leaves out the auxiliary head."""
+    dropout: float = 0.1
+    """Share of channels that are dropped before the classifier in training."""
     balance: float = 0.0
     """Weight of rare classes in the loss: frequency to the power of minus this; 0 weighs all alike."""
     seed: int = 0
@@ -132,29 +147,54 @@ class TrainConfig:
     """Start from these weights: a checkpoint (any model URI), or ImageNet backbone weights (.pth, .safetensors)."""
     resume: bool = False
     """Go on with the run of this --name in --output from its newest checkpoint."""
+    every: int = 0
+    """Steps between checkpoints, besides the one after each epoch; 0 for none."""
+    keep: int = 2
+    """Newest checkpoints that are kept, besides the best one."""
+    failures: int = 10
+    """How often the run outlives the death of workers or their nodes before it gives up."""
+    grow: float = 60.0
+    """Seconds between looks for room for more workers, with --workers MIN:MAX."""
+    precision: str = "auto"
+    """Number format of the convolutions: float32, bfloat16, float16 (with loss scaling), or auto: the fastest there."""
+    deterministic: bool = False
+    """The same weights from the same command, to the last bit; slower on GPUs."""
+    compile: bool = False
+    """Whether the network is compiled, which takes minutes at the start: for long runs on GPUs."""
+    feed: str = "auto"
+    """What makes the crops: threads (of each worker), ray (Ray Data on all CPUs of the cluster), or auto: ray where the
+    workers have GPUs."""
+    confidence: float = 0.9
+    """Layout labels: pixels of a class whose mean confidence in an image is lower are ignored."""
+    holdout: float = 0.1
+    """Layout labels: share of the images that make the split val."""
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        for field in ("epochs", "crop", "batch", "accumulate", "rate", "resize", "head"):
+        for field in ("epochs", "crop", "batch", "accumulate", "rate", "power", "resize", "head", "keep", "grow"):
             if not 0 < getattr(self, field) < math.inf:
                 raise ConfigError(field, getattr(self, field), "give a positive number")
-        for field in ("decay", "balance", "warmup", "clip"):
+        for field in ("decay", "balance", "warmup", "clip", "every", "failures"):
             if not 0 <= getattr(self, field) < math.inf:
                 raise ConfigError(field, getattr(self, field), "give a number of at least 0")
+        for field in ("momentum", "dropout"):
+            if not 0 <= getattr(self, field) < 1:
+                raise ConfigError(field, getattr(self, field), "give a number of at least 0 and below 1")
         if not 0 <= self.ema < 1:
             raise ConfigError("ema", self.ema, "give a decay such as 0.999, or 0 for none")
         if self.stride not in (8, 16, 32):
             raise ConfigError("stride", self.stride, "choose 8, 16 or 32")
         if self.optimiser not in OPTIMISERS:
             raise ConfigError("optimiser", self.optimiser, f"choose one of {', '.join(OPTIMISERS)}")
+        if self.feed not in FEEDS:
+            raise ConfigError("feed", self.feed, f"choose one of {', '.join(FEEDS)}")
+        training_dtype(torch.device("cpu"), self.precision)
         check_norm(self.norm)
         # The parts check their own settings: here, where no data has been read yet.
         self.loss_config()
         self.augmentation(self.network(classes=2), ignore=255)
         self._check_bins()
-        if not self.worker_counts():
-            least = "at least 2 images for BatchNorm in each pass of a worker, or --norm frozen"
-            raise ConfigError("batch", self.batch, f"give a multiple of the workers times --accumulate, with {least}")
+        self.worker_range()
 
     def _check_bins(self) -> None:
         cells = math.ceil(self.crop / self.stride)
@@ -162,16 +202,22 @@ class TrainConfig:
             remedy = f"the feature map of --crop {self.crop} at --stride {self.stride} has {cells}x{cells} cells"
             raise ConfigError("bins", ",".join(map(str, self.bins)), f"{remedy}; give smaller bins or a larger crop")
 
-    def worker_counts(self) -> list[int]:
-        """Numbers of workers in the range that share the batch evenly, the largest first."""
-        workers = WorkerRange.parse(self.workers)
-        return [count for count in range(workers.high, workers.low - 1, -1) if self._suits(count)]
+    def worker_range(self) -> WorkerRange:
+        """The numbers of workers that the batch is large enough for.
 
-    def _suits(self, workers: int) -> bool:
-        """Whether so many workers get the same number of images in each pass, and BatchNorm enough of them."""
-        images, rest = divmod(self.batch, workers * self.accumulate)
-        together = images * workers if self.norm == "sync" else images
-        return rest == 0 and together >= (1 if self.norm == "frozen" else 2)
+        Raises:
+            ConfigError: when there are none.
+        """
+        wanted = WorkerRange.parse(self.workers)
+        # BatchNorm learns nothing from one image.
+        alone = 1 if self.norm in ("frozen", "sync") else 2
+        most = self.batch // (alone * self.accumulate)
+        if self.norm == "sync" and self.batch < 2 * self.accumulate:
+            most = 0
+        if most < wanted.low:
+            least = "at least 2 images for BatchNorm in each pass of a worker, or --norm frozen"
+            raise ConfigError("batch", self.batch, f"too small for {wanted.low} workers: give {least}")
+        return WorkerRange(low=wanted.low, high=min(wanted.high, most))
 
     def network(self, classes: int) -> PSPNetConfig:
         """The network for this many classes."""
@@ -181,6 +227,7 @@ class TrainConfig:
             stem=self.stem,  # type: ignore[arg-type]
             output_stride=self.stride,  # type: ignore[arg-type]
             bins=self.bins,
+            dropout=self.dropout,
             auxiliary=self.auxiliary > 0,
         )
 
@@ -202,6 +249,9 @@ class TrainConfig:
             crop=(self.crop, self.crop),
             base=self.resize,
             scale=self.scale,
+            rotate=self.rotate,
+            blur=self.blur,
+            mirror=self.mirror,
             cap=self.cap,
             photometric=self.photometric,
             mean=(red, green, blue),
@@ -209,30 +259,39 @@ class TrainConfig:
         )
 
 
+FEEDS = ("auto", "threads", "ray")
+
+
 def train(config: TrainConfig) -> dict[str, Any]:
     """Run the training.
 
     Returns:
         ``run_id``, ``model`` (``models:/name/version``), ``metrics`` (``miou``, ``macc``, ``aacc`` of the best epoch),
-        ``images_per_second``, ``epoch`` (the best one) and ``checkpoint`` (URI of its folder).
+        ``images_per_second``, ``epoch`` (the best one), ``checkpoint`` (URI of its folder) and ``champion`` (whether
+        the model got that alias).
 
     Raises:
         ConfigError: a mistake in the config or the data, found before the first step.
-        TrainingFailed: the workers kept failing.
+        TrainingFailed: the workers kept failing, or the loss was not a finite number.
     """
-    dataset = open_dataset(config.data, config.layout)
-    loop = loop_config(config, dataset)
+    dataset = open_dataset(
+        config.data, config.layout, LayoutOptions(confidence=config.confidence, holdout=config.holdout)
+    )
+    card = checked(config, dataset)
+    loop = loop_config(config, dataset, card)
     output = open_store(config.output, field="output")
+    folder = CheckpointFolder(output, config.name)
     with ray_session():
-        scaling = _scaling(config)
-        check_norm(config.norm, gpu=bool(scaling.use_gpu))
+        scaling = Scaling.of(config)
+        check_norm(config.norm, gpu=scaling.share.gpus > 0)
+        loop = dataclasses.replace(loop, feed_cpus=scaling.feed_cpus)
         output.check_writable_atomically()
-        run = tracking.start_run("pspnet-training", config.name)
+        run, begun = _open_run(config, output, dataset)
         try:
-            _check_output(config, output, dataset)
-            run.log_params(dataclasses.asdict(config))
-            result = _fit(config, loop, scaling, output, run)
-            summary = _publish(config, result, output, run)
+            if begun:
+                run.log_setting(dataclasses.asdict(config), card=card.to_json())
+            _fit(config, loop, scaling, folder, run)
+            summary = _publish(config, loop, folder, run)
         except BaseException:
             run.finish("FAILED")
             raise
@@ -240,93 +299,154 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return summary
 
 
-def loop_config(config: TrainConfig, dataset: Dataset) -> LoopConfig:
-    """Check the data and gather what a worker needs."""
+def checked(config: TrainConfig, dataset: Dataset) -> DataCard:
+    """The card of both splits, every pair of which is read.
+
+    Raises:
+        ConfigError: for a pair that cannot be learnt from, a split too small for the batch, or a crop that no image
+            fills at any scale.
+    """
     pairs = dataset.split(config.train)
     if len(pairs) < config.batch:
         raise ConfigError(
             "batch", config.batch, f"the {config.train} split has {len(pairs)} images; give a smaller batch"
         )
-    log.info("checking %d training masks", len(pairs))
-    pixels = class_pixels(dataset, pairs)
-    class_pixels(dataset, dataset.split(config.val))
+    val = dataset.split(config.val)
+    log.info("checking %d training and %d validation pairs", len(pairs), len(val))
+    card = check(dataset, [*pairs, *val])
+    largest = config.resize * config.scale[1] * max(card.splits[config.train].largest)
+    if largest < config.crop:
+        remedy = (
+            f"even {config.scale[1]:g} times as large the largest image has {largest:.0f} pixels; give a smaller crop"
+        )
+        raise ConfigError("crop", config.crop, remedy)
+    return card
+
+
+def loop_config(config: TrainConfig, dataset: Dataset, card: DataCard) -> LoopConfig:
+    """Gather what a worker needs."""
     network = config.network(len(dataset.classes))
     if config.norm == "frozen" and not config.init:
         log.warning("norm=frozen without --init: a fresh network's statistics (mean 0, variance 1) normalise nothing")
     resized = InferenceSettings(resize="scale", size=config.resize) if config.resize != 1 else InferenceSettings()
     return LoopConfig(
-        dataset=dataset,
-        train=pairs,
+        crops=Crops(
+            dataset=dataset,
+            pairs=dataset.split(config.train),
+            blocks=dataset.blocks(config.train),
+            augment=config.augmentation(network, dataset.classes.ignore),
+            batch=config.batch,
+            seed=config.seed,
+        ),
         val=dataset.split(config.val),
         network=network,
         loss=config.loss_config(),
         inference=resized,
-        augment=config.augmentation(network, dataset.classes.ignore),
         init=tracking.load_weights(config.init, network) if config.init else None,
-        pixels=tuple(int(count) for count in pixels),
+        pixels=tuple(card.splits[config.train].pixels.tolist()),
         progress=sys.stderr.isatty(),
         **{key: getattr(config, key) for key in _PASSED_ON},
     )
 
 
 _PASSED_ON = (
-    *("name", "epochs", "batch", "accumulate", "norm", "seed"),
-    *("optimiser", "rate", "head", "decay", "warmup", "clip", "ema", "balance"),
+    *("name", "epochs", "accumulate", "norm", "precision", "deterministic", "compile", "every", "keep"),
+    *("optimiser", "rate", "power", "momentum", "head", "decay", "warmup", "clip", "ema", "balance"),
 )
 
 
-def _check_output(config: TrainConfig, output: Store, dataset: Dataset) -> None:
-    """Refuse to mix two runs in one folder; remember this one's shape so that a resume can be compared with it.
+def _open_run(config: TrainConfig, output: Store, dataset: Dataset) -> tuple[tracking.Run, bool]:
+    """Start the run, or take up the one to resume; and whether MLflow has begun a new one for it.
 
-    Compared is what the saved state depends on: data and network, and what is kept of optimiser and average.
+    The output remembers its shape, on which the saved state depends (data and network, and what is kept of optimiser
+    and average), so that a resume can be compared with it.
     """
-    shape = {key: getattr(config, key) for key in ("backbone", "stem", "stride", "layout", "optimiser", "ema")}
+    shape = {key: getattr(config, key) for key in ("backbone", "stem", "stride", "layout", "optimiser", "ema", "batch")}
     shape |= {"bins": list(config.bins), "auxiliary": "on" if config.auxiliary else "off"}
     shape |= {"data": dataset.store.root, "classes": len(dataset.classes)}
-    record = f"{config.name}/config.json"
-    created = output.put_if_absent(record, json.dumps(shape, indent=1).encode())
-    if created:
-        return
-    if not config.resume:
-        remedy = "add --resume to go on with it, or choose another --name or --output"
-        raise ConfigError("output", output.uri_of(config.name), f"holds a run already; {remedy}")
-    before = json.loads(output.read(record))
-    for key, value in shape.items():
-        if before.get(key) != value:
-            raise ConfigError(key, value, f"the run to resume has {before.get(key)}; give that, or another --name")
+    record, field, place = f"{config.name}/config.json", "output", output.uri_of(config.name)
+    if output.exists(record):
+        if not config.resume:
+            remedy = "add --resume to go on with it, or choose another --name or --output"
+            raise ConfigError(field, place, f"holds a run already; {remedy}")
+        before = json.loads(output.read(record))
+        for key, value in shape.items():
+            if before.get(key) != value:
+                raise ConfigError(key, value, f"the run to resume has {before.get(key)}; give that, or another --name")
+        run = tracking.resume_run(EXPERIMENT, config.name, before["run_id"])
+        return run, run.run_id != before["run_id"]
+    run = tracking.start_run(EXPERIMENT, config.name)
+    if not output.put_if_absent(record, json.dumps(shape | {"run_id": run.run_id}, indent=1).encode()):
+        raise ConfigError(field, place, "another run began there just now; choose another --name or --output")
+    return run, True
 
 
-def _scaling(config: TrainConfig) -> ScalingConfig:
-    """As many workers of the range as get a CPU (and a GPU) of their own; the smallest number if need be with less."""
-    available = ray.cluster_resources()
-    counts = config.worker_counts()
-    most = available.get("GPU", 0.0) / (config.gpus or 1) if available.get("GPU") else available.get("CPU", 0.0)
-    workers = next((count for count in counts if count <= most), counts[-1])
-    part = share(workers, config.gpus, reserve=0.0, resources=available)
-    resources = {"CPU": part.cpus} | ({"GPU": part.gpus} if part.gpus else {})
-    return ScalingConfig(num_workers=workers, use_gpu=part.gpus > 0, resources_per_worker=resources)
+@dataclass(frozen=True, kw_only=True)
+class Scaling:
+    """How many workers there are, and what each of them and the tasks that feed them may use."""
+
+    workers: WorkerRange
+    share: Share
+    feed_cpus: float
+    """As ``LoopConfig.feed_cpus``."""
+
+    @classmethod
+    def of(cls, config: TrainConfig) -> "Scaling":
+        """On the connected cluster: a fixed number of workers shares its CPUs, of a range each has one of its own."""
+        workers, resources = config.worker_range(), ray.cluster_resources()
+        by_ray = config.feed == "ray" or (config.feed == "auto" and resources.get("GPU", 0) > 0 and config.gpus != 0)
+        reserve = FEED_RESERVE if by_ray else 0.0
+        if workers.low == workers.high:
+            part = share(workers.high, config.gpus, reserve=reserve, resources=resources)
+        else:
+            gpus = config.gpus if config.gpus is not None else float(resources.get("GPU", 0) > 0)
+            part = Share(workers=workers.high, cpus=1 - reserve, gpus=gpus)
+        spare = resources.get("CPU", 0) - part.cpus * workers.high
+        return cls(workers=workers, share=part, feed_cpus=(1.0 if spare >= 1 else TASK_CPUS) if by_ray else 0.0)
+
+    @property
+    def elastic(self) -> bool:
+        """Whether the number of workers may change."""
+        return self.workers.low < self.workers.high
+
+    def config(self, grow: float) -> ScalingConfig:
+        """For Ray Train."""
+        resources = {"CPU": self.share.cpus} | ({"GPU": self.share.gpus} if self.share.gpus else {})
+        return ScalingConfig(  # type: ignore[call-arg]  # typed as Train V1, which V2 replaces at import
+            num_workers=(self.workers.low, self.workers.high) if self.elastic else self.workers.high,  # type: ignore[arg-type]
+            use_gpu=self.share.gpus > 0,
+            resources_per_worker=resources,
+            elastic_resize_monitor_interval_s=grow,
+        )
 
 
-def _fit(config: TrainConfig, loop: LoopConfig, scaling: ScalingConfig, output: Store, run: tracking.Run) -> Result:
-    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", START_TIMEOUT_S)
+def _fit(config: TrainConfig, loop: LoopConfig, scaling: Scaling, folder: CheckpointFolder, run: tracking.Run) -> None:
+    patience = ELASTIC_START_TIMEOUT_S if scaling.elastic else START_TIMEOUT_S
+    os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", patience)
+    filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(folder.store.filesystem))
     trainer = TorchTrainer(
-        train_loop,
-        train_loop_config={"loop": loop},
-        scaling_config=scaling,
+        train_loop,  # type: ignore[arg-type]  # Train V2 hands on what it returns
+        train_loop_config={"loop": loop, "folder": folder, "run": run},
+        scaling_config=scaling.config(config.grow),
         run_config=RunConfig(  # type: ignore[call-arg]  # typed as Train V1, which V2 replaces at import
             name=config.name,
-            storage_path=output.path_of(""),
-            storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(output.filesystem)),
-            failure_config=FailureConfig(max_failures=2),
-            checkpoint_config=CheckpointConfig(num_to_keep=2, checkpoint_score_attribute="miou"),
-            callbacks=[EpochLogger(run)],  # type: ignore[list-item]
+            storage_path=folder.store.path_of(""),
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=config.failures),
+            callbacks=[EpochPrinter()],  # type: ignore[list-item]
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
     try:
-        return trainer.fit()
+        result: Any = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingFailed(f"training failed: {_cause(error)}") from error
+    if reason := result.return_value:
+        entries = folder.entries()
+        last = (
+            f"the last good checkpoint is {folder.store.uri_of(entries[-1].model)}" if entries else "no checkpoint yet"
+        )
+        raise TrainingFailed(f"training stopped: {reason}; {last}; try a lower --rate, --clip, or --precision float32")
 
 
 def _cause(error: ray.train.TrainingFailedError) -> str:
@@ -335,39 +455,49 @@ def _cause(error: ray.train.TrainingFailedError) -> str:
     return " ".join(str(next(iter(failures.values()), error)).strip().splitlines()[-1:])
 
 
-def _publish(config: TrainConfig, result: Result, output: Store, run: tracking.Run) -> dict[str, Any]:
+def _publish(config: TrainConfig, loop: LoopConfig, folder: CheckpointFolder, run: tracking.Run) -> dict[str, Any]:
     """Log and register the best checkpoint."""
-    best = max(result.best_checkpoints or [], key=lambda entry: float(entry[1]["miou"]), default=None)
-    if best is None:
+    found = best(folder.entries())
+    if not found:
         raise TrainingFailed("training ended without a checkpoint")
-    checkpoint, metrics = best
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.to_directory(folder)
-        model = run.log_model(Path(folder) / "model", config.name)
+    entry, metrics = found[0], found[0].progress.metrics
+    uri, data = folder.store.uri_of(entry.model), loop.dataset.fingerprint(config.val)
+    with to_local(uri, field="output") as local:
+        model = run.log_model(local, config.name, miou=metrics["miou"], data=data, step=entry.progress.step)
+    champion = registry.promote(model, lambda other: _score(config, other), uri=run.uri)
     return {
         "run_id": run.run_id,
         "model": model,
         "metrics": {key: metrics[key] for key in ("miou", "macc", "aacc")},
         "images_per_second": metrics["images_per_second"],
-        "epoch": metrics["epoch"],
-        "checkpoint": output.uri_of(f"{config.name}/{PurePosixPath(checkpoint.path).name}/model"),
+        "epoch": int(metrics["epoch"]),
+        "checkpoint": uri,
+        "champion": champion,
     }
 
 
-class EpochLogger(UserCallback):
-    """Logs the metrics of each epoch to MLflow and to the log, from Ray Train's controller process."""
+def _score(config: TrainConfig, checkpoint: Checkpoint) -> float:
+    """mIoU of another model on the validation split."""
+    with tempfile.TemporaryDirectory() as folder:
+        checkpoint.save(Path(folder))
+        settings = EvaluateConfig(
+            data=config.data,
+            layout=config.layout,
+            split=config.val,
+            confidence=config.confidence,
+            holdout=config.holdout,
+            model=folder,
+            gpus=config.gpus,
+            track=False,
+        )
+        return float(evaluate(settings)["miou"])
 
-    def __init__(self, run: tracking.Run) -> None:
-        self.run = run
+
+class EpochPrinter(UserCallback):
+    """Prints a line for each epoch, from Ray Train's controller process."""
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Called with every worker's metrics; the first worker's are the totals."""
+        """Called with every worker's metrics, which are the same."""
         total = metrics[0]
-        numbers = {key: float(value) for key, value in total.items() if isinstance(value, int | float)}
-        try:
-            self.run.log_metrics(numbers, step=int(total["epoch"]))
-        except tracking.TrackingError as error:
-            # Training outlives a tracking server that is away for a while.
-            print(f"epoch {total['epoch']} was not logged: {error}", flush=True)
-        shown = "  ".join(f"{key} {numbers[key]:.4g}" for key in ("loss", "miou", "aacc", "images_per_second"))
+        shown = "  ".join(f"{key} {total[key]:.4g}" for key in ("loss", "miou", "aacc", "images_per_second"))
         print(f"epoch {total['epoch']}  {shown}", flush=True)

@@ -2,189 +2,282 @@
 
 One step, as in the paper: preprocess -> (initialised once) -> forward -> loss -> backward and update -> repeat. After
 each epoch every worker scores its share of the validation split with the ``Segmenter`` that labelling uses, the
-confusion matrices are added up, and the first worker reports metrics and checkpoint.
+confusion matrices are added up, and the first worker reports metrics and writes a checkpoint.
 
 A step takes one batch, spread over the workers and, to save memory, over several passes of each. Its loss is the mean
 over the pixels that count in all of them together, however unevenly the ignored ones are spread.
+
+Everything that chance decides (order, augmentation, dropout) is drawn from the seed and the number of the step, so a
+run that goes on from the checkpoint of step ``s`` does what an undisturbed one did after it.
 
 Shapes: ``b`` images of one worker's part of the batch, ``h w`` pixels of the crop.
 """
 
 import contextlib
-import json
+import math
 import os
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray.train
 import ray.train.torch
-import safetensors.torch
 import torch
 import torch.distributed
 from ray.experimental import tqdm_ray
-from ray.train import Checkpoint
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
+from pipelines.checkpointing import CheckpointFolder, Progress, Snapshot
 from pipelines.datasets import Dataset, Pair
-from pipelines.loading import CropLoader, Shard
-from pipelines.scoring import score
+from pipelines.loading import Batch, Crops, Shard, feed_ray, feed_threads
+from pipelines.recording import Clock, Record
+from pipelines.scoring import BATCH, chunked, compare, score, spread
 from pspnet_core import checkpoints
-from pspnet_core.device import autocast, place, training_layout
+from pspnet_core.device import autocast, make_deterministic, place, training_dtype, training_layout
 from pspnet_core.ema import WeightAverage
+from pspnet_core.errors import PspnetError
 from pspnet_core.inference import InferenceSettings, Segmenter
 from pspnet_core.losses import LossConfig, class_weights, pspnet_loss, valid_weight
 from pspnet_core.metrics import ConfusionMatrix
 from pspnet_core.norms import set_norm
 from pspnet_core.optim import build_optimiser, load_optimiser_state, optimiser_state, poly, set_learning_rate
 from pspnet_core.pspnet import Logits, PSPNet, PSPNetConfig
-from pspnet_core.transforms import AugmentConfig
 
-MODEL_FOLDER = "model"  # what was scored: a checkpoint like any other
-OPTIMISER_FILE = "optimiser.safetensors"
-WEIGHTS_FILE = "weights.safetensors"  # the weights that learn, when the model holds their average
-PROGRESS_FILE = "progress.json"
+EXAMPLES = 6
+"""Validation images that are drawn after each epoch, always the same."""
+
+
+class LossNotFinite(PspnetError):
+    """The loss is NaN or infinite; the weights are still those of the step before."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoopConfig:
     """Everything a worker needs; made and checked by the driver. Fields as in ``TrainConfig`` unless described."""
 
-    dataset: Dataset
-    train: tuple[Pair, ...]
+    crops: Crops
+    """The crops of every step."""
     val: tuple[Pair, ...]
     network: PSPNetConfig
     loss: LossConfig
     inference: InferenceSettings
-    augment: AugmentConfig
     init: dict[str, Tensor] | None = field(repr=False)
     """State of the whole network to start from, or None."""
     pixels: tuple[int, ...]
     """Training pixels of each class."""
     name: str
     epochs: int
-    batch: int
     accumulate: int
     norm: str
+    precision: str
+    deterministic: bool
+    compile: bool
     optimiser: str
     rate: float
+    power: float
+    momentum: float
     head: float
     decay: float
     warmup: int
     clip: float
     ema: float
     balance: float
-    seed: int
-    progress: bool
+    every: int
+    keep: int
+    feed_cpus: float = 0.0
+    """CPUs that each task of Ray Data claims to make crops; 0 makes them in the worker's threads."""
+    progress: bool = False
     """Whether a terminal shows a bar of the steps."""
 
+    @property
+    def dataset(self) -> Dataset:
+        """Where the images of both splits come from."""
+        return self.crops.dataset
 
-@dataclass(frozen=True, kw_only=True)
-class EpochResult:
-    """What training one epoch cost."""
+    @property
+    def seed(self) -> int:
+        """Seed of weights, order, augmentation and dropout."""
+        return self.crops.seed
 
-    loss: float
-    rate: float
-    seconds: float
+    @property
+    def ignore(self) -> int:
+        """Id of pixels without a label."""
+        return self.crops.augment.ignore
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.epochs * self.crops.steps
 
 
-def train_loop(arguments: dict[str, LoopConfig]) -> None:
-    """Entry point of a worker process."""
-    config = arguments["loop"]
+def train_loop(arguments: dict[str, Any]) -> str | None:
+    """Entry point of a worker process.
+
+    Args:
+        arguments: ``loop``, ``folder`` (of the run's checkpoints) and ``run``.
+
+    Returns:
+        None when all steps are done, else why it stopped: trying again, as Ray Train does after an error, would find
+        the same.
+    """
+    config: LoopConfig = arguments["loop"]
+    folder: CheckpointFolder = arguments["folder"]
     context = ray.train.get_context()
     shard = Shard(rank=context.get_world_rank(), world=context.get_world_size())
     threads = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     torch.set_num_threads(threads)
-    torch.manual_seed(config.seed)
-    worker = Worker(config, shard, ray.train.torch.get_device(), threads)
-    start = worker.restore(ray.train.get_checkpoint())
-    for epoch in range(start, config.epochs):
-        trained = worker.train_epoch(epoch)
-        model = worker.checkpoint()
-        confusion = worker.validate(model)
-        metrics = worker.metrics(epoch, trained, confusion)
-        with tempfile.TemporaryDirectory() as folder:
-            if shard.rank == 0:
-                worker.save(Path(folder), model, epoch + 1)
-                ray.train.report(metrics, checkpoint=Checkpoint.from_directory(folder))
-            else:
-                ray.train.report(metrics)
+    worker = Worker(config, shard, ray.train.torch.get_device())
+    newest = _newest(folder, worker)
+    worker.restore(newest)
+    first = shard.rank == 0
+    recording = Record.opened(arguments["run"], folder, newest, keep=config.keep) if first else contextlib.nullcontext()
+    try:
+        with recording as record, feed(config, shard, worker.steps_done, threads) as batches:
+            run_steps(worker, batches, record)
+    except LossNotFinite as error:
+        return str(error)
+    return None
+
+
+def _newest(folder: CheckpointFolder, worker: "Worker") -> Snapshot | None:
+    """The newest checkpoint that the first worker sees; all go on from that one, whatever is written just now."""
+    found = folder.newest() if worker.shard.rank == 0 else None
+    if worker.shard.world > 1:
+        chosen = [found.folder if found else None]
+        torch.distributed.broadcast_object_list(chosen, src=0, device=worker.device)
+        if worker.shard.rank and chosen[0]:
+            return folder.read(folder.entry(chosen[0]))
+    return found
+
+
+def feed(
+    config: LoopConfig, shard: Shard, start: int, threads: int
+) -> contextlib.AbstractContextManager[Iterator[Batch]]:
+    """This worker's batches from a step on."""
+    if config.feed_cpus:
+        return feed_ray(config.crops, shard, start, config.steps, cpus=config.feed_cpus)
+    return feed_threads(config.crops, shard, start, config.steps, threads=max(2, threads))
+
+
+def run_steps(worker: "Worker", batches: Iterator[Batch], record: Record | None) -> None:
+    """All steps that are left, with a validation after each epoch; the first worker keeps the record."""
+    config = worker.config
+    clock = Clock(config.crops.batch)
+    for batch in _with_progress(worker, clock.timed(batches), shown=record is not None and config.progress):
+        rate = worker.rate
+        worker.train_step(batch)
+        clock.tick()
+        if record:
+            record.step(worker.steps_done, clock.metrics() | {"loss": worker.loss, "rate": rate})
+        if worker.steps_done % config.crops.steps == 0:
+            model = worker.scored_model()
+            segmenter = worker.segmenter(model)
+            confusion = worker.validate(segmenter)
+            metrics = worker.epoch_metrics(confusion, rate) | {"images_per_second": clock.images_per_second}
+            if record:
+                examples = compare(segmenter, config.dataset, spread(config.val, EXAMPLES))
+                record.epoch(metrics, confusion, list(examples), config.dataset.classes)
+                record.save(worker.snapshot(model=model, metrics=metrics))
+            ray.train.report(metrics)
+            clock.restart()
+        elif record and config.every and worker.steps_done % config.every == 0:
+            record.save(worker.snapshot(model=worker.current_model()))
 
 
 class Worker:
-    """One worker's model, optimiser and data."""
+    """One worker's model and optimiser. Holds no connection; what happens outside of it is ``Record``'s.
 
-    def __init__(self, config: LoopConfig, shard: Shard, device: torch.device, threads: int) -> None:
+    Attributes:
+        steps_done: steps since the start of the run.
+        loss: of the last step, over all workers.
+        losses: sum of the losses of the epoch so far.
+    """
+
+    def __init__(self, config: LoopConfig, shard: Shard, device: torch.device) -> None:
+        if config.deterministic:
+            make_deterministic()
+        torch.manual_seed(config.seed)
         self.config, self.shard, self.device = config, shard, device
+        self.steps_done, self.loss, self.losses = 0, math.nan, 0.0
         self.model = PSPNet(config.network)
         if config.init is not None:
             self.model.load_state_dict(config.init)
         place(self.model, device)
         set_norm(self.model, config.norm, workers=shard.world, device=device)
         self.average = WeightAverage(self.model, config.ema) if config.ema else None
-        self.parallel = _parallel(self.model, shard, device)
+        if config.compile:
+            self.model.compile()
+        self.parallel = _parallel(self.model, shard, device, deterministic=config.deterministic)
         self.optimiser = build_optimiser(
-            self.model, config.optimiser, weight_decay=config.decay, head_factor=config.head
+            self.model,
+            config.optimiser,
+            momentum=config.momentum,
+            weight_decay=config.decay,
+            head_factor=config.head,
         )
-        self.loader = CropLoader(
-            config.dataset,
-            config.train,
-            config.augment,
-            batch=config.batch,
-            seed=config.seed,
-            shard=shard,
-            threads=max(2, threads),
-        )
+        self.dtype = training_dtype(device, config.precision)
+        self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
         weights = class_weights(torch.tensor(config.pixels), power=config.balance) if config.balance else None
         self.weights = None if weights is None else weights.to(device)
 
-    def restore(self, checkpoint: Checkpoint | None) -> int:
-        """Take up the state of a checkpoint; returns the epoch to go on with."""
-        if checkpoint is None:
-            return 0
-        with checkpoint.as_directory() as folder:
-            scored = checkpoints.load(Path(folder) / MODEL_FOLDER).weights
-            raw = safetensors.torch.load_file(Path(folder) / WEIGHTS_FILE) if self.average else scored
-            state = safetensors.torch.load_file(Path(folder) / OPTIMISER_FILE)
-            progress = json.loads((Path(folder) / PROGRESS_FILE).read_text())
+    def restore(self, snapshot: Snapshot | None) -> None:
+        """Take up the state of a checkpoint; without one the run starts."""
+        if snapshot is None:
+            return
+        raw = snapshot.weights if snapshot.weights is not None else snapshot.model.weights
         self.model.load_state_dict(raw)
         if self.average:
-            self.average.model.load_state_dict(scored)
-        load_optimiser_state(self.optimiser, self.model, state)
-        return int(progress["epoch"])
+            self.average.model.load_state_dict(snapshot.model.weights)
+        load_optimiser_state(self.optimiser, self.model, snapshot.optimiser)
+        if snapshot.progress.scaler:
+            self.scaler.load_state_dict(snapshot.progress.scaler)
+        self.steps_done, self.losses = snapshot.progress.step, snapshot.progress.loss
 
-    def save(self, folder: Path, model: checkpoints.Checkpoint, epoch: int) -> None:
-        """Write model, optimiser and progress; ``epoch`` is the next one to train."""
-        model.save(folder / MODEL_FOLDER)
-        if self.average:
-            safetensors.torch.save_file(_on_cpu(self.model.state_dict()), folder / WEIGHTS_FILE)
-        safetensors.torch.save_file(optimiser_state(self.optimiser, self.model), folder / OPTIMISER_FILE)
-        (folder / PROGRESS_FILE).write_text(json.dumps({"epoch": epoch, "step": epoch * self.loader.steps}))
+    def snapshot(self, *, model: checkpoints.Checkpoint, metrics: Mapping[str, float] | None = None) -> Snapshot:
+        """The state as it is now, copied to CPU memory; ``metrics`` where an epoch has just ended."""
+        progress = Progress(
+            step=self.steps_done,
+            workers=self.shard.world,
+            loss=self.losses,
+            scaler=self.scaler.state_dict(),
+            metrics=dict(metrics or {}),
+        )
+        return Snapshot(
+            model=model,
+            weights=_on_cpu(self.model.state_dict()) if self.average else None,
+            optimiser=optimiser_state(self.optimiser, self.model),
+            progress=progress,
+        )
 
-    def train_epoch(self, epoch: int) -> EpochResult:
-        """All steps of one epoch."""
+    @property
+    def rate(self) -> float:
+        """Learning rate of the backbone in the next step."""
+        share = poly(self.steps_done, steps=self.config.steps, power=self.config.power, warmup=self.config.warmup)
+        return self.config.rate * share
+
+    def train_step(self, batch: Batch) -> None:
+        """Take the next step of the run with this worker's part of its batch.
+
+        Raises:
+            LossNotFinite: names the step and the images of all workers.
+        """
+        if self.steps_done % self.config.crops.steps == 0:
+            self.losses = 0.0
         self.model.train()
-        # Dropout: other on each worker, and in a resumed run what it would have been.
-        torch.manual_seed(derived_seed(self.config.seed, epoch, self.shard.rank))
-        start, total, rate = time.perf_counter(), torch.zeros((), device=self.device), 0.0
-        for index, (images, masks) in enumerate(self._with_progress(epoch)):
-            step = epoch * self.loader.steps + index
-            rate = self._rate(step)
-            images = images.to(self.device, memory_format=training_layout(self.device))
-            total += self.step(images, masks.to(self.device).long(), rate)
-            if self.average:
-                self.average.update(self.model, step)
-        loss = float(self._added_up(total)) / self.loader.steps
-        return EpochResult(loss=loss, rate=rate, seconds=time.perf_counter() - start)
-
-    def _rate(self, step: int) -> float:
-        steps = self.config.epochs * self.loader.steps
-        return self.config.rate * poly(step, steps=steps, warmup=self.config.warmup)
+        # Dropout: other on each worker, and what it was before where a step is taken again.
+        torch.manual_seed(derived_seed(self.config.seed, self.steps_done, self.shard.rank))
+        images = batch.images.to(self.device, memory_format=training_layout(self.device))
+        try:
+            self.loss = float(self.step(images, batch.masks.to(self.device).long(), self.rate))
+        except LossNotFinite as error:
+            keys = ", ".join(self.config.crops.keys(self.steps_done))
+            raise LossNotFinite(f"{error} at step {self.steps_done + 1} on images {keys}") from error
+        if self.average:
+            self.average.update(self.model, self.steps_done)
+        self.losses += self.loss
+        self.steps_done += 1
 
     def step(self, images: Tensor, masks: Tensor, rate: float) -> Tensor:
         """One step on one batch: forward (the network preprocesses its input itself), loss, backward and update.
@@ -195,39 +288,46 @@ class Worker:
             rate: learning rate of the backbone.
 
         Returns:
-            This worker's part of the loss; those of all workers add up to it.
+            The loss of the batch, over all workers.
+
+        Raises:
+            LossNotFinite: before anything is changed.
         """
         set_learning_rate(self.optimiser, rate)
         self.optimiser.zero_grad(set_to_none=True)
-        parts = list(zip(images.chunk(self.config.accumulate), masks.chunk(self.config.accumulate), strict=True))
+        passes = self.config.accumulate
+        parts = list(zip(images.tensor_split(passes), masks.tensor_split(passes), strict=True))
         shares = self._shares([targets for _, targets in parts])
         total = torch.zeros((), device=self.device)
         for number, (inputs, targets) in enumerate(parts):
             with self._gradients_shared(last=number == len(parts) - 1):
-                with autocast(self.device):
+                with autocast(self.device, self.dtype):
                     logits = self.parallel(inputs)
                 loss = shares[number] * self._loss(logits, targets)
                 # DDP takes the mean of the workers' gradients; the shares are made for their sum.
-                (loss * self.shard.world).backward()
+                self.scaler.scale(loss * self.shard.world).backward()
             total += loss.detach()
+        self._added_up(total)
+        if not torch.isfinite(total):
+            raise LossNotFinite(f"the loss is {total.item()}")
+        self.scaler.unscale_(self.optimiser)
         if self.config.clip:
             torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
-        self.optimiser.step()
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
         return total
 
     def _loss(self, logits: Logits, targets: Tensor) -> Tensor:
-        ignore = self.config.augment.ignore
-        return pspnet_loss(logits, targets, ignore=ignore, weight=self.weights, config=self.config.loss)
+        return pspnet_loss(logits, targets, ignore=self.config.ignore, weight=self.weights, config=self.config.loss)
 
     def _shares(self, masks: Sequence[Tensor]) -> Tensor:
         """Share of each of this worker's passes in the step's loss; those of all workers add up to 1."""
-        ignore = self.config.augment.ignore
-        counts = torch.stack([valid_weight(mask, ignore=ignore, weight=self.weights) for mask in masks])
+        counts = torch.stack([valid_weight(mask, ignore=self.config.ignore, weight=self.weights) for mask in masks])
         total = self._added_up(counts.sum())
         return (counts / torch.where(total > 0, total, 1)).float()
 
     def _added_up(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all workers."""
+        """The sum of a tensor over all workers, in place."""
         if self.shard.world > 1:
             torch.distributed.all_reduce(value)
         return value
@@ -238,61 +338,78 @@ class Worker:
             return contextlib.nullcontext()
         return self.parallel.no_sync()
 
-    def checkpoint(self) -> checkpoints.Checkpoint:
-        """The model as it is scored and saved, the same on every worker: the averaged weights if there are any."""
-        model = self.average.model if self.average else self.model
-        if self.shard.world > 1:
-            # Each worker's BatchNorm has seen other images.
-            for buffer in model.buffers():
-                torch.distributed.broadcast(buffer, src=0)
+    def current_model(self) -> checkpoints.Checkpoint:
+        """This worker's model as it is scored and saved: the averaged weights if there are any."""
         return checkpoints.from_model(
-            model,
+            self.average.model if self.average else self.model,
             name=self.config.name,
             classes=self.config.dataset.classes,
             inference=self.config.inference,
         )
 
-    def validate(self, model: checkpoints.Checkpoint) -> ConfusionMatrix:
+    def scored_model(self) -> checkpoints.Checkpoint:
+        """``current_model`` of the first worker, on every worker: each one's BatchNorm has seen other images."""
+        if self.shard.world > 1:
+            for buffer in (self.average.model if self.average else self.model).buffers():
+                torch.distributed.broadcast(buffer, src=0)
+        return self.current_model()
+
+    def segmenter(self, model: checkpoints.Checkpoint) -> Segmenter:
+        """What labels with a model on this worker's device; its batches are evaluation's."""
+        return Segmenter(model.model, self.config.inference, device=self.device, batch=BATCH)
+
+    def validate(self, segmenter: Segmenter) -> ConfusionMatrix:
         """Confusion matrix of the whole validation split, on every worker."""
-        segmenter = Segmenter(model.model, self.config.inference, device=self.device)
-        pairs = self.config.val[self.shard.rank :: self.shard.world]
-        confusion = score(segmenter, self.config.dataset, pairs)
+        confusion = ConfusionMatrix(len(self.config.dataset.classes))
+        for pairs in chunked(self.config.val)[self.shard.rank :: self.shard.world]:
+            confusion += score(segmenter, self.config.dataset, pairs)
         counts = self._added_up(torch.from_numpy(confusion.counts).to(self.device))
         confusion.counts[:] = counts.cpu().numpy()
         return confusion
 
-    def metrics(self, epoch: int, trained: EpochResult, confusion: ConfusionMatrix) -> dict[str, Any]:
-        """What is reported of an epoch."""
-        images = self.loader.steps * self.config.batch
+    def epoch_metrics(self, confusion: ConfusionMatrix, rate: float) -> dict[str, float]:
+        """What is reported of the epoch that has just ended; ``iou_<class id>`` of each class that was there."""
         iou = {f"iou_{index}": value for index, value in enumerate(confusion.iou().tolist()) if np.isfinite(value)}
         return {
-            "epoch": epoch + 1,
-            "loss": trained.loss,
-            "rate": trained.rate,
-            "images_per_second": images / trained.seconds,
+            "epoch": self.steps_done // self.config.crops.steps,
+            "loss": self.losses / self.config.crops.steps,
+            "rate": rate,
+            "workers": self.shard.world,
             "miou": confusion.miou,
             "macc": confusion.macc,
             "aacc": confusion.aacc,
         } | iou
 
-    def _with_progress(self, epoch: int) -> Iterator[tuple[Tensor, Tensor]]:
-        batches = self.loader.epoch(epoch)
-        if self.shard.rank or not self.config.progress:
-            yield from batches
-            return
-        bar = tqdm_ray.tqdm(desc=f"epoch {epoch + 1}/{self.config.epochs}", total=self.loader.steps, position=0)
-        for batch in batches:
-            yield batch
+
+def _with_progress(worker: Worker, batches: Iterator[Batch], *, shown: bool) -> Iterator[Batch]:
+    """Pass batches on, with a bar of the epoch's steps on the driver's terminal."""
+    steps = worker.config.crops.steps
+    bar = None
+    for batch in batches:
+        if shown and (bar is None or worker.steps_done % steps == 0):
+            epoch = worker.steps_done // steps + 1
+            bar = tqdm_ray.tqdm(desc=f"epoch {epoch}/{worker.config.epochs}", total=steps, position=0)
+            bar.update(worker.steps_done % steps)
+        yield batch
+        if bar is not None:
             bar.update(1)
-        bar.close()
+            if worker.steps_done % steps == 0:
+                bar.close()
 
 
-def _parallel(model: PSPNet, shard: Shard, device: torch.device) -> torch.nn.Module:
+def _parallel(model: PSPNet, shard: Shard, device: torch.device, *, deterministic: bool) -> torch.nn.Module:
     """The model with its gradients averaged over the workers."""
     if shard.world == 1:
         return model
     devices = [device.index] if device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, gradient_as_bucket_view=True)
+    return DistributedDataParallel(
+        model,
+        device_ids=devices,
+        gradient_as_bucket_view=True,
+        # Otherwise the gradients are put into other buckets after the first step, and more than two workers would add
+        # them up in another order from then on: a run that was interrupted would differ in the last bit.
+        find_unused_parameters=deterministic,
+    )
 
 
 def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -88,9 +88,8 @@ class Checkpoint:
         given = {key: value for key, value in overrides.items() if value is not None}
         return dataclasses.replace(self, inference=dataclasses.replace(self.inference, **given))
 
-    def save(self, folder: Path) -> None:
-        """Write the two files into ``folder``, which is made if need be; the one that vouches for both comes last."""
-        folder.mkdir(parents=True, exist_ok=True)
+    def files(self) -> dict[str, bytes]:
+        """Names and bytes of the two files; the one that vouches for both comes last."""
         content = {
             "format": FORMAT,
             "name": self.name,
@@ -99,10 +98,15 @@ class Checkpoint:
             "classes": self.classes.to_json(),
             "inference": dataclasses.asdict(self.inference),
         }
-        for name, data in (
-            (WEIGHTS_FILE, safetensors.torch.save(_contiguous(self.weights))),
-            (CONFIG_FILE, (json.dumps(content, indent=1) + "\n").encode()),
-        ):
+        return {
+            WEIGHTS_FILE: safetensors.torch.save(_contiguous(self.weights)),
+            CONFIG_FILE: (json.dumps(content, indent=1) + "\n").encode(),
+        }
+
+    def save(self, folder: Path) -> None:
+        """Write the two files into ``folder``, which is made if need be."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in self.files().items():
             unfinished = folder / f".{name}.{os.getpid()}"
             unfinished.write_bytes(data)
             unfinished.replace(folder / name)

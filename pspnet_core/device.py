@@ -1,11 +1,14 @@
 """Where the network runs: the device, its number format, memory layout and compilation. The only room that asks."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
+
+from pspnet_core.errors import ConfigError
 
 
 def best_device() -> torch.device:
@@ -31,14 +34,45 @@ def _cpu_multiplies_bfloat16() -> bool:
     return bool(supported is not None and supported())
 
 
-@contextlib.contextmanager
-def autocast(device: torch.device) -> Iterator[None]:
-    """Run the enclosed forward pass of training in bfloat16 where ``inference_dtype`` has it, else in float32.
+PRECISIONS = {
+    "auto": "the fastest that the hardware has: bfloat16, on older GPUs float16, on other CPUs float32",
+    "float32": "everything in float32",
+    "bfloat16": "forward and backward of convolutions in bfloat16, the rest in float32",
+    "float16": "the same in float16, with the loss scaled so that small gradients do not vanish",
+}
 
-    Gradients underflow in float16.
+
+def training_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
+    """The number format of the convolutions in training; the weights stay float32.
+
+    Args:
+        precision: a row of ``PRECISIONS``.
+
+    Raises:
+        ConfigError: for another one.
     """
-    with torch.autocast(device.type, torch.bfloat16, enabled=inference_dtype(device) == torch.bfloat16):
+    if precision not in PRECISIONS:
+        raise ConfigError("precision", precision, f"choose one of {', '.join(PRECISIONS)}")
+    formats = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+    return inference_dtype(device) if precision == "auto" else formats[precision]
+
+
+@contextlib.contextmanager
+def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Run the enclosed forward pass of training in ``dtype`` where it is safe; float32 leaves it as it is."""
+    with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
         yield
+
+
+def make_deterministic() -> None:
+    """From now on, this process does the same with the same input, to the last bit; some kernels are slower for it.
+
+    To be called before anything runs on a GPU. Raises nothing itself: an operation that has no deterministic form on
+    the device raises RuntimeError when it is used.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
 
 
 def training_layout(device: torch.device) -> torch.memory_format:

@@ -15,7 +15,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -98,7 +98,7 @@ def cross_entropy(
         A scalar; zero, with zero gradient, when every pixel is ignored.
     """
     logits, target, weight = _widened(logits, target, weight)
-    total = F.cross_entropy(
+    total = _cross_entropy(
         logits, target, weight=weight, ignore_index=ignore, label_smoothing=smoothing, reduction="sum"
     )
     return _divided(total, valid_weight(target, ignore=ignore, weight=weight))
@@ -127,7 +127,7 @@ def ohem(
         kept: at least 1; all pixels that count are taken when there are no more than that.
     """
     logits, target, weight = _widened(logits, target, weight)
-    losses = F.cross_entropy(
+    losses = _cross_entropy(
         logits, target, weight=weight, ignore_index=ignore, label_smoothing=smoothing, reduction="none"
     )
     weights = pixel_weights(target, ignore=ignore, weight=weight)
@@ -135,10 +135,18 @@ def ohem(
     return _divided(torch.where(hard, losses, 0).sum(), torch.where(hard, weights, 0).sum())
 
 
+def _cross_entropy(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
+    """``F.cross_entropy``; by rows of pixels in deterministic mode, since CUDA has no such kernel for images."""
+    if not torch.are_deterministic_algorithms_enabled():
+        return F.cross_entropy(logits, target, **options)
+    losses = F.cross_entropy(logits.movedim(1, -1).flatten(0, -2), target.flatten(), **options)
+    return losses.view(target.shape) if losses.ndim else losses
+
+
 def _hard_pixels(logits: Tensor, target: Tensor, *, ignore: int, threshold: float, kept: int) -> Tensor:
     """``(B, H, W)`` bool: which pixels ``ohem`` takes; where there are too few also ignored ones, of no weight."""
     # The probability of the true class, and 1 where ignored: harder than nothing.
-    truth = torch.exp(-F.cross_entropy(logits, target, ignore_index=ignore, reduction="none"))
+    truth = torch.exp(-_cross_entropy(logits, target, ignore_index=ignore, reduction="none"))
     last = truth.flatten().kthvalue(min(kept, truth.numel())).values
     return (truth < threshold) | (truth <= last)
 
@@ -154,7 +162,7 @@ def focal(logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None 
         gamma: at least 0; 0 gives cross-entropy.
     """
     logits, target, weight = _widened(logits, target, weight)
-    surprise = F.cross_entropy(logits, target, ignore_index=ignore, reduction="none")
+    surprise = _cross_entropy(logits, target, ignore_index=ignore, reduction="none")
     # 1 - p without cancellation; kept off 0, where the slope of a power below 1 is infinite.
     doubt = -torch.expm1(-surprise)
     factor = doubt.clamp_min(torch.finfo(doubt.dtype).tiny) ** gamma

@@ -11,13 +11,17 @@ from pspnet_core.pspnet import PSPNet
 
 HEAD_FACTOR = 10.0  # the new layers learn ten times as fast as the backbone (paper's code)
 
+MOMENTUM = 0.9  # paper, section 5.1
+
 OPTIMISERS: dict[str, Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]] = {
-    "sgd": lambda groups, decay: torch.optim.SGD(groups, lr=0.0, momentum=0.9, weight_decay=decay, fused=True),
-    "adamw": lambda groups, decay: torch.optim.AdamW(groups, lr=0.0, weight_decay=decay, fused=True),
+    "sgd": lambda groups, momentum: torch.optim.SGD(groups, lr=0.0, momentum=momentum, fused=True),
+    "adamw": lambda groups, momentum: torch.optim.AdamW(groups, lr=0.0, betas=(momentum, 0.999), fused=True),
 }
 
 
-def build_optimiser(model: PSPNet, name: str, *, weight_decay: float, head_factor: float) -> torch.optim.Optimizer:
+def build_optimiser(
+    model: PSPNet, name: str, *, weight_decay: float, head_factor: float, momentum: float = MOMENTUM
+) -> torch.optim.Optimizer:
     """The optimiser called ``name`` over four groups: backbone and head, each with and without weight decay.
 
     Args:
@@ -26,6 +30,7 @@ def build_optimiser(model: PSPNet, name: str, *, weight_decay: float, head_facto
         weight_decay: of the convolutions' weights. Norms and biases have none (He et al., "Bag of Tricks for Image
             Classification", CVPR 2019, section 3.1).
         head_factor: learning rate of the head over that of the backbone.
+        momentum: of sgd; of adamw it is the decay of the first moment.
 
     Raises:
         ConfigError: for an unknown name.
@@ -36,7 +41,7 @@ def build_optimiser(model: PSPNet, name: str, *, weight_decay: float, head_facto
     known = {id(parameter) for parameter in backbone}
     head = [parameter for parameter in model.parameters() if id(parameter) not in known]
     groups = [*_groups(backbone, 1.0, weight_decay), *_groups(head, head_factor, weight_decay)]
-    return OPTIMISERS[name](groups, weight_decay)
+    return OPTIMISERS[name](groups, momentum)
 
 
 def _groups(parameters: Iterable[nn.Parameter], factor: float, decay: float) -> list[dict[str, Any]]:

@@ -19,6 +19,9 @@ _SWATCH = 14
 _BACKGROUND = (255, 255, 255)
 _INK = (32, 32, 32)
 
+Row = tuple[NDArray[np.uint8], Ids] | tuple[NDArray[np.uint8], Ids, Ids]
+"""An (H, W, 3) uint8 RGB image and one or two (H, W) masks of it, such as target and prediction."""
+
 
 def overlay(image: NDArray[np.uint8], mask: Ids, colors: Sequence[Color], alpha: float = 0.5) -> NDArray[np.uint8]:
     """Blend the colour of each pixel's class into the image.
@@ -50,64 +53,67 @@ def overlay(image: NDArray[np.uint8], mask: Ids, colors: Sequence[Color], alpha:
 
 
 def contact_sheet(
-    rows: Sequence[tuple[NDArray[np.uint8], Ids]],
+    rows: Sequence[Row],
     classes: ClassTable,
     *,
     columns: int = 2,
     tile_width: int = 320,
     captions: Sequence[str] = (),
 ) -> Image.Image:
-    """Lay out images beside their overlays, with a legend of the classes that occur.
+    """Lay out images beside the overlays of their masks, with a legend of the classes that occur.
 
     Args:
-        rows: pairs of an (H, W, 3) uint8 RGB image and its (H, W) mask; one or more, of any sizes.
+        rows: images with their masks, of any sizes; one or more, each with as many masks as the others.
         classes: names and colours.
-        columns: pairs side by side.
+        columns: rows side by side.
         tile_width: width of one picture, in pixels; its height follows.
-        captions: a line above each pair, or none at all.
+        captions: a line above each row, or none at all.
 
     Returns:
         an RGB picture.
 
     Raises:
-        ValueError: when there are no rows, no room for a tile, or not as many captions as rows.
+        ValueError: when there are no rows, no room for a tile, rows of unlike lengths, or not as many captions as rows.
     """
     if not rows or columns < 1 or tile_width < 1:
         raise ValueError(f"{len(rows)} rows in {columns} columns of {tile_width} pixels: nothing to show")
-    pairs = [_pair(image, mask, classes, tile_width) for image, mask in rows]
+    if len({len(row) for row in rows}) > 1:
+        raise ValueError(f"rows of {sorted({len(row) for row in rows})} pictures: give each as many masks")
+    strips = [_strip(image, masks, classes, tile_width) for image, *masks in rows]
     if captions:
-        pairs = [_captioned(pair, caption) for pair, caption in zip(pairs, captions, strict=True)]
-    lines = [pairs[start : start + columns] for start in range(0, len(pairs), columns)]
-    heights = [max(pair.height for pair in line) for line in lines]
-    width = columns * (pairs[0].width + _GAP) + _GAP
-    present = sorted({int(value) for _, mask in rows for value in np.unique(mask)} & set(range(len(classes))))
-    legend = _legend(classes, present, width)
+        strips = [_captioned(strip, caption) for strip, caption in zip(strips, captions, strict=True)]
+    lines = [strips[start : start + columns] for start in range(0, len(strips), columns)]
+    heights = [max(strip.height for strip in line) for line in lines]
+    width = columns * (strips[0].width + _GAP) + _GAP
+    ids = {int(value) for _, *masks in rows for mask in masks for value in np.unique(mask)}
+    legend = _legend(classes, sorted(ids & set(range(len(classes)))), width)
     sheet = Image.new("RGB", (width, sum(heights) + _GAP * (len(lines) + 1) + legend.height), _BACKGROUND)
     top = _GAP
     for line, height in zip(lines, heights, strict=True):
-        for column, pair in enumerate(line):
-            sheet.paste(pair, (_GAP + column * (pair.width + _GAP), top))
+        for column, strip in enumerate(line):
+            sheet.paste(strip, (_GAP + column * (strip.width + _GAP), top))
         top += height + _GAP
     sheet.paste(legend, (0, top))
     return sheet
 
 
-def _pair(image: NDArray[np.uint8], mask: Ids, classes: ClassTable, width: int) -> Image.Image:
-    """Return an image and its overlay side by side, each ``width`` wide."""
+def _strip(image: NDArray[np.uint8], masks: Sequence[Ids], classes: ClassTable, width: int) -> Image.Image:
+    """Return an image and its overlays side by side, each ``width`` wide."""
     height = max(1, round(image.shape[0] * width / image.shape[1]))
-    pair = Image.new("RGB", (2 * width, height))
-    for place, pixels in enumerate((image, overlay(image, mask, classes.colors))):
+    pictures = [image, *(overlay(image, mask, classes.colors) for mask in masks)]
+    strip = Image.new("RGB", (len(pictures) * width, height))
+    for place, pixels in enumerate(pictures):
         tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-        pair.paste(tile, (place * width, 0))
-    return pair
+        strip.paste(tile, (place * width, 0))
+    return strip
 
 
-def _captioned(pair: Image.Image, caption: str) -> Image.Image:
-    """Return a pair with a line of text above it."""
+def _captioned(strip: Image.Image, caption: str) -> Image.Image:
+    """Return a strip with a line of text above it."""
     top = _SWATCH + _GAP // 2
-    picture = Image.new("RGB", (pair.width, top + pair.height), _BACKGROUND)
+    picture = Image.new("RGB", (strip.width, top + strip.height), _BACKGROUND)
     ImageDraw.Draw(picture).text((0, -1), caption, fill=_INK, font=ImageFont.load_default(_SWATCH))
-    picture.paste(pair, (0, top))
+    picture.paste(strip, (0, top))
     return picture
 
 

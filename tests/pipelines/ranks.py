@@ -16,7 +16,7 @@ from pipelines.training_loop import LoopConfig, Worker
 def make_worker(config: LoopConfig, rank: int = 0, world: int = 1) -> Worker:
     """A worker on the CPU; all of one config start with the same weights."""
     torch.manual_seed(0)
-    return Worker(config, Shard(rank=rank, world=world), torch.device("cpu"), threads=1)
+    return Worker(config, Shard(rank=rank, world=world), torch.device("cpu"))
 
 
 def take_steps(rank: int, configs: Sequence[LoopConfig], batches: Sequence[tuple[Tensor, Tensor]], folder: str) -> None:

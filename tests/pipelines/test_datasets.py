@@ -1,4 +1,4 @@
-"""Data set layouts: what is found, and what is refused with the file named."""
+"""Data sets in the default layout: what is found, and what is refused with the file named."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,25 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipelines.datasets import Dataset, class_pixels, open_dataset
+from pipelines.data_card import check
+from pipelines.datasets import Dataset, LayoutOptions, PairError, open_dataset
 from pspnet_core.errors import ConfigError
 
 CLASSES = {"names": ["sky", "road"], "colors": [[0, 0, 255], [90, 90, 90]], "ignore": 9}
 
 
-def write_pair(root: Path, split: str, key: str, mask: np.ndarray, size: tuple[int, int] | None = None) -> None:
+def write_pair(
+    root: Path,
+    split: str,
+    key: str,
+    mask: np.ndarray,
+    size: tuple[int, int] | None = None,
+    colour: tuple[int, int, int] = (0, 0, 0),
+) -> None:
     for kind in ("images", "masks"):
         (root / kind / split / key).parent.mkdir(parents=True, exist_ok=True)
     height, width = size or mask.shape
-    Image.new("RGB", (width, height)).save(root / "images" / split / f"{key}.jpg")
+    Image.new("RGB", (width, height), colour).save(root / "images" / split / f"{key}.jpg")
     Image.fromarray(mask).save(root / "masks" / split / f"{key}.png")
 
 
@@ -43,14 +51,14 @@ def test_splits_keys_and_pixels(root: Path) -> None:
     }
     image, mask = dataset.read(dataset.split("val")[0])
     assert (image.shape, mask.shape) == ((2, 3, 3), (2, 3))
-    assert class_pixels(dataset, dataset.split("train")).tolist() == [2, 4]
+    assert check(dataset, dataset.split("train")).pixels.tolist() == [2, 4]
 
 
 def test_an_id_beyond_the_classes_names_file_and_id(root: Path) -> None:
     write_pair(root, "train", "bad", np.array([[0, 1], [7, 9]], np.uint8))
     dataset = opened(root)
     with pytest.raises(ConfigError, match=r"masks/train/bad\.png: holds id 7; the classes allow 0\.\.1 and ignore 9"):
-        class_pixels(dataset, dataset.split("train"))
+        check(dataset, dataset.split("train"))
 
 
 def test_raw_ids_become_class_ids(root: Path) -> None:
@@ -60,7 +68,7 @@ def test_raw_ids_become_class_ids(root: Path) -> None:
     dataset = opened(root)
     masks = {pair.key: dataset.read(pair)[1].tolist() for pair in dataset.split("train")}
     assert masks == {"a": [[0, 9, 9]], "deep/b": [[0, 1, 1], [9, 1, 9]]}
-    assert class_pixels(dataset, dataset.split("train")).tolist() == [2, 3]
+    assert check(dataset, dataset.split("train")).pixels.tolist() == [2, 3]
 
 
 def test_a_built_in_table_may_be_named(root: Path) -> None:
@@ -92,11 +100,11 @@ def test_an_unreadable_mask_is_named(root: Path, content: bytes) -> None:
     (root / "masks/train/a.png").write_bytes(content)
     dataset = opened(root)
     with pytest.raises(ConfigError, match=r"masks/train/a\.png: cannot be read"):
-        class_pixels(dataset, dataset.split("train"))
+        check(dataset, dataset.split("train"))
 
 
 def test_what_is_missing_is_told(root: Path) -> None:
-    with pytest.raises(ConfigError, match=r"layout=tiles: choose one of folder"):
+    with pytest.raises(ConfigError, match=r"layout=tiles: choose one of folder, ade20k"):
         open_dataset(str(root), "tiles")
     with pytest.raises(ConfigError, match=r"split=test: no labelled images there; splits found: train, val"):
         opened(root).split("test")
@@ -106,5 +114,49 @@ def test_what_is_missing_is_told(root: Path) -> None:
     with pytest.raises(ConfigError, match="is not JSON"):
         opened(root)
     (root / "classes.json").unlink()
-    with pytest.raises(ConfigError, match="the folder layout needs it"):
+    with pytest.raises(ConfigError, match="this layout needs it"):
         opened(root)
+
+
+def test_loose_files_are_blocks_of_one(root: Path) -> None:
+    dataset = opened(root)
+    assert dataset.blocks("train") == (1, 1)
+    with pytest.raises(ConfigError, match="split=test"):
+        dataset.blocks("test")
+
+
+def test_several_stray_ids_are_named(root: Path) -> None:
+    write_pair(root, "train", "bad", np.arange(12, dtype=np.uint8).reshape(3, 4))
+    dataset = opened(root)
+    with pytest.raises(PairError, match=r"bad\.png: holds ids 2, 3, 4, 5, 6, \.\.\.; the classes allow"):
+        check(dataset, dataset.split("train"))
+
+
+def test_a_file_that_went_after_the_listing(root: Path) -> None:
+    dataset = opened(root)
+    (root / "images/val/c.jpg").unlink()
+    with pytest.raises(PairError, match=r"images/val/c\.jpg: is gone; list the data set again"):
+        dataset.read(dataset.split("val")[0])
+
+
+def test_a_changed_file_is_another_fingerprint(root: Path) -> None:
+    before = opened(root)
+    write_pair(root, "train", "a", np.array([[1, 1, 1, 1]], np.uint8))
+    after = opened(root)
+    assert before.fingerprint("val") == after.fingerprint("val")
+    assert before.fingerprint("train") != after.fingerprint("train")
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"confidence": 1.1}, "confidence=1.1: give a probability, 0 to 1"),
+        ({"confidence": float("nan")}, "confidence=nan"),
+        ({"holdout": 1.0}, "holdout=1.0: give a share, 0 to below 1"),
+        ({"holdout": -0.1}, "holdout=-0.1"),
+    ],
+)
+def test_bad_options(changes: dict[str, float], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LayoutOptions(**changes)
+    assert str(caught.value).startswith(line)

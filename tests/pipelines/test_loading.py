@@ -1,8 +1,14 @@
-"""Training batches are pure functions of seed and epoch, however many workers share them."""
+"""Training batches are pure functions of seed and step, however many workers share them."""
 
+import functools
+import itertools
+import pickle
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -10,7 +16,7 @@ from hypothesis import strategies as st
 
 from pipelines.datasets import Dataset, open_dataset
 from pipelines.demo import draw_dataset
-from pipelines.loading import CropLoader, Shard, epoch_order
+from pipelines.loading import TASK_STEPS, Batch, Crops, Shard, epoch_order, feed_ray, feed_threads
 from pipelines.threads import map_ahead
 from pspnet_core.transforms import AugmentConfig
 
@@ -24,50 +30,109 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return open_dataset(str(folder), "folder")
 
 
-def batches(dataset: Dataset, epoch: int, *, seed: int = 0, rank: int = 0, world: int = 1) -> list[torch.Tensor]:
-    config = AugmentConfig(crop=(32, 40))
-    shard = Shard(rank=rank, world=world)
-    loader = CropLoader(dataset, dataset.split("train"), config, batch=BATCH, seed=seed, shard=shard)
-    return [torch.cat([images.flatten(), masks.flatten()]) for images, masks in loader.epoch(epoch)]
+def make_crops(dataset: Dataset, *, seed: int = 0, crop: tuple[int, int] = (32, 40), blocks: Any = None) -> Crops:
+    pairs = dataset.split("train")
+    return Crops(
+        dataset=dataset,
+        pairs=pairs,
+        blocks=blocks or (1,) * len(pairs),
+        augment=AugmentConfig(crop=crop),
+        batch=BATCH,
+        seed=seed,
+    )
+
+
+def by_threads(crops: Crops, start: int, stop: int, *, rank: int = 0, world: int = 1) -> list[Batch]:
+    with feed_threads(crops, Shard(rank=rank, world=world), start, stop, threads=2) as batches:
+        return list(batches)
+
+
+def same(left: list[Batch], right: list[Batch]) -> bool:
+    pairs = zip(left, right, strict=True)
+    return all(torch.equal(a.images, b.images) and torch.equal(a.masks, b.masks) for a, b in pairs)
 
 
 def test_shapes_and_the_last_partial_batch(dataset: Dataset) -> None:
-    loader = CropLoader(
-        dataset, dataset.split("train"), AugmentConfig(crop=(32, 40)), batch=BATCH, seed=0, shard=Shard()
-    )
-    found = list(loader.epoch(0))
-    assert len(found) == loader.steps == 2  # 11 images make two batches of 4
-    images, masks = found[0]
+    crops = make_crops(dataset)
+    assert crops.steps == 2  # 11 images make two batches of 4
+    images, masks = by_threads(crops, 0, 1)[0]
     assert (images.shape, images.dtype) == ((BATCH, 3, 32, 40), torch.uint8)
     assert (masks.shape, masks.dtype) == ((BATCH, 32, 40), torch.uint8)
 
 
-def test_the_same_epoch_is_the_same_again_and_another_is_not(dataset: Dataset) -> None:
-    once, again = batches(dataset, 0), batches(dataset, 0)
-    assert all(torch.equal(left, right) for left, right in zip(once, again, strict=True))
-    assert not torch.equal(once[0], batches(dataset, 1)[0])
-    assert not torch.equal(once[0], batches(dataset, 0, seed=1)[0])
+def test_a_step_is_the_same_again_and_another_is_not(dataset: Dataset) -> None:
+    crops = make_crops(dataset)
+    run = by_threads(crops, 0, 6)  # three epochs
+    assert same(by_threads(crops, 3, 6), run[3:])
+    assert same(by_threads(pickle.loads(pickle.dumps(crops)), 0, 6), run)
+    firsts = [run[0].images, run[2].images, by_threads(make_crops(dataset, seed=1), 0, 1)[0].images]
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(firsts, 2))
+    assert by_threads(crops, 6, 6) == []
 
 
-@pytest.mark.parametrize("world", [2, 4])
+def test_the_keys_of_a_step_are_those_of_its_images(dataset: Dataset) -> None:
+    crops = make_crops(dataset)
+    seen = [crops.keys(step) for step in range(crops.steps)]
+    assert len({key for keys in seen for key in keys}) == crops.steps * BATCH
+    assert seen[1] == [crops.pairs[sample].key for _, sample in crops.mine(1, Shard())]
+
+
+@pytest.mark.parametrize("world", [2, 3, 4])
 def test_workers_share_the_same_steps(dataset: Dataset, world: int) -> None:
-    config = AugmentConfig(crop=(16, 16))
-
-    def crops(rank: int, of: int) -> list[list[bytes]]:
-        shard = Shard(rank=rank, world=of)
-        loader = CropLoader(dataset, dataset.split("train"), config, batch=BATCH, seed=3, shard=shard)
-        return [[image.numpy().tobytes() for image in images] for images, _ in loader.epoch(5)]
-
-    alone = crops(0, 1)
-    shared = [crops(rank, world) for rank in range(world)]
+    """Also where the batch does not divide evenly."""
+    crops = make_crops(dataset, seed=3, crop=(16, 16))
+    alone = by_threads(crops, 10, 12)
+    shared = [by_threads(crops, 10, 12, rank=rank, world=world) for rank in range(world)]
     for step, expected in enumerate(alone):
-        assert sorted(crop for worker in shared for crop in worker[step]) == sorted(expected)
+        found = [image.numpy().tobytes() for worker in shared for image in worker[step].images]
+        assert sorted(found) == sorted(image.numpy().tobytes() for image in expected.images)
 
 
-@given(st.integers(1, 300), st.integers(0, 2**31), st.integers(0, 1000))
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize(("rank", "world"), [(0, 1), (1, 3)])
+def test_ray_data_makes_the_same_batches_in_the_same_order(dataset: Dataset, rank: int, world: int) -> None:
+    crops = make_crops(dataset)
+    start, stop = 1, 2 * TASK_STEPS + 4  # tasks that are cut off at both ends
+    with feed_ray(crops, Shard(rank=rank, world=world), start, stop, cpus=0.5) as batches:
+        found = list(batches)
+    assert same(found, by_threads(crops, start, stop, rank=rank, world=world))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("feed", [functools.partial(feed_threads, threads=2), functools.partial(feed_ray, cpus=0.5)])
+def test_an_image_that_vanishes_is_named(tmp_path: Path, feed: Any) -> None:
+    draw_dataset(tmp_path, train=4, val=1, seed=0)
+    crops = make_crops(open_dataset(str(tmp_path), "folder"))
+    (tmp_path / crops.pairs[2].image).unlink()
+    with pytest.raises(Exception, match=rf"{crops.pairs[2].image}.*is gone"), feed(crops, Shard(), 0, 4) as batches:
+        list(batches)
+
+
+@given(st.lists(st.integers(0, 20), min_size=1, max_size=60), st.integers(0, 2**31), st.integers(0, 1000), st.data())
 @settings(deadline=None, derandomize=True)
-def test_an_epoch_visits_every_sample_once(samples: int, seed: int, epoch: int) -> None:
-    assert sorted(epoch_order(samples, seed=seed, epoch=epoch).tolist()) == list(range(samples))
+def test_an_epoch_visits_every_sample_once(blocks: list[int], seed: int, epoch: int, data: st.DataObject) -> None:
+    window = data.draw(st.integers(1, 2 * max(1, sum(blocks))))
+    order = epoch_order(blocks, seed=seed, epoch=epoch, window=window)
+    assert sorted(order.tolist()) == list(range(sum(blocks)))
+    assert order.tolist() == epoch_order(blocks, seed=seed, epoch=epoch, window=window).tolist()
+
+
+@given(st.lists(st.integers(1, 9), min_size=2, max_size=60), st.integers(0, 2**31), st.integers(1, 40))
+@settings(deadline=None, derandomize=True)
+def test_few_blocks_are_open_at_a_time(blocks: list[int], seed: int, window: int) -> None:
+    """A block's samples lie within a window: whoever reads in this order needs no block again once it has passed."""
+    owner = np.repeat(np.arange(len(blocks)), blocks)
+    order = owner[epoch_order(blocks, seed=seed, epoch=0, window=window)]
+    for block, size in enumerate(blocks):
+        places = np.flatnonzero(order == block)
+        assert places.max() - places.min() < window + 2 * max(blocks)
+        assert len(places) == size
+
+
+def test_single_samples_are_shuffled_throughout() -> None:
+    """However small the window: the mean distance from the old place is a third of the whole, as for any shuffle."""
+    order = epoch_order((1,) * 9000, seed=0, epoch=0, window=10)
+    assert np.abs(order - np.arange(9000)).mean() == pytest.approx(3000, rel=0.03)
 
 
 @given(st.lists(st.integers(), max_size=40), st.integers(0, 8))

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from ray.train import Checkpoint
 from torch import Tensor
 from torch.multiprocessing.spawn import spawn
 
+from pipelines.checkpointing import CheckpointFolder, Snapshot
 from pipelines.datasets import Dataset, open_dataset
 from pipelines.demo import draw_dataset
-from pipelines.training import TrainConfig, loop_config
-from pipelines.training_loop import LoopConfig, Worker, derived_seed
-from pspnet_core import checkpoints
+from pipelines.storage import open_store
+from pipelines.training import TrainConfig, checked, loop_config
+from pipelines.training_loop import LoopConfig, LossNotFinite, Worker, derived_seed, feed
 from pspnet_core.losses import LOSSES, pspnet_loss
 from pspnet_core.scenes import SCENE_CLASSES
 from tests.pipelines.ranks import make_worker, take_steps
@@ -54,7 +56,8 @@ def _loop(data: Path, **changes: Any) -> LoopConfig:
         "resize": 0.5,
     }
     config = TrainConfig(**(settings | changes))
-    loop = loop_config(config, _dataset(data))
+    dataset = _dataset(data)
+    loop = loop_config(config, dataset, checked(config, dataset))
     return dataclasses.replace(loop, network=dataclasses.replace(loop.network, dropout=0.0))
 
 
@@ -107,7 +110,7 @@ def test_two_processes_make_the_step_of_one(data: Path, tmp_path: Path) -> None:
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
     for (one, first), (two, second) in zip(*ranks, strict=True):
         assert _same(first, second)
-        assert (one + two).item() == pytest.approx(expected.item(), rel=1e-5)
+        assert one.item() == two.item() == pytest.approx(expected.item(), rel=1e-5)
         _assert_close(first, _state(single), start)
 
 
@@ -162,45 +165,129 @@ def test_without_the_auxiliary_loss_there_is_no_such_head(data: Path) -> None:
     assert worker.step(*_batch(), rate=0.1).isfinite()
 
 
+def train_steps(worker: Worker, steps: int) -> list[float]:
+    """Take the next steps of the run; returns the rate of each."""
+    rates = []
+    start = worker.steps_done
+    with feed(worker.config, worker.shard, start, 1) as batches:
+        for batch in itertools.islice(batches, steps):
+            rates.append(worker.rate)
+            worker.train_step(batch)
+    assert worker.steps_done == start + steps
+    return rates
+
+
+def through_a_folder(snapshot: Snapshot, folder: Path) -> Snapshot:
+    """What is read of it after it was written."""
+    checkpoints_of = CheckpointFolder(open_store(str(folder), field="output"), "run")
+    checkpoints_of.write(snapshot, checkpoints_of.new(snapshot))
+    found = checkpoints_of.newest()
+    assert found is not None
+    return found
+
+
 def test_the_average_is_what_is_scored_and_saved(data: Path, tmp_path: Path) -> None:
     worker = make_worker(_loop(data, ema=0.9, norm="auto"))
     start = _state(worker)
-    worker.train_epoch(0)
+    train_steps(worker, 2)
     assert worker.average is not None
     average, raw = worker.average.model.state_dict(), _state(worker)
-    model = worker.checkpoint()
+    model = worker.scored_model()
     assert _same(model.weights, average)
     moved = "decoder.1.weight", "backbone.bn1.running_mean"
     for name in moved:  # between the start and the weights of now
         assert (average[name] - start[name]).norm() < (raw[name] - start[name]).norm()
         assert (average[name] - raw[name]).norm() < (raw[name] - start[name]).norm()
-    worker.save(tmp_path, model, 1)
-    assert _same(checkpoints.load(tmp_path / "model").weights, average)
+    found = through_a_folder(worker.snapshot(model=model), tmp_path)
+    assert _same(found.model.weights, average)
     again = make_worker(_loop(data, ema=0.9, norm="auto"))
-    assert again.restore(Checkpoint.from_directory(tmp_path)) == 1
+    again.restore(found)
+    assert again.steps_done == 2
     assert again.average is not None
     assert _same(_state(again), raw)
     assert _same(again.average.model.state_dict(), average)
 
 
-@pytest.mark.parametrize(("optimiser", "ema"), [("sgd", 0.0), ("adamw", 0.9)])
+@pytest.mark.parametrize(
+    ("steps", "changes"),
+    [
+        (2, {"optimiser": "sgd"}),
+        (1, {"optimiser": "sgd", "momentum": 0.5}),
+        (3, {"optimiser": "adamw", "ema": 0.9}),
+        (1, {"optimiser": "adamw", "precision": "float16", "deterministic": True}),
+    ],
+)
 def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
-    data: Path, tmp_path: Path, optimiser: str, ema: float
+    data: Path, tmp_path: Path, steps: int, changes: dict[str, Any], deterministic_again: None
 ) -> None:
-    """Dropout, order, augmentation, learning rate, momenta and averages all go on."""
-    loop = _loop(data, ema=ema, optimiser=optimiser, norm="auto", warmup=2, clip=5.0)
+    """At the end of an epoch or within it: dropout, order, augmentation, rate, momenta, averages, loss scale go on."""
+    loop = _loop(data, norm="auto", warmup=2, clip=5.0, **changes)
     loop = dataclasses.replace(loop, network=dataclasses.replace(loop.network, dropout=0.5))
     whole = make_worker(loop)
-    rates = [whole.train_epoch(epoch).rate for epoch in range(2)]
+    rates = train_steps(whole, 4)
     broken = make_worker(loop)
-    broken.train_epoch(0)
-    broken.save(tmp_path, broken.checkpoint(), 1)
+    train_steps(broken, steps)
+    found = through_a_folder(broken.snapshot(model=broken.scored_model()), tmp_path)
     again = make_worker(loop)
-    epoch = again.restore(Checkpoint.from_directory(tmp_path))
+    again.restore(found)
     assert not _same(_state(again), _state(whole))
-    assert again.train_epoch(epoch).rate == rates[1] < rates[0]
+    assert train_steps(again, 4 - steps) == rates[steps:]
     assert _same(_state(again), _state(whole))
-    assert again.checkpoint().fingerprint == whole.checkpoint().fingerprint
+    assert again.losses == whole.losses
+    assert again.scored_model().fingerprint == whole.scored_model().fingerprint
+    assert again.scaler.state_dict() == whole.scaler.state_dict()
+
+
+@pytest.fixture
+def deterministic_again() -> Iterator[None]:
+    """Leave the process as it was."""
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float16"])
+def test_other_formats_learn_the_same_way(data: Path, precision: str) -> None:
+    config = _loop(data)
+    start, expected, found = (make_worker(config), make_worker(config), make_worker(_loop(data, precision=precision)))
+    assert found.scaler.is_enabled() == (precision == "float16")
+    for worker in (expected, found):
+        loss = worker.step(*_batch(), rate=0.1)
+        assert loss.dtype == torch.float32
+    names = [name for name, parameter in expected.model.named_parameters() if parameter.ndim > 1]
+    ways = [
+        torch.cat([(worker.model.get_parameter(name) - start.model.get_parameter(name)).flatten() for name in names])
+        for worker in (expected, found)
+    ]
+    assert torch.cosine_similarity(ways[0], ways[1], dim=0) > 0.95
+    assert all(parameter.dtype == torch.float32 for parameter in found.model.parameters())
+
+
+def test_an_overflow_of_float16_is_left_out_and_the_scale_falls(data: Path) -> None:
+    worker = make_worker(_loop(data, precision="float16"))
+    worker.scaler.load_state_dict(worker.scaler.state_dict() | {"scale": 2.0**60})
+    start = _state(worker)
+    assert worker.step(*_batch(), rate=0.1).isfinite()
+    assert _same(_state(worker), start)
+    assert worker.scaler.get_scale() == 2.0**59
+
+
+def test_a_loss_that_is_no_number_stops_before_it_does_harm(data: Path) -> None:
+    worker = make_worker(_loop(data))
+    train_steps(worker, 1)
+    with torch.no_grad():
+        next(worker.model.decoder.parameters()).fill_(float("inf"))
+    start = _state(worker)
+    keys = ", ".join(worker.config.crops.keys(1))
+    with pytest.raises(LossNotFinite, match=rf"^the loss is nan at step 2 on images {keys}$"):
+        train_steps(worker, 1)
+    assert _same(_state(worker), start)
+
+
+def test_a_compiled_network_has_the_same_names(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: asked.append(self))
+    worker = make_worker(_loop(data, compile=True))
+    assert asked == [worker.model]
 
 
 def test_workers_drop_out_other_channels_and_each_epoch_others(data: Path) -> None:
@@ -210,7 +297,7 @@ def test_workers_drop_out_other_channels_and_each_epoch_others(data: Path) -> No
 
 def test_validation_counts_every_pixel_with_a_label(data: Path) -> None:
     worker = make_worker(_loop(data))
-    confusion = worker.validate(worker.checkpoint())
+    confusion = worker.validate(worker.segmenter(worker.scored_model()))
     masks = [worker.config.dataset.read(pair)[1] for pair in worker.config.val]
     assert confusion.counts.sum() == sum(int((mask != worker.config.dataset.classes.ignore).sum()) for mask in masks)
     assert worker.model.training  # scoring works on a copy

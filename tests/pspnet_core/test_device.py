@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -9,7 +11,17 @@ import torch
 from torch import nn
 
 from pspnet_core import device
-from pspnet_core.device import autocast, best_device, compiled, inference_dtype, place, training_layout
+from pspnet_core.device import (
+    PRECISIONS,
+    autocast,
+    best_device,
+    compiled,
+    inference_dtype,
+    place,
+    training_dtype,
+    training_layout,
+)
+from pspnet_core.errors import ConfigError
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)
@@ -65,28 +77,39 @@ def test_best_device(monkeypatch: pytest.MonkeyPatch, present: bool, expected: s
     assert best_device().type == expected
 
 
-@pytest.mark.parametrize(("hardware", "expected"), [(True, torch.bfloat16), (False, torch.float32)])
-def test_autocast_sets_the_format_and_takes_it_back(
-    monkeypatch: pytest.MonkeyPatch, hardware: bool, expected: torch.dtype
-) -> None:
-    _cpu_answers(monkeypatch, hardware)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_autocast_sets_the_format_and_takes_it_back(dtype: torch.dtype) -> None:
     values = torch.ones(2, 2)
-    with autocast(CPU):
-        assert (values @ values).dtype == expected
+    with autocast(CPU, dtype):
+        assert (values @ values).dtype == dtype
     assert (values @ values).dtype == torch.float32
 
 
-@pytest.mark.parametrize(
-    ("dtype", "expected"),
-    [(torch.float16, torch.float32), (torch.bfloat16, torch.bfloat16), (torch.float32, torch.float32)],
-)
-def test_gradients_are_never_left_to_float16(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, expected: torch.dtype
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+def test_training_takes_the_format_of_inference_unless_told(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(device, "inference_dtype", lambda _: dtype)
-    values = torch.ones(2, 2)
-    with autocast(CPU):
-        assert (values @ values).dtype == expected
+    assert training_dtype(CUDA) == dtype
+    assert {name: training_dtype(CUDA, name) for name in PRECISIONS if name != "auto"} == {
+        "float32": torch.float32,
+        "bfloat16": torch.bfloat16,
+        "float16": torch.float16,
+    }
+    with pytest.raises(ConfigError, match=r"^precision=half: choose one of auto, float32, bfloat16, float16$"):
+        training_dtype(CUDA, "half")
+
+
+def test_deterministic_mode_is_for_the_whole_process() -> None:
+    program = """
+import os, torch
+from pspnet_core.device import make_deterministic
+make_deterministic()
+assert torch.are_deterministic_algorithms_enabled()
+assert not torch.backends.cudnn.benchmark
+assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+"""
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 @pytest.mark.parametrize(
@@ -106,9 +129,8 @@ def test_compilation_is_asked_for_by_device(
     assert asked == [expected]
 
 
-def test_autocast_is_taken_back_after_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    _cpu_answers(monkeypatch, True)
-    with pytest.raises(RuntimeError, match="on purpose"), autocast(CPU):
+def test_autocast_is_taken_back_after_an_error() -> None:
+    with pytest.raises(RuntimeError, match="on purpose"), autocast(CPU, torch.bfloat16):
         raise RuntimeError("on purpose")
     assert not torch.is_autocast_enabled("cpu")
 

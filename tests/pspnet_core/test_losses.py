@@ -492,3 +492,24 @@ def test_weights_without_any_pixel() -> None:
 
 def test_power_zero_is_equal_weights() -> None:
     assert class_weights(torch.tensor([1, 10**9, 5]), power=0.0).tolist() == pytest.approx([1, 1, 1])
+
+
+@pytest.mark.parametrize("kind", LOSSES)
+def test_deterministic_mode_computes_the_same(kind: str) -> None:
+    """It takes another way through the kernels, by rows of pixels."""
+    generator = torch.Generator().manual_seed(5)
+    logits = torch.randn(2, 4, 5, 6, generator=generator, dtype=torch.float64)
+    target = torch.randint(0, 5, (2, 5, 6), generator=generator)  # 4 is ignored
+    loss = LOSSES[kind](LossConfig(kind=kind, kept=10))
+    found = []
+    for deterministic in (False, True):
+        torch.use_deterministic_algorithms(deterministic)
+        try:
+            inputs = logits.clone().requires_grad_()
+            value = loss(inputs, target, ignore=4, weight=torch.tensor([1.0, 2.0, 0.5, 1.5], dtype=torch.float64))
+            value.backward()
+        finally:
+            torch.use_deterministic_algorithms(False)
+        assert inputs.grad is not None
+        found.append((value.detach(), inputs.grad))
+    torch.testing.assert_close(found[1], found[0])

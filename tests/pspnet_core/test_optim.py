@@ -131,6 +131,12 @@ def test_sgd_is_the_papers(which: str, decay: float) -> None:
         torch.testing.assert_close(parameter.detach(), value)
 
 
+@pytest.mark.parametrize(("name", "key"), [("sgd", "momentum"), ("adamw", "betas")])
+def test_the_momentum_is_the_given_one(name: str, key: str) -> None:
+    optimiser = build_optimiser(_network(), name, weight_decay=0.0, head_factor=1.0, momentum=0.8)
+    assert {group[key] for group in optimiser.param_groups} == {0.8 if key == "momentum" else (0.8, 0.999)}
+
+
 @pytest.mark.parametrize("name", OPTIMISERS)
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_a_resumed_run_takes_the_steps_of_an_unbroken_one(name: str, layout: torch.memory_format) -> None:

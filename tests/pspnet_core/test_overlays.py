@@ -92,6 +92,30 @@ def test_as_many_captions_as_rows() -> None:
         contact_sheet([draw_scene(0), draw_scene(1)], SCENE_CLASSES, captions=["one"])
 
 
+def test_two_masks_stand_beside_their_image() -> None:
+    image, target = draw_scene(0)
+    prediction = np.full_like(target, 2)
+    one = np.asarray(contact_sheet([(image, target)], SCENE_CLASSES, columns=1, tile_width=80))
+    other = np.asarray(contact_sheet([(image, prediction)], SCENE_CLASSES, columns=1, tile_width=80))
+    both = np.asarray(contact_sheet([(image, target, prediction)], SCENE_CLASSES, columns=1, tile_width=80))
+    assert both.shape[1] == 3 * 80 + 2 * 8
+    np.testing.assert_array_equal(both[8:68, 8:168], one[8:68, 8:168])
+    np.testing.assert_array_equal(both[8:68, 168:248], other[8:68, 88:168])
+
+
+def test_the_legend_holds_the_classes_of_every_mask() -> None:
+    image, blank = np.zeros((10, 10, 3), np.uint8), np.full((10, 10), CAMVID.ignore, np.uint8)
+    sheet = contact_sheet([(image, blank, np.full((10, 10), 5, np.uint8))], CAMVID, columns=1, tile_width=100)
+    legend = np.asarray(sheet)[116:]
+    assert CAMVID.colors[5] in {tuple(color) for color in legend.reshape(-1, 3).tolist()}
+
+
+def test_rows_of_unlike_lengths_are_refused() -> None:
+    image, mask = draw_scene(0)
+    with pytest.raises(ValueError, match=r"rows of \[2, 3\] pictures"):
+        contact_sheet([(image, mask), (image, mask, mask)], SCENE_CLASSES)
+
+
 def test_no_rows_are_refused() -> None:
     with pytest.raises(ValueError, match="0 rows"):
         contact_sheet([], SCENE_CLASSES)
