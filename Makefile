@@ -33,7 +33,7 @@ lint: $(STAMP) ## style and types
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 
-bench: $(STAMP) ## measure labelling, the network, training and post-processing
+bench: $(STAMP) ## measure labelling, the network, training, its feed and post-processing
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev,bench]'
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 

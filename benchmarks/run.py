@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import labelling, network, postprocessing
+from benchmarks import feeding, labelling, network, postprocessing
 from pipelines.cluster import ray_session
 
 
@@ -20,6 +20,7 @@ def main() -> None:
     parser.add_argument("which", nargs="*", help=f"any of {', '.join(BENCHMARKS)}; all of them by default")
     parser.add_argument("--images", type=int, default=8192, help="labelling: images to label")
     parser.add_argument("--photographs", type=Path, help="labelling: folder of 480x360 JPEGs; drawn scenes by default")
+    parser.add_argument("--data", type=Path, help="feeding: labelled images, layout folder; drawn scenes by default")
     parser.add_argument("--repeat", type=int, default=3, help="labelling: runs")
     parser.add_argument("--backbones", nargs="+", default=["resnet50"], help="network, training: backbones")
     parser.add_argument("--sizes", nargs="+", type=int, default=[473], help="network, training: sides in pixels")
@@ -66,11 +67,17 @@ def _postprocessing(options: argparse.Namespace) -> None:
     print(*postprocessing.lines(postprocessing.run(), postprocessing.run_large()), sep="\n", flush=True)
 
 
+def _feeding(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        print(*feeding.lines(feeding.run(Path(folder), options.data)), sep="\n", flush=True)
+
+
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "labelling": _labelling,
     "network": _network,
     "training": _training,
     "postprocessing": _postprocessing,
+    "feeding": _feeding,
 }
 
 

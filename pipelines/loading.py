@@ -13,7 +13,7 @@ import contextlib
 import functools
 import itertools
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
@@ -131,20 +131,17 @@ def epoch_order(blocks: Sequence[int], *, seed: int, epoch: int, window: int = W
 def feed_threads(crops: Crops, shard: Shard, start: int, stop: int, *, threads: int) -> Iterator[Iterator[Batch]]:
     """A worker's batches of the steps ``start .. stop - 1``, made in its own threads (the codecs release the GIL)."""
 
-    def batches(pool: Executor) -> Iterator[Batch]:
-        parts = (crops.mine(step, shard) for step in range(start, stop))
-        size = len(range(shard.rank, crops.batch, shard.world))
-        made = map_ahead(
-            pool, lambda place: crops.crop(*place), itertools.chain.from_iterable(parts), depth=AHEAD * size
-        )
-        while part := list(itertools.islice(made, size)):
-            yield _collate(part)
-
-    with ThreadPoolExecutor(threads) as pool:
+    part = len(range(shard.rank, crops.batch, shard.world))
+    places = itertools.chain.from_iterable(crops.mine(step, shard) for step in range(start, stop))
+    with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as collector:
+        made = map_ahead(pool, lambda place: crops.crop(*place), places, depth=AHEAD * part)
+        # Putting a batch together takes milliseconds, too: it is done before it is asked for.
+        sizes = itertools.repeat(part, stop - start)
         try:
-            yield batches(pool)
+            yield map_ahead(collector, lambda size: _collate([next(made) for _ in range(size)]), sizes, depth=1)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
+            collector.shutdown(wait=False, cancel_futures=True)
 
 
 @contextlib.contextmanager
