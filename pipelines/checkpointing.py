@@ -11,6 +11,7 @@ A folder is never written twice (its name is drawn), so what a killed worker lef
 successor writes for the same step.
 """
 
+import contextlib
 import dataclasses
 import json
 import logging
@@ -26,7 +27,7 @@ import tenacity
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipelines.storage import Store, TransientStorageError, to_local
+from pipelines.storage import ObjectMissing, Store, TransientStorageError, to_local
 from pspnet_core import checkpoints
 from pspnet_core.errors import ConfigError, PspnetError
 
@@ -110,9 +111,11 @@ class CheckpointFolder:
         return f"{self.name}/checkpoints"
 
     def entries(self) -> list[Entry]:
-        """The complete ones, oldest first."""
-        found = (item.key for item in self.store.list(self.path, suffixes={PROGRESS_FILE}))
-        entries = (self.entry(key.rpartition("/")[0]) for key in found)
+        """The complete ones, oldest first; one that is deleted meanwhile is not among them."""
+        entries = []
+        for item in self.store.list(self.path, suffixes={PROGRESS_FILE}):
+            with contextlib.suppress(ObjectMissing):
+                entries.append(self.entry(item.key.rpartition("/")[0]))
         return sorted(entries, key=lambda entry: (entry.progress.step, entry.progress.score, entry.folder))
 
     def entry(self, folder: str) -> Entry:

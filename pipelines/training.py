@@ -259,9 +259,6 @@ class TrainConfig:
         )
 
 
-FEEDS = ("auto", "threads", "ray")
-
-
 def train(config: TrainConfig) -> dict[str, Any]:
     """Run the training.
 

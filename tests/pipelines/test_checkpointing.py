@@ -18,7 +18,7 @@ from pipelines.checkpointing import (
     Snapshot,
     best,
 )
-from pipelines.storage import Store, TransientStorageError, open_store
+from pipelines.storage import Store, StoredObject, TransientStorageError, open_store
 from pipelines.storage.local import LocalStore
 from pspnet_core import checkpoints
 from pspnet_core.classes import ClassTable
@@ -95,6 +95,26 @@ def test_the_newest_and_the_best_are_kept(folder: CheckpointFolder, snapshot: Sn
     assert [entry.progress.step for entry in best(folder.entries())] == [20]
     others = [item.key for item in folder.store.list() if not item.key.startswith("tiny/checkpoints/")]
     assert others == []
+
+
+class Stale(LocalStore):
+    """Goes on listing what was there when it was made."""
+
+    def __init__(self, store: Store) -> None:
+        super().__init__(store.root, field="output", retries=store.retries)
+        self.listed = list(super()._list(""))
+
+    def _list(self, prefix: str) -> Iterator[StoredObject]:
+        return (item for item in self.listed if item.key.startswith(prefix))
+
+
+def test_one_that_is_deleted_while_others_are_read_is_passed_over(tmp_path: Path, snapshot: Snapshot) -> None:
+    folder = CheckpointFolder(open_store(str(tmp_path), field="output"), "tiny")
+    for step in (1, 2, 3):
+        write(folder, at(snapshot, step))
+    stale = CheckpointFolder(Stale(folder.store), "tiny")
+    folder.prune(keep=1)
+    assert steps(stale) == [3]
 
 
 def test_a_damaged_one_gives_way_to_the_one_before(
