@@ -296,4 +296,4 @@ def _worth_writing(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
     """The newest, and the best of those that were scored, in their order."""
     scored = [snapshot for snapshot in snapshots if snapshot.progress.score > -math.inf]
     wanted = [snapshots[-1], *([max(scored, key=lambda snapshot: snapshot.progress.score)] if scored else [])]
-    return [snapshot for snapshot in snapshots if any(snapshot is entry for entry in wanted)]
+    return [snapshot for snapshot in snapshots if snapshot in wanted]

@@ -14,6 +14,7 @@ Shapes: ``b`` images of one worker's part of the batch, ``h w`` pixels of the cr
 """
 
 import contextlib
+import itertools
 import math
 import os
 from collections.abc import Iterator, Mapping, Sequence
@@ -246,7 +247,7 @@ class Worker:
         )
         return Snapshot(
             model=model,
-            weights=_on_cpu(self.model.state_dict()) if self.average else None,
+            weights=checkpoints.weights_of(self.model) if self.average else None,
             optimiser=optimiser_state(self.optimiser, self.model),
             progress=progress,
         )
@@ -360,9 +361,8 @@ class Worker:
 
     def validate(self, segmenter: Segmenter) -> ConfusionMatrix:
         """Confusion matrix of the whole validation split, on every worker."""
-        confusion = ConfusionMatrix(len(self.config.dataset.classes))
-        for pairs in chunked(self.config.val)[self.shard.rank :: self.shard.world]:
-            confusion += score(segmenter, self.config.dataset, pairs)
+        chunks = chunked(self.config.val)[self.shard.rank :: self.shard.world]
+        confusion = score(segmenter, self.config.dataset, list(itertools.chain.from_iterable(chunks)))
         counts = self._added_up(torch.from_numpy(confusion.counts).to(self.device))
         confusion.counts[:] = counts.cpu().numpy()
         return confusion
@@ -410,10 +410,6 @@ def _parallel(model: PSPNet, shard: Shard, device: torch.device, *, deterministi
         # them up in another order from then on: a run that was interrupted would differ in the last bit.
         find_unused_parameters=deterministic,
     )
-
-
-def _on_cpu(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in weights.items()}
 
 
 def derived_seed(*parts: int) -> int:

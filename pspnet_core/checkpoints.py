@@ -116,9 +116,13 @@ def from_model(
     model: PSPNet, *, name: str, classes: ClassTable, inference: InferenceSettings | None = None
 ) -> Checkpoint:
     """A checkpoint of a model as it is now; later changes of the model do not touch it."""
-    weights = {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
     settings = inference or InferenceSettings()
-    return Checkpoint(name=name, config=model.config, classes=classes, inference=settings, weights=weights)
+    return Checkpoint(name=name, config=model.config, classes=classes, inference=settings, weights=weights_of(model))
+
+
+def weights_of(model: PSPNet) -> dict[str, Tensor]:
+    """A copy of the model's state as it is now, on the CPU."""
+    return {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
 
 
 def load(folder: Path | str) -> Checkpoint:
