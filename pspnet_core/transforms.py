@@ -4,7 +4,8 @@ Two steps. :func:`plan` draws every number into a :class:`Draw`, those of switch
 depends on whether another is on. :func:`apply` then does what the draw says, on no more pixels than the crop needs:
 scale, rotation and place make one affine map from the crop to the sample. The mask is read through it by nearest
 neighbour, once, so no class id is ever invented. The image is resized with antialiasing where the crop lies,
-distorted and blurred there, and set on padding of the mean colour.
+distorted and blurred there, and set on padding of the mean colour; where it is enlarged, turned and not blurred, one
+interpolation does both.
 
 The recipe is that of PSPNet (section 5.1; hszhao/semseg, ``util/transform.py``), with the category cap and the
 photometric distortion of mmsegmentation (``RandomCrop``, ``PhotoMetricDistortion``).
@@ -201,18 +202,29 @@ def apply(image: NDArray[np.uint8], mask: Mask, config: AugmentConfig, draw: Dra
     # Pillow resamples 8-bit ("L") and 32-bit ("I") single channels; 16-bit ids travel in the latter.
     labels = Image.fromarray(mask if ids == np.uint8 else mask.astype(np.int32))
     view, labels = _choose(labels, config, draw)
-    part, corner = _resized_part(image, view)
-    if draw.distorts:
-        part = part.filter(ImageFilter.Color3DLUT(len(_GRID), distort_colors(_GRID, draw) / 255))
-    if draw.blur:
-        part = _blurred(part, draw.blur)
-    picture = _set_on_padding(part, corner, view, config)
+    picture = _cut_image(image, view, config, draw)
     if draw.mirror:
         picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
         labels = labels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     pixels: NDArray[np.uint8] = np.array(picture)
     cut: Mask = np.array(labels).astype(ids, copy=False)
     return pixels, cut
+
+
+def _cut_image(image: NDArray[np.uint8], view: _View, config: AugmentConfig, draw: Draw) -> Image.Image:
+    """The image in the window, on padding."""
+    height, width, _ = image.shape
+    if view.angle and view.enlarges((width, height)) and draw.blur < _VISIBLE_BLUR:
+        # Nothing to average and nothing to blur: one interpolation does for size and angle.
+        return _turned(_distorted(Image.fromarray(image), draw), view.onto((width, height)), config)
+    part, corner = _resized_part(image, view)
+    return _set_on_padding(_blurred(_distorted(part, draw), draw.blur), corner, view, config)
+
+
+def _distorted(part: Image.Image, draw: Draw) -> Image.Image:
+    if not draw.distorts:
+        return part
+    return part.filter(ImageFilter.Color3DLUT(len(_GRID), distort_colors(_GRID, draw) / 255))
 
 
 def _blurred(part: Image.Image, deviation: float) -> Image.Image:
@@ -274,6 +286,14 @@ class _View:
         centre = np.array(self.scaled) / 2
         return np.column_stack([linear, centre + linear @ (np.array(self.corner) - centre)])
 
+    def onto(self, size: tuple[int, int]) -> _Points:
+        """The same matrix to points of the sample itself, which has this size."""
+        return self.affine() * (np.array(size) / self.scaled)[:, None]
+
+    def enlarges(self, size: tuple[int, int]) -> bool:
+        """Whether the scaled sample is at least as large as the sample of this size."""
+        return bool((np.array(self.scaled) >= size).all())
+
     def box(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and last ``(x, y)``, not included, of the scaled pixels that the crop needs; one pixel or more."""
         width, height = self.crop
@@ -308,10 +328,8 @@ def _offset(slack: int, place: float) -> int:
 
 def _cut_mask(labels: Image.Image, view: _View, ignore: int) -> Image.Image:
     """The mask in the window, read from the sample itself by nearest neighbour."""
-    matrix = view.affine() * (np.array(labels.size) / view.scaled)[:, None]
-    return labels.transform(
-        view.crop, Image.Transform.AFFINE, matrix.ravel().tolist(), Image.Resampling.NEAREST, fillcolor=ignore
-    )
+    matrix = view.onto(labels.size).ravel().tolist()
+    return labels.transform(view.crop, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=ignore)
 
 
 def _keeps_cap(labels: Image.Image, config: AugmentConfig) -> bool:
@@ -345,18 +363,27 @@ def _resized_part(image: NDArray[np.uint8], view: _View) -> tuple[Image.Image, N
 
 def _set_on_padding(part: Image.Image, corner: NDArray[np.int64], view: _View, config: AugmentConfig) -> Image.Image:
     """Lay the part of the scaled image that begins at ``corner`` where the crop has it; the rest is the mean colour."""
-    red, green, blue = (round(level) for level in config.mean)
     matrix = view.affine()
     matrix[:, 2] -= corner
     if view.angle:
-        return part.transform(
-            view.crop,
-            Image.Transform.AFFINE,
-            matrix.ravel().tolist(),
-            Image.Resampling.BILINEAR,
-            fillcolor=(red, green, blue),
-        )
-    crop = Image.new("RGB", view.crop, (red, green, blue))
+        return _turned(part, matrix, config)
+    crop = Image.new("RGB", view.crop, _padding(config))
     left, top = (corner - view.corner).tolist()
     crop.paste(part, (left, top))
     return crop
+
+
+def _turned(part: Image.Image, matrix: _Points, config: AugmentConfig) -> Image.Image:
+    """The crop whose points a matrix takes to those of ``part``; beyond it is the mean colour."""
+    return part.transform(
+        config.crop[::-1],
+        Image.Transform.AFFINE,
+        matrix.ravel().tolist(),
+        Image.Resampling.BILINEAR,
+        fillcolor=_padding(config),
+    )
+
+
+def _padding(config: AugmentConfig) -> tuple[int, int, int]:
+    red, green, blue = (round(level) for level in config.mean)
+    return red, green, blue

@@ -149,6 +149,8 @@ def test_the_image_is_that_of_the_whole_sample_resized_turned_and_cut(seed: int,
     image, mask = _noise(seed, 120, 161)
     config = dataclasses.replace(MOVED, crop=(70, 81), mirror=0.0, base=base)
     draw = plan(config, seed)
+    if base * draw.scale >= 1:
+        draw = dataclasses.replace(draw, angle=0.0)  # see the next test
     pixels, ids = apply(image, mask, config, draw)
     size = round(161 * base * draw.scale), round(120 * base * draw.scale)
     whole = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
@@ -166,6 +168,26 @@ def test_the_image_is_that_of_the_whole_sample_resized_turned_and_cut(seed: int,
     assert seen.mean() > 0.1
     assert difference.max() <= 2
     assert difference.mean() < 0.1
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_an_enlarged_and_turned_image_is_read_between_its_own_pixels(seed: int) -> None:
+    image, mask = _noise(seed, 60, 71)
+    draw = dataclasses.replace(plan(MOVED, seed), scale=1.7, angle=seed - 5.5, mirror=False)
+    pixels, _ = apply(image, mask, dataclasses.replace(MOVED, crop=(70, 81)), draw)
+    width, height = round(71 * 1.7), round(60 * 1.7)
+    left, top = math.floor(draw.places[0][1] * (width - 80)), math.floor(draw.places[0][0] * (height - 69))
+    y, x = np.indices((70, 81)) + 0.5
+    points = (x + left + 1j * (y + top) - complex(width, height) / 2) * np.exp(1j * math.radians(draw.angle))
+    x, y = (points.real + width / 2) * 71 / width - 0.5, (points.imag + height / 2) * 60 / height - 0.5
+    inside = (x > 0) & (y > 0) & (x < 70) & (y < 59)
+    column, row = x[inside].astype(int), y[inside].astype(int)
+    right, down = (x[inside] - column)[:, None], (y[inside] - row)[:, None]
+    above = image[row, column] * (1 - right) + image[row, column + 1] * right
+    below = image[row + 1, column] * (1 - right) + image[row + 1, column + 1] * right
+    # Pillow cuts off the fraction.
+    np.testing.assert_allclose(pixels[inside] + 0.5, above * (1 - down) + below * down, atol=0.6)
+    assert inside.mean() > 0.5
 
 
 @pytest.mark.parametrize("angle", [0.0, 7.0])
