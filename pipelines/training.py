@@ -41,6 +41,7 @@ from pspnet_core.pspnet import PSPNetConfig
 from pspnet_core.transforms import AugmentConfig
 
 log = logging.getLogger(__name__)
+_POSITIVE = ["epochs", "crop", "batch", "accumulate", "rate", "power", "resize", "head", "validate", "keep", "grow"]
 # How long workers wait for room: until the nodes of an autoscaler are up; but where fewer workers will do, only until
 # the cluster knows that a node is gone.
 START_TIMEOUT_S, ELASTIC_START_TIMEOUT_S = "600", "30"
@@ -67,7 +68,7 @@ class TrainConfig:
     train: str = "train"
     """Split to learn from."""
     val: str = "val"
-    """Split to score after each epoch."""
+    """Split to score, see --validate."""
     name: str = "pspnet"
     """Name of the run and of the registered model."""
     epochs: int = 100
@@ -148,7 +149,9 @@ class TrainConfig:
     resume: bool = False
     """Go on with the run of this --name in --output from its newest checkpoint."""
     every: int = 0
-    """Steps between checkpoints, besides the one after each epoch; 0 for none."""
+    """Steps between checkpoints, besides the one after each validation; 0 for none."""
+    validate: int = 1
+    """Epochs between validations; one follows the last epoch in any case."""
     keep: int = 2
     """Newest checkpoints that are kept, besides the best one."""
     failures: int = 10
@@ -171,7 +174,7 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         check_name(self.name)
-        for field in ("epochs", "crop", "batch", "accumulate", "rate", "power", "resize", "head", "keep", "grow"):
+        for field in _POSITIVE:
             if not 0 < getattr(self, field) < math.inf:
                 raise ConfigError(field, getattr(self, field), "give a positive number")
         for field in ("decay", "balance", "warmup", "clip", "every", "failures"):
@@ -347,7 +350,7 @@ def loop_config(config: TrainConfig, dataset: Dataset, card: DataCard) -> LoopCo
 
 
 _PASSED_ON = (
-    *("name", "epochs", "accumulate", "norm", "precision", "deterministic", "compile", "every", "keep"),
+    *("name", "epochs", "accumulate", "norm", "precision", "deterministic", "compile", "every", "validate", "keep"),
     *("optimiser", "rate", "power", "momentum", "head", "decay", "warmup", "clip", "ema", "balance"),
 )
 

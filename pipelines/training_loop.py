@@ -1,7 +1,7 @@
 """What one training worker does. The driver's side is ``training.py``.
 
-One step, as in the paper: preprocess -> (initialised once) -> forward -> loss -> backward and update -> repeat. After
-each epoch every worker scores its share of the validation split with the ``Segmenter`` that labelling uses, the
+One step, as in the paper: preprocess -> (initialised once) -> forward -> loss -> backward and update -> repeat. Every
+``validate`` epochs each worker scores its share of the validation split with the ``Segmenter`` that labelling uses, the
 confusion matrices are added up, and the first worker reports metrics and writes a checkpoint.
 
 A step takes one batch, spread over the workers and, to save memory, over several passes of each. Its loss is the mean
@@ -86,6 +86,7 @@ class LoopConfig:
     ema: float
     balance: float
     every: int
+    validate: int
     keep: int
     feed_cpus: float = 0.0
     """CPUs that each task of Ray Data claims to make crops; 0 makes them in the worker's threads."""
@@ -111,6 +112,10 @@ class LoopConfig:
     def steps(self) -> int:
         """Steps of the whole run."""
         return self.epochs * self.crops.steps
+
+    def validates(self, step: int) -> bool:
+        """Whether a validation follows this step, counted from 1: every ``validate`` epochs and after the last."""
+        return step % (self.validate * self.crops.steps) == 0 or step == self.steps
 
 
 def train_loop(arguments: dict[str, Any]) -> str | None:
@@ -163,7 +168,7 @@ def feed(
 
 
 def run_steps(worker: "Worker", batches: Iterator[Batch], record: Record | None) -> None:
-    """All steps that are left, with a validation after each epoch; the first worker keeps the record."""
+    """All steps that are left, with a validation every few epochs; the first worker keeps the record."""
     config = worker.config
     clock = Clock(config.crops.batch)
     for batch in _with_progress(worker, clock.timed(batches), shown=record is not None and config.progress):
@@ -172,7 +177,7 @@ def run_steps(worker: "Worker", batches: Iterator[Batch], record: Record | None)
         clock.tick()
         if record:
             record.step(worker.steps_done, clock.metrics() | {"loss": worker.loss, "rate": rate})
-        if worker.steps_done % config.crops.steps == 0:
+        if config.validates(worker.steps_done):
             model = worker.scored_model()
             segmenter = worker.segmenter(model)
             confusion = worker.validate(segmenter)

@@ -256,6 +256,7 @@ def test_a_stray_id_is_found_before_anything_is_written(tmp_path: Path) -> None:
         ({"momentum": 1.0}, "momentum=1.0: give a number of at least 0 and below 1"),
         ({"dropout": -0.1}, "dropout=-0.1: give a number of at least 0 and below 1"),
         ({"keep": 0}, "keep=0: give a positive number"),
+        ({"validate": 0}, "validate=0: give a positive number"),
         ({"every": -1}, "every=-1: give a number of at least 0"),
         ({"feed": "dask"}, "feed=dask: choose one of auto, threads, ray"),
         ({"precision": "half"}, "precision=half: choose one of auto, float32, bfloat16, float16"),

@@ -86,6 +86,12 @@ def _assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], start: 
         assert (found[name].double() - tensor.double()).abs().max() <= 1e-3 * way + 2.4e-7 * tensor.abs().max(), name
 
 
+def test_every_few_epochs_and_the_last_one_are_validated(data: Path) -> None:
+    config = _loop(data, epochs=5, validate=2)
+    assert config.steps == 10
+    assert [step for step in range(1, 11) if config.validates(step)] == [4, 8, 10]
+
+
 @pytest.mark.parametrize(("accumulate", "balance"), [(2, 0.0), (4, 0.5)])
 def test_passes_make_the_same_step(data: Path, accumulate: int, balance: float) -> None:
     """However unevenly the ignored pixels are spread over the passes."""
