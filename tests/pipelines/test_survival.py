@@ -51,7 +51,8 @@ def cluster() -> Iterator[Cluster]:
     """A head that has no room for workers; the tests add nodes."""
     # A node that is gone is noticed soon.
     health = {"health_check_period_ms": 500, "health_check_timeout_ms": 2000, "health_check_failure_threshold": 4}
-    head = {"num_cpus": 0, "include_dashboard": False, "_system_config": health}
+    # Although there is no dashboard, Ray looks at its usual port, and leaks a socket where somebody else has that.
+    head = {"num_cpus": 0, "include_dashboard": False, "dashboard_port": 0, "_system_config": health}
     cluster = Cluster(initialize_head=True, head_node_args=head)
     yield cluster
     cluster.shutdown()
