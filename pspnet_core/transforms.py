@@ -216,7 +216,10 @@ def _cut_image(image: NDArray[np.uint8], view: _View, config: AugmentConfig, dra
     height, width, _ = image.shape
     if view.angle and view.enlarges((width, height)) and draw.blur < _VISIBLE_BLUR:
         # Nothing to average and nothing to blur: one interpolation does for size and angle.
-        return _turned(_distorted(Image.fromarray(image), draw), view.onto((width, height)), config)
+        source, start = _source_part(image, view)
+        matrix = view.onto((width, height))
+        matrix[:, 2] -= start
+        return _turned(_distorted(source, draw), matrix, config)
     part, corner = _resized_part(image, view)
     return _set_on_padding(_blurred(_distorted(part, draw), draw.blur), corner, view, config)
 
@@ -349,16 +352,23 @@ def _resized_part(image: NDArray[np.uint8], view: _View) -> tuple[Image.Image, N
     box, so the slice that is handed to it holds them.
     """
     low, high = view.box()
+    ratio = np.array(image.shape[1::-1]) / view.scaled
+    source, start = _source_part(image, view)
+    left, top = low * ratio - start
+    right, bottom = np.minimum(high * ratio - start, source.size)
+    width, height = (high - low).tolist()
+    return source.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom)), low
+
+
+def _source_part(image: NDArray[np.uint8], view: _View) -> tuple[Image.Image, NDArray[np.int64]]:
+    """The pixels of the image itself that the crop needs, with their neighbours, and the first of them, ``(x, y)``."""
+    low, high = view.box()
     size = np.array(image.shape[1::-1])
     ratio = size / view.scaled
     reach = np.ceil(np.maximum(ratio, 1)).astype(int)
     start = np.maximum(np.floor(low * ratio).astype(int) - reach, 0)
     stop = np.minimum(np.ceil(high * ratio).astype(int) + reach, size)
-    source = Image.fromarray(image[start[1] : stop[1], start[0] : stop[0]])
-    left, top = low * ratio - start
-    right, bottom = np.minimum(high * ratio - start, source.size)
-    width, height = (high - low).tolist()
-    return source.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom)), low
+    return Image.fromarray(image[start[1] : stop[1], start[0] : stop[0]]), start
 
 
 def _set_on_padding(part: Image.Image, corner: NDArray[np.int64], view: _View, config: AugmentConfig) -> Image.Image:
