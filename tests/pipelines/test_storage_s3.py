@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pickle
 import socket
-import threading
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -16,6 +14,7 @@ from hypothesis import strategies as st
 from pipelines.storage import ObjectChanged, ObjectDenied, ObjectError, TransientStorageError, open_store, to_local
 from pipelines.storage.s3 import S3Store
 from pspnet_core.errors import ConfigError
+from tests.faultproxy import Fault, FaultProxy, Rule, lose_answer, reset, truncate
 from tests.pipelines.test_storage import QUICK, check_mistake, fill, keys
 from tests.s3server import S3Server
 
@@ -174,119 +173,48 @@ class TestMistakes:
         check_mistake(caught.value, "localhost:9000")
 
 
-class Proxy:
-    """A TCP proxy before the server that damages the next ``faults`` answers.
-
-    ``keep`` bytes of a damaged answer get through, then the connection ends; the server has done its work.
-    """
-
-    def __init__(self, server: S3Server) -> None:
-        host, _, port = server.endpoint.rpartition("//")[2].partition(":")
-        self.target = (host, int(port))
-        self.faults = 0
-        self.keep = 0
-        self.damaged = 0
-        self._lock = threading.Lock()
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._threads: list[threading.Thread] = []
-        self._sockets: list[socket.socket] = []
-        self.endpoint = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def __enter__(self) -> Proxy:
-        self._start(self._accept)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for each in self._sockets:
-            self._end(each)
-        for thread in self._threads:
-            thread.join()
-        for each in self._sockets:
-            each.close()
-
-    def _start(self, target: object, *arguments: object) -> None:
-        thread = threading.Thread(target=target, args=arguments)  # type: ignore[arg-type]
-        self._threads.append(thread)
-        thread.start()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                client = self._listener.accept()[0]
-                server = socket.create_connection(self.target)
-                self._sockets += [client, server]
-                self._start(self._pump, client, server, False)
-                self._start(self._pump, server, client, True)
-
-    def _pump(self, source: socket.socket, sink: socket.socket, answers: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                if answers and not data.startswith(b"HTTP/1.1 100") and self._is_faulty():
-                    sink.sendall(data[: self.keep])
-                    break
-                sink.sendall(data)
-        self._end(source)
-        self._end(sink)
-
-    def _is_faulty(self) -> bool:
-        with self._lock:
-            if self.faults == 0:
-                return False
-            self.faults -= 1
-            self.damaged += 1
-            return True
-
-    @staticmethod
-    def _end(each: socket.socket) -> None:
-        with contextlib.suppress(OSError):
-            each.shutdown(socket.SHUT_RDWR)
-
-
 @pytest.fixture
-def proxy(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[Proxy]:
-    with Proxy(s3_server) as proxy:
+def proxy(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    with FaultProxy(s3_server.endpoint) as proxy:
         monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
         yield proxy
 
 
 class TestFaults:
-    def test_lost_answer_of_a_put(self, s3_bucket: str, proxy: Proxy) -> None:
+    def test_lost_answer_of_a_put(self, s3_bucket: str, proxy: FaultProxy) -> None:
         store = open_store(s3_bucket, field="output", retries=QUICK)
-        proxy.faults = 1
+        rule = proxy.add(Rule(lose_answer, method="PUT", times=1))
         assert not store.put_if_absent("a", b"data"), "the retry finds what the first attempt has put"
-        assert proxy.damaged == 1
+        assert len(rule.hits) == 1
         assert store.read("a") == b"data"
 
-    def test_lost_answer_of_a_replacement(self, s3_bucket: str, proxy: Proxy) -> None:
+    def test_lost_answer_of_a_replacement(self, s3_bucket: str, proxy: FaultProxy) -> None:
         store = open_store(s3_bucket, field="output", retries=QUICK)
         item = fill(store, {"a": b"old"})["a"]
-        proxy.faults = 1
+        rule = proxy.add(Rule(lose_answer, method="PUT", times=1))
         assert store.put_if_match("a", b"new", item.etag)
+        assert len(rule.hits) == 1
         assert store.read("a") == b"new"
 
-    @pytest.mark.parametrize("keep", [0, 500])
-    def test_reads_and_listings_are_repeated(self, s3_bucket: str, proxy: Proxy, keep: int) -> None:
+    @pytest.mark.parametrize("fault", [lose_answer, truncate])
+    def test_reads_and_listings_are_repeated(self, s3_bucket: str, proxy: FaultProxy, fault: Fault) -> None:
         store = open_store(s3_bucket, field="input", retries=QUICK)
         data = os.urandom(50_000)
         item = fill(store, {"a": data})["a"]
-        proxy.keep = keep
         attempts: list[Callable[[], bytes | ObjectError]] = [
             lambda: store.read_if("a", item.etag),
             lambda: store.read_many([("a", item.etag)])[0],
             lambda: store.open("a").read(),
         ]
         for attempt in attempts:
-            proxy.faults = 2
+            rule = proxy.add(Rule(fault, method="GET", times=2))
             assert attempt() == data
-            assert proxy.faults == 0
-        proxy.keep = 0
-        proxy.faults = 2
+            assert len(rule.hits) == 2
+        rule = proxy.add(Rule(fault, method="GET", times=2))
         assert keys(store) == ["a"]
+        assert len(rule.hits) == 2
 
-    def test_storage_that_stays_away(self, s3_bucket: str, proxy: Proxy) -> None:
+    def test_storage_that_stays_away(self, s3_bucket: str, proxy: FaultProxy) -> None:
         store = open_store(s3_bucket, field="input", retries=QUICK)
         fill(store, {"a": b"1", "b": b"2"})
         for action in (
@@ -295,11 +223,11 @@ class TestFaults:
             lambda: store.read_many([("a", None), ("b", None)]),
             lambda: store.put_if_absent("c", b""),
         ):
-            proxy.faults = 1000
+            proxy.add(Rule(reset))
             with pytest.raises(TransientStorageError, match="after 3 attempts") as caught:
                 action()
             assert proxy.endpoint in str(caught.value)
-        proxy.faults = 0
+            proxy.clear()
         assert store.read_many([("a", None), ("b", None)]) == [b"1", b"2"]
 
     def test_nobody_listens(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:

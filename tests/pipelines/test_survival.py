@@ -20,6 +20,8 @@ from ray.cluster_utils import Cluster
 from pipelines.checkpointing import CheckpointFolder
 from pipelines.demo import draw_dataset
 from pipelines.storage import open_store
+from tests.faultproxy import FaultProxy
+from tests.s3server import S3Server
 
 ROOT = Path(__file__).parents[2]
 PATIENCE_S = 240
@@ -58,10 +60,18 @@ def cluster() -> Iterator[Cluster]:
     cluster.shutdown()
 
 
+@pytest.fixture
+def proxy(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Between whatever is started from now on and the S3 server."""
+    with FaultProxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
+
+
 class Job:
     """``jobs/train.py`` as a process of its own."""
 
-    def __init__(self, cluster: Cluster, data: Path, output: Path, **flags: Any) -> None:
+    def __init__(self, cluster: Cluster, data: Path, output: Path | str, home: Path, **flags: Any) -> None:
         self.cluster, self.output = cluster, output
         given = FLAGS | {"data": data, "output": output, "name": "survivor"} | flags
         self.command = [
@@ -70,7 +80,7 @@ class Job:
             *(f"--{key}={value}" for key, value in given.items()),
         ]
         self.folder = CheckpointFolder(open_store(str(output), field="output"), "survivor")
-        self.tracking = f"sqlite:///{output.parent / 'mlflow.db'}"
+        self.tracking = f"sqlite:///{home / 'mlflow.db'}"
         self.environment = os.environ | {
             "RAY_ADDRESS": cluster.address,
             "MLFLOW_TRACKING_URI": self.tracking,
@@ -90,9 +100,20 @@ class Job:
 
     def step(self) -> int:
         """The newest step that was saved."""
-        if not self.output.is_dir():
+        if isinstance(self.output, Path) and not self.output.is_dir():
             return 0
         return max((entry.progress.step for entry in self.folder.entries()), default=0)
+
+    @property
+    def run_id(self) -> str:
+        """Of the run in MLflow, once it has begun."""
+        record: dict[str, str] = json.loads(self.folder.store.read("survivor/config.json"))
+        return record["run_id"]
+
+    def losses(self) -> dict[int, float]:
+        """The loss of each step that MLflow knows of."""
+        points = MlflowClient(self.tracking).get_metric_history(self.run_id, "step/loss")
+        return {point.step: point.value for point in points}
 
     def fingerprint(self) -> str:
         newest = self.folder.newest()
@@ -134,11 +155,11 @@ def test_whatever_is_killed_the_weights_are_the_same(cluster: Cluster, data: Pat
     """A worker, then a whole node, then the driver; after each the run goes on, from where it was."""
     first, second = cluster.add_node(num_cpus=1), cluster.add_node(num_cpus=1)
     log = tmp_path / "log"
-    undisturbed = Job(cluster, data, tmp_path / "undisturbed", workers=2)
+    undisturbed = Job(cluster, data, tmp_path / "undisturbed", tmp_path, workers=2)
     with undisturbed.running(log) as process:
         expected = result(process, log)
 
-    job = Job(cluster, data, tmp_path / "disturbed", workers=2)
+    job = Job(cluster, data, tmp_path / "disturbed", tmp_path, workers=2)
     with job.running(log) as process:
         until(lambda: job.step() >= 4, process, log)
         (worker,) = workers_of(first)
@@ -149,27 +170,23 @@ def test_whatever_is_killed_the_weights_are_the_same(cluster: Cluster, data: Pat
         until(lambda: job.step() >= 19, process, log)
         process.kill()
     assert job.step() < STEPS
-    resumed = Job(cluster, data, tmp_path / "disturbed", workers=2, resume=True)
+    resumed = Job(cluster, data, tmp_path / "disturbed", tmp_path, workers=2, resume=True)
     with resumed.running(log) as process:
         found = result(process, log)
     assert resumed.fingerprint() == undisturbed.fingerprint()
     assert found["metrics"] == expected["metrics"]
     assert found["epoch"] == expected["epoch"]
     # One run in MLflow, every step logged, the losses those of the undisturbed run.
-    client = MlflowClient(job.tracking)
-    losses = [
-        {point.step: point.value for point in client.get_metric_history(run["run_id"], "step/loss")}
-        for run in (found, expected)
-    ]
-    assert losses[0] == losses[1]
-    assert sorted(losses[0]) == list(range(1, STEPS + 1))
+    assert found["run_id"] == job.run_id
+    assert job.losses() == undisturbed.losses()
+    assert sorted(job.losses()) == list(range(1, STEPS + 1))
 
 
 def test_a_range_of_workers_shrinks_and_grows(cluster: Cluster, data: Path, tmp_path: Path) -> None:
     cluster.add_node(num_cpus=1)
     second = cluster.add_node(num_cpus=1)
     log = tmp_path / "log"
-    job = Job(cluster, data, tmp_path / "runs", workers="1:2", grow=1, epochs=EPOCHS)
+    job = Job(cluster, data, tmp_path / "runs", tmp_path, workers="1:2", grow=1, epochs=EPOCHS)
     job.environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
     with job.running(log) as process:
         until(lambda: job.step() >= 4, process, log)
@@ -180,3 +197,21 @@ def test_a_range_of_workers_shrinks_and_grows(cluster: Cluster, data: Path, tmp_
         until(lambda: job.folder.entries()[-1].progress.workers == 2, process, log)
     # Each went on from where the one before was.
     assert 4 < job.step() < 6 * EPOCHS
+
+
+def test_a_bucket_that_goes_away_loses_nothing(
+    proxy: FaultProxy, s3_bucket: str, cluster: Cluster, data: Path, tmp_path: Path
+) -> None:
+    """The bucket for checkpoints goes after some steps, and comes back when all the others are taken."""
+    log = tmp_path / "log"
+    cluster.add_node(num_cpus=1)
+    job = Job(cluster, data, f"{s3_bucket}/runs", tmp_path, workers=1)
+    with job.running(log) as process:
+        until(lambda: job.step() >= 2, process, log)
+        client, run_id = MlflowClient(job.tracking), job.run_id
+        with proxy.unreachable():
+            until(lambda: len(client.get_metric_history(run_id, "step/loss")) == STEPS, process, log)
+        found = result(process, log)
+    (best,) = (entry for entry in job.folder.entries() if job.folder.store.uri_of(entry.model) == found["checkpoint"])
+    assert best.progress.metrics["miou"] == found["metrics"]["miou"]
+    assert job.fingerprint()
