@@ -15,6 +15,7 @@ from pipelines.tracking import local_tracking
 from pspnet_core import checkpoints
 from pspnet_core.pspnet import PSPNet, PSPNetConfig
 from pspnet_core.scenes import SCENE_CLASSES
+from tests.faultproxy import FaultProxy
 from tests.mlflowserver import MlflowServer, running_mlflow_server
 from tests.s3server import S3Server, running_s3_server
 
@@ -50,6 +51,14 @@ def s3_bucket(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> str:
     bucket = f"test-{uuid.uuid4().hex}"
     s3_server.create_bucket(bucket)
     return f"s3://{bucket}"
+
+
+@pytest.fixture
+def s3_proxy(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
+    """Stands between the S3 server and whatever is started from now on, and fails on command."""
+    with FaultProxy(s3_server.endpoint) as proxy:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
+        yield proxy
 
 
 @pytest.fixture(scope="session")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -20,14 +20,7 @@ DATA = os.urandom(50_000)
 
 
 @pytest.fixture
-def proxy(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    with FaultProxy(s3_server.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        yield proxy
-
-
-@pytest.fixture
-def store(s3_bucket: str, proxy: FaultProxy) -> Store:
+def store(s3_bucket: str, s3_proxy: FaultProxy) -> Store:
     return open_store(f"{s3_bucket}/x", field="input", retries=PATIENT)
 
 
@@ -51,46 +44,46 @@ def test_without_rules_nothing_differs(store: Store) -> None:
 
 
 @pytest.mark.parametrize("fault", [reset, slow_down, truncate, lose_answer])
-def test_a_read_is_repeated(store: Store, proxy: FaultProxy, fault: Fault) -> None:
+def test_a_read_is_repeated(store: Store, s3_proxy: FaultProxy, fault: Fault) -> None:
     store.put_if_absent("a", DATA)
     attempts: list[Callable[[], bool]] = [
         lambda: store.read("a") == DATA,
         lambda: [item.key for item in store.list()] == ["a"],
     ]
     for attempt in attempts:
-        rule = proxy.add(Rule(fault, method="GET", times=2))
+        rule = s3_proxy.add(Rule(fault, method="GET", times=2))
         assert attempt()
         assert len(rule.hits) == 2
 
 
 @pytest.mark.parametrize(("fault", "mine"), [(reset, True), (slow_down, True), (lose_answer, False)])
-def test_a_write_is_repeated(store: Store, proxy: FaultProxy, fault: Fault, mine: bool) -> None:
+def test_a_write_is_repeated(store: Store, s3_proxy: FaultProxy, fault: Fault, mine: bool) -> None:
     """After a lost answer the retry finds what the first attempt has put."""
-    rule = proxy.add(Rule(fault, method="PUT", path="/x/a$", times=1))
+    rule = s3_proxy.add(Rule(fault, method="PUT", path="/x/a$", times=1))
     assert store.put_if_absent("a", DATA) is mine
     assert len(rule.hits) == 1
     assert store.read("a") == DATA
 
 
-def test_which_requests_fail(store: Store, proxy: FaultProxy) -> None:
+def test_which_requests_fail(store: Store, s3_proxy: FaultProxy) -> None:
     for name in "abcdef":
         store.put_if_absent(name, name.encode())
-    rule = proxy.add(Rule(slow_down, method="GET", path="/x/[a-e]$", first=2, times=2))
-    never = proxy.add(Rule(reset, method="DELETE"))
+    rule = s3_proxy.add(Rule(slow_down, method="GET", path="/x/[a-e]$", first=2, times=2))
+    never = s3_proxy.add(Rule(reset, method="DELETE"))
     assert [store.read(name) for name in "abcdef"] == [name.encode() for name in "abcdef"]
     # The second matching request fails and, as its retry matches too, that one.
     assert [request.path[-1] for request in rule.hits] == ["b", "b"]
     assert not never.hits
-    proxy.clear()
+    s3_proxy.clear()
     store.delete("f")
     assert not never.hits
 
 
-def test_a_share_of_the_requests_fails_the_same_each_time(proxy: FaultProxy) -> None:
+def test_a_share_of_the_requests_fails_the_same_each_time(s3_proxy: FaultProxy) -> None:
     def tried(seed: int) -> list[bool]:
-        proxy.clear()
-        proxy.add(Rule(slow_down, share=0.3, seed=seed))
-        return [answers(proxy) == 503 for _ in range(60)]
+        s3_proxy.clear()
+        s3_proxy.add(Rule(slow_down, share=0.3, seed=seed))
+        return [answers(s3_proxy) == 503 for _ in range(60)]
 
     failed = tried(1)
     assert failed[0], "the first one always fails, so that a rule is never without effect"
@@ -109,8 +102,8 @@ def answers(proxy: FaultProxy) -> int:
             return error.code
 
 
-def test_what_hangs_goes_on_when_told(store: Store, proxy: FaultProxy) -> None:
-    rule = proxy.add(Rule(hang, method="PUT", times=1))
+def test_what_hangs_goes_on_when_told(store: Store, s3_proxy: FaultProxy) -> None:
+    rule = s3_proxy.add(Rule(hang, method="PUT", times=1))
     with ThreadPoolExecutor(1) as pool:
         late = pool.submit(store.put_if_absent, "a", b"late")
         assert rule.reached(1, seconds=SECONDS)
@@ -121,9 +114,9 @@ def test_what_hangs_goes_on_when_told(store: Store, proxy: FaultProxy) -> None:
     assert store.read("a") == b"early"
 
 
-def test_unreachable_for_a_while(store: Store, proxy: FaultProxy) -> None:
+def test_unreachable_for_a_while(store: Store, s3_proxy: FaultProxy) -> None:
     store.put_if_absent("a", DATA)
-    with proxy.unreachable(), pytest.raises(TransientStorageError, match="after 3 attempts"):
+    with s3_proxy.unreachable(), pytest.raises(TransientStorageError, match="after 3 attempts"):
         store.read("a")
     assert store.read("a") == DATA
 

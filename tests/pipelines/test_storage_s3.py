@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import pickle
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -173,31 +173,24 @@ class TestMistakes:
         check_mistake(caught.value, "localhost:9000")
 
 
-@pytest.fixture
-def proxy(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultProxy]:
-    with FaultProxy(s3_server.endpoint) as proxy:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", proxy.endpoint)
-        yield proxy
-
-
 class TestFaults:
-    def test_lost_answer_of_a_put(self, s3_bucket: str, proxy: FaultProxy) -> None:
+    def test_lost_answer_of_a_put(self, s3_bucket: str, s3_proxy: FaultProxy) -> None:
         store = open_store(s3_bucket, field="output", retries=QUICK)
-        rule = proxy.add(Rule(lose_answer, method="PUT", times=1))
+        rule = s3_proxy.add(Rule(lose_answer, method="PUT", times=1))
         assert not store.put_if_absent("a", b"data"), "the retry finds what the first attempt has put"
         assert len(rule.hits) == 1
         assert store.read("a") == b"data"
 
-    def test_lost_answer_of_a_replacement(self, s3_bucket: str, proxy: FaultProxy) -> None:
+    def test_lost_answer_of_a_replacement(self, s3_bucket: str, s3_proxy: FaultProxy) -> None:
         store = open_store(s3_bucket, field="output", retries=QUICK)
         item = fill(store, {"a": b"old"})["a"]
-        rule = proxy.add(Rule(lose_answer, method="PUT", times=1))
+        rule = s3_proxy.add(Rule(lose_answer, method="PUT", times=1))
         assert store.put_if_match("a", b"new", item.etag)
         assert len(rule.hits) == 1
         assert store.read("a") == b"new"
 
     @pytest.mark.parametrize("fault", [lose_answer, truncate])
-    def test_reads_and_listings_are_repeated(self, s3_bucket: str, proxy: FaultProxy, fault: Fault) -> None:
+    def test_reads_and_listings_are_repeated(self, s3_bucket: str, s3_proxy: FaultProxy, fault: Fault) -> None:
         store = open_store(s3_bucket, field="input", retries=QUICK)
         data = os.urandom(50_000)
         item = fill(store, {"a": data})["a"]
@@ -207,14 +200,14 @@ class TestFaults:
             lambda: store.open("a").read(),
         ]
         for attempt in attempts:
-            rule = proxy.add(Rule(fault, method="GET", times=2))
+            rule = s3_proxy.add(Rule(fault, method="GET", times=2))
             assert attempt() == data
             assert len(rule.hits) == 2
-        rule = proxy.add(Rule(fault, method="GET", times=2))
+        rule = s3_proxy.add(Rule(fault, method="GET", times=2))
         assert keys(store) == ["a"]
         assert len(rule.hits) == 2
 
-    def test_storage_that_stays_away(self, s3_bucket: str, proxy: FaultProxy) -> None:
+    def test_storage_that_stays_away(self, s3_bucket: str, s3_proxy: FaultProxy) -> None:
         store = open_store(s3_bucket, field="input", retries=QUICK)
         fill(store, {"a": b"1", "b": b"2"})
         for action in (
@@ -223,11 +216,11 @@ class TestFaults:
             lambda: store.read_many([("a", None), ("b", None)]),
             lambda: store.put_if_absent("c", b""),
         ):
-            proxy.add(Rule(reset))
+            s3_proxy.add(Rule(reset))
             with pytest.raises(TransientStorageError, match="after 3 attempts") as caught:
                 action()
-            assert proxy.endpoint in str(caught.value)
-            proxy.clear()
+            assert s3_proxy.endpoint in str(caught.value)
+            s3_proxy.clear()
         assert store.read_many([("a", None), ("b", None)]) == [b"1", b"2"]
 
     def test_nobody_listens(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
