@@ -3,9 +3,8 @@
 Two steps. :func:`plan` draws every number into a :class:`Draw`, those of switched-off changes too, so that no change
 depends on whether another is on. :func:`apply` then does what the draw says, on no more pixels than the crop needs:
 scale, rotation and place make one affine map from the crop to the sample. The mask is read through it by nearest
-neighbour, once, so no class id is ever invented. The image is resized with antialiasing where the crop lies,
-distorted and blurred there, and set on padding of the mean colour; where it is enlarged, turned and not blurred, one
-interpolation does both.
+neighbour, once, so no class id is ever invented. The image is read through it by bilinear interpolation, from itself
+or, where it gets smaller, from its antialiased reduction; then it is blurred and set on padding of the mean colour.
 
 The recipe is that of PSPNet (section 5.1; hszhao/semseg, ``util/transform.py``), with the category cap and the
 photometric distortion of mmsegmentation (``RandomCrop``, ``PhotoMetricDistortion``).
@@ -21,6 +20,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import cv2
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
@@ -29,15 +29,18 @@ from pspnet_core.errors import ConfigError
 
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 _Points = NDArray[np.float64]
+_Pixels = NDArray[np.uint8]
+
+# Crops are made side by side, each in one thread.
+cv2.setNumThreads(1)
 
 # Windows to try for one that keeps the cap, as in mmsegmentation.
 _TRIES = 10
 
-# Standard deviation of the blur, in pixels: drawn from a range; below the second number no pixel changes by half a
-# level; up to the third a window of 3 by 3 holds all but a hundredth of the Gaussian, at half the time of Pillow's.
+# Range of the standard deviation of the blur, in pixels, and the side of its window, which then holds all but a
+# hundredth of the Gaussian; semseg's side, too.
 _BLUR = (0.1, 1.0)
-_VISIBLE_BLUR = 0.25
-_NARROW_BLUR = 0.6
+_BLUR_WINDOW = (5, 5)
 
 # Ranges of the photometric distortion, as in SSD and mmsegmentation: levels, factors and degrees (their hue_delta of
 # 18 counts the half degrees of 8-bit HSV). Each of the four is left out of half the distorted samples.
@@ -202,41 +205,49 @@ def apply(image: NDArray[np.uint8], mask: Mask, config: AugmentConfig, draw: Dra
     # Pillow resamples 8-bit ("L") and 32-bit ("I") single channels; 16-bit ids travel in the latter.
     labels = Image.fromarray(mask if ids == np.uint8 else mask.astype(np.int32))
     view, labels = _choose(labels, config, draw)
-    picture = _cut_image(image, view, config, draw)
+    pixels = _cut_image(image, view, config, draw)
+    cut: Mask = np.asarray(labels).astype(ids, copy=False)
     if draw.mirror:
-        picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        labels = labels.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-    pixels: NDArray[np.uint8] = np.array(picture)
-    cut: Mask = np.array(labels).astype(ids, copy=False)
-    return pixels, cut
+        return _mirrored(pixels), _mirrored(cut)
+    return pixels, cut.copy()  # Pillow's memory must not be written to
 
 
-def _cut_image(image: NDArray[np.uint8], view: _View, config: AugmentConfig, draw: Draw) -> Image.Image:
+def _cut_image(image: _Pixels, view: _View, config: AugmentConfig, draw: Draw) -> _Pixels:
     """The image in the window, on padding."""
+    part, matrix = _part(image, view)
+    # The centre of the first pixel, (0.5, 0.5) here, is (0, 0) there.
+    matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
+    crop: NDArray[Any] = cv2.warpAffine(
+        _distorted(part, draw),
+        matrix,
+        view.crop,
+        flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
+        borderMode=cv2.BORDER_REPLICATE,
+    )
+    if draw.blur:
+        crop = cv2.GaussianBlur(crop, _BLUR_WINDOW, draw.blur)
+    return _set_on_padding(crop, view, image, config)
+
+
+def _set_on_padding(crop: NDArray[Any], view: _View, image: _Pixels, config: AugmentConfig) -> _Pixels:
+    """The crop where the sample is, the mean colour where it is not."""
     height, width, _ = image.shape
-    if view.angle and view.enlarges((width, height)) and draw.blur < _VISIBLE_BLUR:
-        # Nothing to average and nothing to blur: one interpolation does for size and angle.
-        source, start = _source_part(image, view)
-        matrix = view.onto((width, height))
-        matrix[:, 2] -= start
-        return _turned(_distorted(source, draw), matrix, config)
-    part, corner = _resized_part(image, view)
-    return _set_on_padding(_blurred(_distorted(part, draw), draw.blur), corner, view, config)
+    inside = _nearest(Image.new("L", (width, height), 255), view, fill=0)
+    row = np.tile(np.round(config.mean).astype(np.uint8), (view.crop[0], 1))
+    padding = np.tile(row, (view.crop[1], 1, 1))
+    padded: NDArray[Any] = cv2.copyTo(crop, np.asarray(inside), padding)
+    return padded
 
 
-def _distorted(part: Image.Image, draw: Draw) -> Image.Image:
-    if not draw.distorts:
-        return part
-    return part.filter(ImageFilter.Color3DLUT(len(_GRID), distort_colors(_GRID, draw) / 255))
+def _mirrored(pixels: NDArray[Any]) -> NDArray[Any]:
+    flipped: NDArray[Any] = cv2.flip(pixels, 1)
+    return flipped
 
 
-def _blurred(part: Image.Image, deviation: float) -> Image.Image:
-    if deviation < _VISIBLE_BLUR:
-        return part
-    if deviation > _NARROW_BLUR:
-        return part.filter(ImageFilter.GaussianBlur(deviation))
-    side = math.exp(-0.5 / deviation**2)
-    return part.filter(ImageFilter.Kernel((3, 3), [y * x for y in (side, 1, side) for x in (side, 1, side)]))
+def _distorted(part: Image.Image, draw: Draw) -> _Pixels:
+    if draw.distorts:
+        part = part.filter(ImageFilter.Color3DLUT(len(_GRID), distort_colors(_GRID, draw) / 255))
+    return np.asarray(part)
 
 
 def distort_colors(colors: NDArray[np.floating[Any]], draw: Draw) -> NDArray[np.float64]:
@@ -318,10 +329,10 @@ def _choose(labels: Image.Image, config: AugmentConfig, draw: Draw) -> tuple[_Vi
     # Without room to move all of them are the same, which is looked at once.
     *tries, last = dict.fromkeys(views)
     for view in tries:
-        cut = _cut_mask(labels, view, config.ignore)
+        cut = _nearest(labels, view, fill=config.ignore)
         if _keeps_cap(cut, config):
             return view, cut
-    return last, _cut_mask(labels, last, config.ignore)
+    return last, _nearest(labels, last, fill=config.ignore)
 
 
 def _offset(slack: int, place: float) -> int:
@@ -329,10 +340,10 @@ def _offset(slack: int, place: float) -> int:
     return int(place * (slack + 1)) if slack >= 0 else slack // 2
 
 
-def _cut_mask(labels: Image.Image, view: _View, ignore: int) -> Image.Image:
-    """The mask in the window, read from the sample itself by nearest neighbour."""
+def _nearest(labels: Image.Image, view: _View, *, fill: int) -> Image.Image:
+    """One channel in the window, read from the sample itself by nearest neighbour."""
     matrix = view.onto(labels.size).ravel().tolist()
-    return labels.transform(view.crop, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=ignore)
+    return labels.transform(view.crop, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=fill)
 
 
 def _keeps_cap(labels: Image.Image, config: AugmentConfig) -> bool:
@@ -345,7 +356,20 @@ def _keeps_cap(labels: Image.Image, config: AugmentConfig) -> bool:
     return bool(0 < counts.max() <= config.cap * counts.sum())
 
 
-def _resized_part(image: NDArray[np.uint8], view: _View) -> tuple[Image.Image, NDArray[np.int64]]:
+def _part(image: _Pixels, view: _View) -> tuple[Image.Image, _Points]:
+    """The pixels that the crop needs, of the image or of its reduction, and the matrix from the crop to them."""
+    height, width, _ = image.shape
+    if view.enlarges((width, height)):
+        part, start = _source_part(image, view)
+        matrix = view.onto((width, height))
+    else:
+        part, start = _reduced_part(image, view)
+        matrix = view.affine()
+    matrix[:, 2] -= start
+    return part, matrix
+
+
+def _reduced_part(image: _Pixels, view: _View) -> tuple[Image.Image, NDArray[np.int64]]:
     """The pixels of the scaled image that the crop needs, and the first of them, ``(x, y)``.
 
     They are those of the whole image resized (bilinear, antialiased): Pillow's filter sees the neighbours outside the
@@ -360,7 +384,7 @@ def _resized_part(image: NDArray[np.uint8], view: _View) -> tuple[Image.Image, N
     return source.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom)), low
 
 
-def _source_part(image: NDArray[np.uint8], view: _View) -> tuple[Image.Image, NDArray[np.int64]]:
+def _source_part(image: _Pixels, view: _View) -> tuple[Image.Image, NDArray[np.int64]]:
     """The pixels of the image itself that the crop needs, with their neighbours, and the first of them, ``(x, y)``."""
     low, high = view.box()
     size = np.array(image.shape[1::-1])
@@ -369,31 +393,3 @@ def _source_part(image: NDArray[np.uint8], view: _View) -> tuple[Image.Image, ND
     start = np.maximum(np.floor(low * ratio).astype(int) - reach, 0)
     stop = np.minimum(np.ceil(high * ratio).astype(int) + reach, size)
     return Image.fromarray(image[start[1] : stop[1], start[0] : stop[0]]), start
-
-
-def _set_on_padding(part: Image.Image, corner: NDArray[np.int64], view: _View, config: AugmentConfig) -> Image.Image:
-    """Lay the part of the scaled image that begins at ``corner`` where the crop has it; the rest is the mean colour."""
-    matrix = view.affine()
-    matrix[:, 2] -= corner
-    if view.angle:
-        return _turned(part, matrix, config)
-    crop = Image.new("RGB", view.crop, _padding(config))
-    left, top = (corner - view.corner).tolist()
-    crop.paste(part, (left, top))
-    return crop
-
-
-def _turned(part: Image.Image, matrix: _Points, config: AugmentConfig) -> Image.Image:
-    """The crop whose points a matrix takes to those of ``part``; beyond it is the mean colour."""
-    return part.transform(
-        config.crop[::-1],
-        Image.Transform.AFFINE,
-        matrix.ravel().tolist(),
-        Image.Resampling.BILINEAR,
-        fillcolor=_padding(config),
-    )
-
-
-def _padding(config: AugmentConfig) -> tuple[int, int, int]:
-    red, green, blue = (round(level) for level in config.mean)
-    return red, green, blue

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 ROOMS = ("pspnet_core", "pipelines", "jobs")
 CLUSTER_AND_STORAGE = frozenset({"ray", "mlflow", "fsspec", "s3fs", "pyarrow", "duckdb"})
-CORE_LIBRARIES = frozenset({"torch", "numpy", "PIL", "safetensors"})
+CORE_LIBRARIES = frozenset({"torch", "numpy", "PIL", "cv2", "safetensors"})
 COMMAND_LINE_LIBRARIES = frozenset({"jsonargparse", "yaml"})
 TYPING_ONLY = frozenset({"_typeshed"})  # the type checker's own, imported under TYPE_CHECKING
 

@@ -166,8 +166,9 @@ def test_the_image_is_that_of_the_whole_sample_resized_turned_and_cut(seed: int,
     seen = (ids != 255) & (y >= 0) & (y < size[1]) & (x >= 0) & (x < size[0])
     difference = np.abs(pixels.astype(int) - np.asarray(expected))[seen]
     assert seen.mean() > 0.1
+    # Pillow rounds after each of its two passes, and cuts off the fraction where it turns.
     assert difference.max() <= 2
-    assert difference.mean() < 0.1
+    assert difference.mean() < 0.6
 
 
 @pytest.mark.parametrize("seed", range(12))
@@ -185,8 +186,7 @@ def test_an_enlarged_and_turned_image_is_read_between_its_own_pixels(seed: int) 
     right, down = (x[inside] - column)[:, None], (y[inside] - row)[:, None]
     above = image[row, column] * (1 - right) + image[row, column + 1] * right
     below = image[row + 1, column] * (1 - right) + image[row + 1, column + 1] * right
-    # Pillow cuts off the fraction.
-    np.testing.assert_allclose(pixels[inside] + 0.5, above * (1 - down) + below * down, atol=0.6)
+    np.testing.assert_allclose(pixels[inside], above * (1 - down) + below * down, atol=0.6)
     assert inside.mean() > 0.5
 
 
@@ -246,8 +246,7 @@ def test_a_positive_angle_turns_counter_clockwise() -> None:
     image, mask = _noise(0, 20, 20)
     pixels, ids = apply(image, mask, dataclasses.replace(STILL, crop=(20, 20)), Draw(angle=90.0))
     np.testing.assert_array_equal(ids, np.rot90(mask))
-    # Pillow cuts off what the bilinear weights leave behind the point.
-    np.testing.assert_allclose(pixels.astype(int), np.rot90(image).astype(int), atol=1)
+    np.testing.assert_array_equal(pixels, np.rot90(image))
 
 
 # --- padding and ids ------------------------------------------------------------------------------
@@ -366,15 +365,14 @@ def test_a_cap_of_1_takes_the_first_window() -> None:
 # --- blur and colours -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("deviation", [0.1, 0.24, 0.26, 0.4, 0.6, 0.61, 0.8, 1.0])
+@pytest.mark.parametrize("deviation", [0.1, 0.3, 0.5, 0.8, 1.0])
 def test_blur_spreads_a_point_like_a_gaussian_and_leaves_the_mask(deviation: float) -> None:
     image, mask = np.zeros((24, 20, 3), np.uint8), _noise(0, 24, 20)[1]
     image[12, 10] = 255
     pixels, ids = apply(image, mask, STILL, Draw(blur=deviation))
     y, x = np.indices((24, 20))
     bell = np.exp(-((y - 12) ** 2 + (x - 10) ** 2) / (2 * deviation**2))
-    # Above 0.6 it is Pillow's, three boxes in place of a bell.
-    np.testing.assert_allclose(pixels[..., 1], 255 * bell / bell.sum(), atol=16 if 0.6 < deviation < 1 else 3)
+    np.testing.assert_allclose(pixels[..., 1], 255 * bell / bell.sum(), atol=2)
     np.testing.assert_array_equal(ids, mask)
 
 
