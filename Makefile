@@ -10,14 +10,24 @@ STAMP := .venv/.stamp
 # Demo and tests start what they need themselves: a Ray cluster that happens to run on this machine, or a
 # tracking server that this shell happens to know, must not see their data.
 demo test: export RAY_ADDRESS := local
+ifneq ($(MAKECMDGOALS),nightly)
 unexport MLFLOW_TRACKING_URI
 unexport MLFLOW_REGISTRY_URI
+endif
+
+# What `make nightly` labels; from the environment or the command line.
+INPUT ?=
+OUTPUT ?=
+MODEL ?=
+SOURCE ?= images
+DATE ?= today
+SINCE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo test lint bench s3 clean help
+.PHONY: setup demo nightly test chaos lint bench s3 clean help
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-6s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## install the pinned dependencies and this project into .venv
 
@@ -25,8 +35,14 @@ demo: $(STAMP) ## draw scenes, train, label a bucket twice, query the labels; al
 	@rm -rf demo
 	@$(BIN)/python jobs/demo.py $(ARGS)
 
+nightly: $(STAMP) ## label what is new: INPUT=... OUTPUT=... MODEL=...; also SOURCE, DATE, SINCE, ARGS (docs/labelling.md)
+	@exec $(BIN)/python jobs/label.py --input '$(INPUT)' --output '$(OUTPUT)' --model '$(MODEL)' --source '$(SOURCE)' --date '$(DATE)' $(if $(SINCE),--since '$(SINCE)') $(ARGS)
+
 test: lint ## lint, types and all tests
 	@$(BIN)/python -m pytest $(ARGS)
+
+chaos: $(STAMP) ## kill, freeze and cut off labelling at random; ARGS='--rounds 20 --seed 7' for more
+	@$(BIN)/python -m tests.chaos $(ARGS)
 
 lint: $(STAMP) ## style and types
 	@$(BIN)/ruff check .

@@ -1,46 +1,36 @@
-"""Steady-state labelling with a stub in place of the network: what everything but the network costs.
+"""What everything but the network costs in labelling, and how close it comes to the network's own rate.
 
-The stub returns a ready class map and confidence map at once; list, read, decode, statistics, run-length code and write
-are the real ones, on 480x360 JPEGs in a local folder.
+A stand-in takes the network's place (``stand_ins.py``); list, read, decode, statistics, run-length code and write are
+the real ones, on 480x360 JPEGs in a local folder.
 """
 
+import os
 import shutil
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import numpy as np
+import pyarrow.parquet as pq
 import torch
-from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks.meter import Meter, Sample, Steady, steady
+from benchmarks.stand_ins import HEIGHT, WIDTH, Instant, SleepingFor
 from pipelines.labelling import LabelConfig, label
+from pipelines.segmenting import Predictor
 from pspnet_core import checkpoints
-from pspnet_core.inference import Prediction, Prepared
+from pspnet_core.images import decode_image
+from pspnet_core.inference import InferenceSettings, Segmenter
 from pspnet_core.pspnet import PSPNet, PSPNetConfig
 from pspnet_core.scenes import SCENE_CLASSES, draw_scene
 
-WIDTH, HEIGHT = 480, 360
-
-
-class StubPredictor:
-    """Answers every image with the same ready mask, that of a drawn scene, and a smooth confidence map."""
-
-    def __init__(self) -> None:
-        mask = draw_scene(0, width=WIDTH, height=HEIGHT)[1]
-        confidence = np.random.default_rng(0).uniform(0.5, 1.0, mask.shape).astype(np.float32)
-        self.answer = Prediction(mask, confidence)
-
-    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
-        """The image as it is."""
-        return Prepared(image.shape[0], image.shape[1], (image,))
-
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Prediction]:
-        """The ready answer, once per image."""
-        for _ in images:
-            yield self.answer
+SLEEP_S = 0.002
+"""Time for an image of the stand-in that sleeps."""
+SIDE = 473
+"""Pixels of the images for the real network."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,57 +38,49 @@ class Result:
     """What one run showed."""
 
     images: int
-    images_per_second: float
+    steady: Steady
     """Between the first chunk's file and the last one's: start-up excluded."""
     with_start: float
-    """Over the whole call, start of Ray and actors included."""
+    """Images per second over the whole call, start of Ray and actors included."""
     cpu_ms: dict[str, float]
     """CPU milliseconds per image, stage by stage."""
 
 
 def run(folder: Path, *, images: int, photographs: Path | None, chunk: int = 256) -> Result:
-    """Label ``images`` copies of some 480x360 JPEGs with the stub.
+    """Label ``images`` copies of some 480x360 JPEGs with the stand-in that answers at once.
 
     Args:
         photographs: folder of JPEGs to copy from; drawn scenes when None.
     """
-    bucket = folder / "bucket"
-    fill(bucket, images, photographs)
-    config = LabelConfig(input=str(bucket), output=str(folder / "labels"), model=str(save_model(folder)), chunk=chunk)
-    result = label(config, StubPredictor)
-    written = sorted(path.stat().st_mtime for path in (folder / "labels").glob("masks/*/*/*.parquet"))
-    steady = (len(written) - 1) * chunk / (written[-1] - written[0])
+    bucket = fill(folder / "bucket", images, photographs)
+    return run_over(bucket, folder / "labels", save_model(folder), Instant, chunk=chunk)
+
+
+def run_over(
+    bucket: Path,
+    labels: Path,
+    model: Path,
+    make_predictor: Callable[[], Predictor] | None,
+    *,
+    chunk: int,
+    workers: str | None = None,
+    skip: float = 0.0,
+    cut: float = 0.0,
+) -> Result:
+    """Label a bucket.
+
+    Args:
+        make_predictor: the network by default.
+        skip, cut: as for ``steady``.
+    """
+    config = LabelConfig(input=str(bucket), output=str(labels), model=str(model), chunk=chunk, workers=workers)
+    result = label(config, make_predictor)
     return Result(
         images=result["images"],
-        images_per_second=steady,
+        steady=steady(labels.glob("masks/*/*/*.parquet"), _rows, skip=skip, cut=cut),
         with_start=result["images_per_second"],
         cpu_ms=result["cpu_ms"],
     )
-
-
-def fill(bucket: Path, images: int, photographs: Path | None) -> None:
-    """Copy JPEGs into the bucket, over and over until there are enough."""
-    bucket.mkdir(parents=True)
-    sources = sorted(photographs.rglob("*.jpg")) if photographs else list(_drawn(bucket.parent / "drawn", 64))
-    for index in range(images):
-        shutil.copyfile(sources[index % len(sources)], bucket / f"{index:07d}.jpg")
-
-
-def save_model(folder: Path) -> Path:
-    """Any checkpoint will do: the stub takes its place, but the class table and the fingerprint are needed."""
-    torch.manual_seed(0)
-    model = PSPNet(PSPNetConfig(classes=len(SCENE_CLASSES), backbone="resnet18"))
-    checkpoints.from_model(model, name="stub", classes=SCENE_CLASSES).save(folder / "model")
-    return folder / "model"
-
-
-def _drawn(folder: Path, count: int) -> Iterator[Path]:
-    folder.mkdir()
-    for seed in range(count):
-        buffer = BytesIO()
-        Image.fromarray(draw_scene(seed, width=WIDTH, height=HEIGHT)[0]).save(buffer, "JPEG", quality=90)
-        (folder / f"{seed}.jpg").write_bytes(buffer.getvalue())
-        yield folder / f"{seed}.jpg"
 
 
 def lines(result: Result) -> list[Any]:
@@ -106,6 +88,105 @@ def lines(result: Result) -> list[Any]:
     stages = ", ".join(f"{stage} {value:.2f}" for stage, value in result.cpu_ms.items())
     return [
         f"labelling, stub network, {result.images} JPEGs of {WIDTH}x{HEIGHT}",
-        f"  steady state  {result.images_per_second:.0f} images/s ({result.with_start:.0f} with start-up)",
+        f"  steady state  {result.steady.rate:.0f} images/s ({result.with_start:.0f} with start-up)",
         f"  CPU ms/image  {stages} (segment holds decode and encode)",
     ]
+
+
+def sleeping(folder: Path, *, images: int, photographs: Path | None, chunk: int = 256) -> list[str]:
+    """Which share of its own rate a stand-in reaches that sleeps for each image."""
+    bucket = fill(folder / "bucket", images, photographs)
+    make = SleepingFor(SLEEP_S)
+    stand_in = make()
+    prepared = [stand_in.prepare(decode_image(next(bucket.iterdir()).read_bytes()))] * 500
+    own = _rate(stand_in, prepared)
+    found = run_over(bucket, folder / "labels", save_model(folder), make, chunk=chunk).steady.rate
+    return [
+        f"labelling, a stand-in that sleeps {1000 * SLEEP_S:g} ms for each of {images} JPEGs of {WIDTH}x{HEIGHT}",
+        f"  {found:.1f} images/s, {found / own:.1%} of its own {own:.1f}",
+    ]
+
+
+def bare(folder: Path, *, images: int, backbone: str, chunk: int = 16, batch: int = 8) -> list[str]:
+    """Labelling with the real network against the loop over ready images, before and after it, with as many threads."""
+    bucket = fill(folder / "bucket", images, None, width=SIDE, height=SIDE)
+    model = save_model(folder, backbone=backbone)
+    checkpoint = checkpoints.load(model)
+    segmenter = Segmenter(checkpoint.model, checkpoint.inference, batch=batch)
+    prepared = [segmenter.decode(path.read_bytes()) for path in sorted(bucket.iterdir())[: 2 * batch]]
+    before = _rate(segmenter, prepared)
+    found = run_over(bucket, folder / "labels", model, None, chunk=chunk).steady.rate
+    after = _rate(segmenter, prepared)
+    own = (before + after) / 2
+    return [
+        f"labelling, {backbone}, {images} JPEGs of {SIDE}x{SIDE}, against the loop over ready images",
+        f"  {found:.3f} images/s, {found / own:.1%} of the loop's {own:.3f} ({before:.3f} before, {after:.3f} after)",
+    ]
+
+
+def memory(folder: Path, *, images: int, photographs: Path | None, chunk: int = 256) -> list[str]:
+    """Memory of driver, actors and object store at some moments of a run over many images."""
+    # Links, as so many copies are a lot of disk; to the storage they are files like others.
+    bucket = fill(folder / "bucket", images, photographs, copy=os.link)
+    with Meter(every=0.5, memory=True) as meter:
+        result = run_over(bucket, folder / "labels", save_model(folder), Instant, chunk=chunk)
+    stretch = result.steady
+    rows = []
+    for share in (0.1, 0.5, 1.0):
+        sample = meter.at(stretch.since + share * (stretch.until - stretch.since))
+        rows.append(f"  after {share:4.0%}  {_megabytes(sample)}")
+    return [f"memory of labelling, stub network, {images} images, chunks of {chunk}, in MB", *rows]
+
+
+def fill(
+    bucket: Path,
+    images: int,
+    photographs: Path | None,
+    *,
+    width: int = WIDTH,
+    height: int = HEIGHT,
+    copy: Callable[[Path, Path], object] = shutil.copyfile,
+) -> Path:
+    """Copy JPEGs into the bucket, over and over until there are enough; drawn scenes where there are no photographs."""
+    bucket.mkdir(parents=True)
+    if photographs:
+        sources = sorted(photographs.rglob("*.jpg"))
+    else:
+        sources = list(_drawn(bucket.parent / "drawn", min(64, images), width, height))
+    for index in range(images):
+        copy(sources[index % len(sources)], bucket / f"{index:07d}.jpg")
+    return bucket
+
+
+def save_model(folder: Path, *, backbone: str = "resnet18", inference: InferenceSettings | None = None) -> Path:
+    """A checkpoint with random weights. A stand-in needs its class table and its fingerprint only."""
+    torch.manual_seed(0)
+    model = PSPNet(PSPNetConfig(classes=len(SCENE_CLASSES), backbone=backbone))
+    checkpoints.from_model(model, name="random", classes=SCENE_CLASSES, inference=inference).save(folder / "model")
+    return folder / "model"
+
+
+def _rate(predictor: Predictor, prepared: Iterable[Any]) -> float:
+    """Images per second of a predictor that is given ready images, after two of them to warm up."""
+    ready = list(prepared)
+    list(predictor.predict(ready[:2]))
+    start = time.perf_counter()
+    count = sum(1 for _ in predictor.predict(ready))
+    return count / (time.perf_counter() - start)
+
+
+def _rows(path: Path) -> int:
+    return int(pq.read_metadata(path).num_rows)
+
+
+def _megabytes(sample: Sample) -> str:
+    return ", ".join(f"{kind} {size / 1e6:.0f}" for kind, size in sorted(sample.memory.items()))
+
+
+def _drawn(folder: Path, count: int, width: int, height: int) -> Iterator[Path]:
+    folder.mkdir()
+    for seed in range(count):
+        buffer = BytesIO()
+        Image.fromarray(draw_scene(seed, width=width, height=height)[0]).save(buffer, "JPEG", quality=90)
+        (folder / f"{seed}.jpg").write_bytes(buffer.getvalue())
+        yield folder / f"{seed}.jpg"

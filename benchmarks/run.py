@@ -10,7 +10,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import feeding, labelling, network, postprocessing
+from benchmarks import (
+    baselines,
+    driving,
+    feeding,
+    labelling,
+    network,
+    planning,
+    postprocessing,
+    reduced,
+    scaling,
+)
 from pipelines.cluster import ray_session
 
 
@@ -18,11 +28,20 @@ def main() -> None:
     """Parse the few flags and run."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("which", nargs="*", help=f"any of {', '.join(BENCHMARKS)}; all of them by default")
-    parser.add_argument("--images", type=int, default=8192, help="labelling: images to label")
+    parser.add_argument("--images", type=int, help="labelling and its kin: images to label")
     parser.add_argument("--photographs", type=Path, help="labelling: folder of 480x360 JPEGs; drawn scenes by default")
-    parser.add_argument("--data", type=Path, help="feeding: labelled images, layout folder; drawn scenes by default")
+    parser.add_argument(
+        "--data", type=Path, help="feeding, reduced: labelled images, layout folder; drawn scenes by default"
+    )
+    parser.add_argument("--model", type=Path, help="reduced: checkpoint folder; random weights by default")
+    parser.add_argument("--chunks", type=int, default=40, help="scaling: chunks for each node")
+    parser.add_argument("--nodes", nargs="+", type=int, default=[*scaling.NODES], help="scaling: simulated nodes")
+    parser.add_argument("--labelled", type=int, default=10_000_000, help="planning: images that are labelled already")
+    parser.add_argument("--new", type=int, default=1_000_000, help="planning: images that are not")
+    parser.add_argument("--labels", help="planning: empty folder or bucket for label files; local disk by default")
+    parser.add_argument("--empty", type=int, default=20_000, help="driving: chunks")
     parser.add_argument("--repeat", type=int, default=3, help="labelling: runs")
-    parser.add_argument("--backbones", nargs="+", default=["resnet50"], help="network, training: backbones")
+    parser.add_argument("--backbones", nargs="+", default=["resnet50"], help="network, training, bare: backbones")
     parser.add_argument("--sizes", nargs="+", type=int, default=[473], help="network, training: sides in pixels")
     parser.add_argument("--batches", nargs="+", type=int, default=[1], help="network: images per pass")
     parser.add_argument("--rounds", type=int, default=5, help="network, training: rounds of all contenders")
@@ -41,8 +60,52 @@ def _labelling(options: argparse.Namespace) -> None:
     with ray_session():
         for _ in range(options.repeat):
             with tempfile.TemporaryDirectory() as folder:
-                result = labelling.run(Path(folder), images=options.images, photographs=options.photographs)
+                result = labelling.run(Path(folder), images=options.images or 8192, photographs=options.photographs)
             print(*labelling.lines(result), sep="\n", flush=True)
+
+
+def _in_folder(function: Callable[[Path, argparse.Namespace], list[str]]) -> Callable[[argparse.Namespace], None]:
+    """A benchmark that wants a folder for its files and gives lines to print."""
+
+    def run(options: argparse.Namespace) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            print(*function(Path(folder), options), sep="\n", flush=True)
+
+    return run
+
+
+def _against(folder: Path, options: argparse.Namespace) -> list[str]:
+    images = options.images or 2048
+    return baselines.lines(baselines.run(folder, images=images, photographs=options.photographs), images)
+
+
+def _sleeping(folder: Path, options: argparse.Namespace) -> list[str]:
+    return labelling.sleeping(folder, images=options.images or 8192, photographs=options.photographs)
+
+
+def _bare(folder: Path, options: argparse.Namespace) -> list[str]:
+    return labelling.bare(folder, images=options.images or 96, backbone=options.backbones[0])
+
+
+def _memory(folder: Path, options: argparse.Namespace) -> list[str]:
+    return labelling.memory(folder, images=options.images or 50_000, photographs=options.photographs)
+
+
+def _scaling(folder: Path, options: argparse.Namespace) -> list[str]:
+    return scaling.lines(scaling.run(folder, chunks=options.chunks, nodes=tuple(options.nodes)))
+
+
+def _reduced(folder: Path, options: argparse.Namespace) -> list[str]:
+    return reduced.lines(reduced.run(folder, images=options.images or 32, model=options.model, data=options.data))
+
+
+def _planning(folder: Path, options: argparse.Namespace) -> list[str]:
+    night = {"labelled": options.labelled, "new": options.new, "labels": options.labels}
+    return planning.lines(planning.run(folder, **night), **night)
+
+
+def _driving(folder: Path, options: argparse.Namespace) -> list[str]:
+    return driving.lines(driving.run(folder, chunks=options.empty))
 
 
 def _network(options: argparse.Namespace) -> None:
@@ -74,6 +137,14 @@ def _feeding(options: argparse.Namespace) -> None:
 
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "labelling": _labelling,
+    "against": _in_folder(_against),
+    "sleeping": _in_folder(_sleeping),
+    "bare": _in_folder(_bare),
+    "memory": _in_folder(_memory),
+    "scaling": _in_folder(_scaling),
+    "reduced": _in_folder(_reduced),
+    "planning": _in_folder(_planning),
+    "driving": _in_folder(_driving),
     "network": _network,
     "training": _training,
     "postprocessing": _postprocessing,

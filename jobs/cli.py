@@ -5,7 +5,8 @@ A job is ``sys.exit(main(Config, run))``. The contract with whoever starts it:
 * Every field of the dataclass is a flag; ``--config FILE.yaml`` gives values that the flags override.
 * Standard output holds one JSON object, on its last line. Everything else goes to standard error.
 * Exit code 0: done. 1: the job failed. 2: a bad flag or config, told in one line
-  ``error: field=value: remedy``. 130: interrupted.
+  ``error: field=value: remedy``. 130: interrupted. 143: SIGTERM came, what was under way is done, and the JSON
+  line tells how far it went.
 
 The scripts find the project without touching ``sys.path``: whoever installs the dependencies installs it too
 (``make setup`` does so in place), and ``ray job submit --working-dir`` puts its folder on ``PYTHONPATH``.
@@ -22,6 +23,7 @@ import logging
 import math
 import os
 import re
+import signal
 import sys
 import traceback
 import types
@@ -32,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar, Union, get_args
 import yaml
 from jsonargparse import ArgumentParser, set_parsing_settings
 
-from pspnet_core.errors import ConfigError, PspnetError
+from pspnet_core.errors import ConfigError, PspnetError, Terminated
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -60,7 +62,8 @@ def main(
     try:
         config = parse_config(config_class, sys.argv[1:] if argv is None else argv)
         with _reserved_stdout() as stdout:
-            print(json_line(run(config)), file=stdout, flush=True)
+            result, code = _outcome(run, config)
+            print(json_line(result), file=stdout, flush=True)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -71,7 +74,15 @@ def main(
     except Exception:
         traceback.print_exc()
         return 1
-    return 0
+    return code
+
+
+def _outcome(run: Callable[[ConfigT], Mapping[str, object]], config: ConfigT) -> tuple[Mapping[str, object], int]:
+    """A job's result and exit code."""
+    try:
+        return run(config), 0
+    except Terminated as end:
+        return end.result, 128 + signal.SIGTERM
 
 
 def parse_config(config_class: type[ConfigT], argv: Sequence[str]) -> ConfigT:

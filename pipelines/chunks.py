@@ -3,80 +3,126 @@
 Kept apart from ``segmenting.py`` so that the processes of these two stages need not load torch.
 """
 
-import time
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from pipelines.clocks import Start
+from pipelines.coordinator import Coordinator
 from pipelines.ledger import Ledger, Plan
+from pipelines.redaction import redacted
 from pipelines.sources import find_source
 from pipelines.storage import Store
-from pipelines.tables import LISTING, SCHEMA_VERSION, from_ipc, to_ipc, to_parquet
+from pipelines.tables import LISTING, SCHEMA_VERSION, Stamp, from_ipc, to_ipc, to_parquet
 from pspnet_core import __version__
 from pspnet_core.classes import ClassTable
 from pspnet_core.errors import ImageError
 
 ChunkRow = dict[str, Any]
-"""A row of Ray Data: ``chunk`` (its number in the plan), ``payload`` (an IPC stream) and counters."""
+"""A row of Ray Data: ``chunk`` (its number), ``payload`` (an IPC stream) and counters."""
 
 ENCODED = pa.schema([*LISTING, pa.field("data", pa.binary()), pa.field("error", pa.string())])
 
 
 @dataclass(frozen=True, kw_only=True)
 class Work:
-    """What every stage needs to know about the run."""
+    """What every stage needs to know about the run.
 
-    input: Store
+    Attributes:
+        stamp: what its rows have in common.
+        pixels: the largest image, in pixels.
+    """
+
     output: Store
     ledger: Ledger
-    plan: Plan
+    stamp: Stamp
     model: str
     classes: ClassTable
     pixels: int
+    coordinator: Coordinator
+
+    @property
+    def fingerprint(self) -> str:
+        """The model's."""
+        return self.ledger.paths.partition.rpartition("-")[2]
 
 
 class Read:
     """Stage 1, on a CPU task: the chunk's rows of the plan and the bytes of its images."""
 
-    def __init__(self, work: Work, *, threads: int = 16) -> None:
-        self.work, self.threads = work, threads
+    def __init__(self, work: Work, plan: Plan) -> None:
+        self.work, self.plan = work, plan
 
     def __call__(self, row: ChunkRow) -> ChunkRow:
-        """Add ``payload``: an ``ENCODED`` table; an empty one when another driver has written the chunk already."""
+        """Add ``payload``: an ``ENCODED`` table.
+
+        An empty one when another driver has written the chunk already, or the run is to stop.
+        """
         work, chunk = self.work, int(row["id"])
-        start = time.thread_time()
-        target = work.ledger.paths.chunk(work.plan.date, work.plan.number, chunk)
-        rows = work.ledger.read_chunk(work.plan, chunk)
+        start = Start.now()
+        if not work.coordinator.admits(chunk):
+            return handed_back(chunk)
+        target = work.ledger.paths.chunk(self.plan.date, self.plan.number, chunk)
+        rows = work.ledger.read_chunk(self.plan, chunk)
         if work.output.exists(target):
-            return {"chunk": chunk, "payload": to_ipc(ENCODED.empty_table()), "images": len(rows), "cpu_read": 0.0}
-        results = find_source(work.plan.order.source).read(work.input, rows, threads=self.threads)
-        data = pa.array([None if isinstance(result, ImageError) else result for result in results], pa.binary())
-        errors = pa.array([str(result) if isinstance(result, ImageError) else None for result in results], pa.string())
-        table = rows.cast(LISTING).append_column("data", data).append_column("error", errors)
-        return {"chunk": chunk, "payload": to_ipc(table), "images": len(rows), "cpu_read": time.thread_time() - start}
+            return encoded(chunk, ENCODED.empty_table(), images=len(rows), since=start)
+        return encoded(chunk, fetched(self.plan.order.source, rows), images=len(rows), since=start)
 
 
 class Write:
     """Stage 3, on a CPU task: one Parquet object per chunk, put if absent; "already there" is success."""
 
-    def __init__(self, work: Work) -> None:
-        self.work = work
+    def __init__(self, work: Work, plan: Plan) -> None:
+        self.work, self.plan = work, plan
 
     def __call__(self, row: ChunkRow) -> ChunkRow:
         """Write the chunk; what is left of the row is a handful of numbers."""
-        start = time.thread_time()
-        counters = {key: value for key, value in row.items() if key != "payload"}
+        start = Start.now()
         table = from_ipc(row["payload"])
-        if len(table) and not self._put(table, int(row["chunk"])):
-            counters |= {"labelled": 0, "errors": 0}  # another driver was faster, and counts them
-        return counters | {"cpu_write": time.thread_time() - start}
+        # Where another driver was faster, it counts them.
+        mine = not len(table) or self._put(table, int(row["chunk"]))
+        return counters(row, since=start, counted=mine)
 
     def _put(self, table: pa.Table, chunk: int) -> bool:
         """Whether it was this call that wrote the chunk."""
-        work = self.work
-        path = work.ledger.paths.chunk(work.plan.date, work.plan.number, chunk)
-        return work.output.put_if_absent(path, to_parquet(table, metadata=file_metadata(work)))
+        path = self.work.ledger.paths.chunk(self.plan.date, self.plan.number, chunk)
+        return self.work.output.put_if_absent(path, to_parquet(table, metadata=file_metadata(self.work)))
+
+
+def fetched(source: str, rows: pa.Table, *, threads: int = 16) -> pa.Table:
+    """An ``ENCODED`` table: rows of a listing with the bytes of their images, or why there are none.
+
+    ``bytes`` becomes the size of what was read: not every format tells it in its listing.
+    """
+    results = find_source(source).read(rows, threads=threads)
+    data = pa.array([None if isinstance(result, ImageError) else result for result in results], pa.binary())
+    errors = pa.array([str(result) if isinstance(result, ImageError) else None for result in results], pa.string())
+    sizes = pc.coalesce(pc.binary_length(data).cast(pa.int64()), rows["bytes"])
+    table = pa.table([*(rows[name] for name in ("uri", "key", "etag")), sizes], schema=LISTING)
+    return table.append_column("data", data).append_column("error", errors)
+
+
+def encoded(chunk: int, table: pa.Table, *, images: int, since: Start) -> ChunkRow:
+    """A chunk on its way from the first stage to the second; ``since`` is when the first began."""
+    size = int(pc.sum(pc.binary_length(table["data"])).as_py() or 0)
+    row = {"chunk": chunk, "payload": to_ipc(table), "images": images, "bytes": size}
+    return row | since.spent("read")
+
+
+def handed_back(chunk: int) -> ChunkRow:
+    """A chunk that the run begins no more, on its way past the other stages."""
+    row = {"chunk": chunk, "payload": to_ipc(ENCODED.empty_table()), "images": 0, "bytes": 0}
+    return row | {"wall_read": 0.0, "cpu_read": 0.0}
+
+
+def counters(row: ChunkRow, *, since: Start, counted: bool) -> ChunkRow:
+    """What is left of a chunk after the last stage; not ``counted`` are images that somebody else wrote."""
+    left = {key: value for key, value in row.items() if key != "payload"}
+    if not counted:
+        left |= {"labelled": 0, "errors": 0, "kinds": ""}
+    return left | since.spent("write")
 
 
 def file_metadata(work: Work) -> dict[str, object]:
@@ -84,8 +130,8 @@ def file_metadata(work: Work) -> dict[str, object]:
     return {
         "schema": SCHEMA_VERSION,
         "version": __version__,
-        "model": work.model,
-        "fingerprint": work.ledger.paths.partition.rpartition("-")[2],
+        "model": redacted(work.model),
+        "fingerprint": work.fingerprint,
         "classes": work.classes.to_json(),
-        "run_id": work.plan.run_id,
+        "run_id": work.stamp.run_id,
     }

@@ -4,7 +4,8 @@ import contextlib
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator, Mapping
+import signal
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -14,7 +15,20 @@ from ray.exceptions import RayTaskError
 
 from pspnet_core.errors import ConfigError, PspnetError
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
+Resources = Mapping[str, float]
+"""What a node or a cluster has, by Ray's names: ``CPU`` and ``GPU`` among others."""
+
+PLACE_S = 60.0
+"""Seconds that actors wait for room on a cluster that is large enough: actors of a job that ends may still be there."""
+ARRIVE_S = 900.0
+"""Seconds that actors wait for nodes that an autoscaler may bring."""
+LONGEST_SILENCE_S = 6 * 3600.0
+"""Seconds after which Ray Data takes a stream that brings forth nothing for stuck. A chunk of slow images, on a slow
+machine, may well take an hour."""
+LEAST_CPUS = 0.05
+"""Least share of a CPU that an actor is given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +75,8 @@ class Share:
 def ray_session() -> Iterator[None]:
     """Connect to the cluster that ``RAY_ADDRESS`` names or that runs on this machine, else start one in the process.
 
-    Leaves on the way out, unless the caller was connected before.
+    Leaves on the way out, unless the caller was connected before. A handler of SIGTERM stays in force, which Ray would
+    replace by its own.
 
     Raises:
         ConfigError: when there is no such cluster, or it refuses the connection.
@@ -69,8 +84,11 @@ def ray_session() -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
+    handler = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(logging_level=logging.WARNING)
+        if callable(handler):
+            signal.signal(signal.SIGTERM, handler)
     except (ConnectionError, RuntimeError, ValueError) as error:
         address = os.environ.get("RAY_ADDRESS", "")
         reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -83,32 +101,68 @@ def ray_session() -> Iterator[None]:
         ray.shutdown()
 
 
-def share(workers: int, gpus: float | None, *, reserve: float, resources: Mapping[str, float]) -> Share:
+def share(
+    workers: int, gpus: float | None, *, reserve: float, resources: Resources, nodes: Sequence[Resources] = ()
+) -> Share:
     """Divide the cluster among ``workers`` equal actors.
 
     Args:
-        gpus: GPUs of each actor; None gives one each when the cluster has any.
+        gpus: GPUs of each actor; None gives one each when the cluster has any. Nodes that have those which are asked
+            for may be still to come.
         reserve: share of the CPUs that stays free for other tasks, in [0, 1).
         resources: what the cluster has, as ``ray.cluster_resources()`` tells.
+        nodes: what each node has, since an actor lies on one; by default all is on one node.
 
     Raises:
         ConfigError: when the cluster cannot hold them, naming what is missing.
     """
+    nodes = nodes or [resources]
     cpus, present = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     each = gpus if gpus is not None else (1.0 if present else 0.0)
     if each < 0 or (each > 1 and each != int(each)):
         raise ConfigError("gpus", each, "give a fraction below 1, or a whole number")
-    if each * workers > present and gpus is None:
+    places = sum(_gpu_places(node, each) for node in nodes) if each else workers
+    if present and not places:
+        most = max(node.get("GPU", 0.0) for node in nodes)
+        raise ConfigError("gpus", each, f"an actor lies on one node, and none has more than {most:g}; ask for fewer")
+    if places < workers and gpus is None:
         raise ConfigError("workers", workers, f"the cluster has {present:g} GPUs; ask for fewer workers or set --gpus")
     if cpus <= 0:
         raise ConfigError("workers", workers, "the cluster has no CPUs")
-    # GPU actors leave the CPUs to the stages that feed them; CPU actors are the work themselves.
-    free = cpus * (1 - reserve)
-    cpu_share = min(1.0, free / workers) if each else free / workers
-    rounded = math.floor(cpu_share * 100) / 100 if cpu_share < 1 else float(math.floor(cpu_share))
-    if rounded < 0.05:
-        raise ConfigError("workers", workers, f"the cluster has {cpus:g} CPUs; ask for fewer workers")
-    return Share(workers=workers, cpus=rounded, gpus=each)
+    if places:
+        found = _cpus_each(min(workers, places), each, nodes, reserve)
+    else:  # the nodes that they will lie on are not there yet
+        found = _rounded(min(1.0, cpus * (1 - reserve) / workers))
+    if found < LEAST_CPUS:
+        beside = " beside its GPUs" if each else ""
+        raise ConfigError("workers", workers, f"the cluster has {cpus:g} CPUs{beside}; ask for fewer workers")
+    return Share(workers=workers, cpus=found, gpus=each)
+
+
+def _gpu_places(node: Resources, each: float) -> int:
+    """Actors that a node's GPUs hold; those that share a GPU do not reach over to the next one."""
+    whole = int(node.get("GPU", 0.0))
+    return whole * int(1 / each + 1e-9) if each < 1 else whole // int(each)
+
+
+def _cpus_each(workers: int, gpus: float, nodes: Sequence[Resources], reserve: float) -> float:
+    """The most CPUs that so many actors can have, each of them on one node; 0 if they do not fit.
+
+    GPU actors leave the CPUs to the stages that feed them and take one at most; CPU actors are the work themselves.
+    """
+    free = [(node.get("CPU", 0.0) * (1 - reserve), _gpu_places(node, gpus) if gpus else workers) for node in nodes]
+    sizes = {_rounded(cpus / count) for cpus, places in free for count in range(1, min(workers, places) + 1)}
+    if gpus:
+        sizes = {min(1.0, size) for size in sizes}
+    for size in sorted(sizes, reverse=True):
+        if size and sum(min(places, int(cpus / size + 1e-9)) for cpus, places in free) >= workers:
+            return size
+    return 0.0
+
+
+def _rounded(cpus: float) -> float:
+    """Down to a whole number, or to hundredths below one, as Ray counts them."""
+    return math.floor(cpus * 100) / 100 if cpus < 1 else float(math.floor(cpus))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,15 +175,56 @@ class Pool:
 
     @classmethod
     def of(cls, workers: str | None, gpus: float | None, *, reserve: float) -> "Pool":
-        """The pool for ``--workers`` and ``--gpus`` on the connected cluster; arguments and errors as ``share``."""
-        resources = ray.cluster_resources()
-        most = int(resources.get("GPU", 0) // (gpus or 1))
+        """The pool for ``--workers`` and ``--gpus`` on the connected cluster, once there is room for the least of it.
+
+        Args:
+            gpus, reserve: as for ``share``.
+
+        Raises:
+            ConfigError: when the pool would wait for ever, or for long: the cluster cannot hold it, or other jobs have
+                taken what it needs. Names what is missing and what to do.
+        """
+        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        most = 0 if gpus == 0 else sum(_gpu_places(node, gpus or 1) for node in nodes)
         wanted = WorkerRange.parse(workers) if workers else WorkerRange(low=1, high=max(1, most))
-        return cls(
-            low=wanted.low,
-            high=wanted.high,
-            share=share(wanted.high, gpus, reserve=reserve, resources=resources),
-        )
+        part = share(wanted.high, gpus, reserve=reserve, resources=ray.cluster_resources(), nodes=nodes)
+        pool = cls(low=wanted.low, high=wanted.high, share=part)
+        pool.await_room(arriving=most < wanted.low if part.gpus else False)
+        return pool
+
+    def await_room(self, *, arriving: bool) -> None:
+        """Wait until the least number of actors fits on the cluster beside what runs there.
+
+        Args:
+            arriving: whether nodes have to come first, which takes longer.
+
+        Raises:
+            ConfigError: they still do not fit.
+        """
+        patience = ARRIVE_S if arriving else PLACE_S
+        claim = {name: value for name, value in (("CPU", self.share.cpus), ("GPU", self.share.gpus)) if value}
+        text = f"{self.low} x {' and '.join(f'{value:g} {name}' for name, value in claim.items())}"
+        if arriving:
+            log.info("waiting for nodes with %s", text)
+        # Ray itself tells whether they fit; a group that waits also makes an autoscaler bring nodes.
+        group = ray.util.placement_group([claim] * self.low)
+        try:
+            if group.wait(patience):
+                return
+        finally:
+            ray.util.remove_placement_group(group)
+        if arriving:
+            remedy = (
+                f"no nodes with {text} came in {patience:g} s; ask for fewer, or see why the autoscaler brings none"
+            )
+        else:
+            left = ray.available_resources()
+            free = ", ".join(f"{left.get(name, 0.0):g} {name}" for name in claim)
+            remedy = (
+                f"needs {text} and after {patience:g} s the other jobs on the cluster leave {free}; "
+                "wait until they are done, or ask for fewer workers"
+            )
+        raise ConfigError("workers", self.low, remedy)
 
 
 def quiet_ray_data() -> None:
@@ -137,6 +232,7 @@ def quiet_ray_data() -> None:
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = LONGEST_SILENCE_S
     context.raise_original_map_exception = True  # so that own_errors finds ours
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

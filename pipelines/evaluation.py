@@ -79,6 +79,8 @@ class EvaluateConfig:
     """Whether to average with the mirrored image; by default the checkpoint's setting."""
     window: int | None = None
     """Side of the sliding window in pixels, 0 for whole images; by default the checkpoint's."""
+    reduced: bool | None = None
+    """Whether JPEGs larger than the network's input are decoded to fewer pixels; by default the checkpoint's."""
     compile: bool = False
     """Whether the network is compiled (CUDA graphs on GPUs): for many images of one size."""
     confidence: float = 0.9
@@ -166,7 +168,9 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         TrackingError: the MLflow server cannot be used.
     """
     checkpoint = tracking.load_rgb_model(config.model)
-    checkpoint = checkpoint.with_inference(scales=config.scales, flip=config.flip, window=config.window)
+    checkpoint = checkpoint.with_inference(
+        scales=config.scales, flip=config.flip, window=config.window, reduced=config.reduced
+    )
     dataset = open_dataset(
         config.data, config.layout, LayoutOptions(confidence=config.confidence, holdout=config.holdout)
     )

@@ -9,45 +9,76 @@ import json
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipelines.chunks import Work
+from pipelines.costs import Prices, spent
+from pipelines.ledger import Ledger, Plan
+from pipelines.redaction import redacted, redacted_values
 from pipelines.tables import CLASS_STATS, CLASSES, SCHEMA_VERSION, to_parquet, utc_now
+from pipelines.totals import Totals
 from pspnet_core import __version__
 from pspnet_core.classes import ClassTable
 
 
-def finish(work: Work, started: datetime.datetime, cpu: Mapping[str, float]) -> None:
-    """Write what follows the last chunk; ``cpu`` holds CPU seconds by stage, for the record."""
-    paths, store, plan = work.ledger.paths, work.output, work.plan
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What an invocation adds to the record of the plan that it finished.
+
+    Attributes:
+        started: when it began with the plan.
+        totals: what it did of the plan: all of it, unless another invocation had begun.
+        about: further keys of the record, which say whose work it was.
+    """
+
+    started: datetime.datetime
+    totals: Totals
+    prices: Prices
+    about: Mapping[str, Any]
+
+
+def finish(work: Work, plan: Plan, effort: Effort) -> dict[str, Any]:
+    """Write what follows the last chunk; returns the run record."""
+    paths, store = work.ledger.paths, work.output
     store.put_if_absent(paths.classes, to_parquet(class_table(work.classes)))
-    summary = Summary.of(work)
-    store.put_if_absent(paths.class_stats(plan.date, plan.run_id), to_parquet(summary.table(work)))
-    ended = utc_now()
+    summary = Summary.of(work.ledger, plan, work.classes)
+    store.put_if_absent(paths.class_stats(plan.date, plan.run_id), to_parquet(summary.table(work.classes, plan.run_id)))
+    ended, totals = utc_now(), effort.totals
     record = {
         "run_id": plan.run_id,
         "plan": plan.number,
         "date": plan.date,
         "planned_at": plan.made.isoformat(),
-        "started_at": started.isoformat(),
+        "started_at": effort.started.isoformat(),
         "ended_at": ended.isoformat(),
-        "seconds": (ended - started).total_seconds(),
-        "input": plan.order.input,
-        "output": store.root,
-        "model": work.model,
+        "seconds": (ended - effort.started).total_seconds(),
+        "input": redacted_values(plan.order.input),
+        "source": plan.order.source,
+        "output": redacted(store.root),
+        "model": redacted(work.model),
         "partition": paths.partition,
+        "fingerprint": work.fingerprint,
         "images": plan.images,
         "labelled": plan.images - sum(summary.errors.values()),
         "errors": dict(summary.errors),
         "chunks": plan.chunks,
         "mask": plan.order.mask,
-        "cpu_seconds": {stage: round(seconds, 3) for stage, seconds in sorted(cpu.items())},
+        "cpu_seconds": _rounded(totals.cpu),
+        "wall_seconds": _rounded(totals.wall),
+        "spent": spent(totals, effort.prices),
         "version": __version__,
         "schema": SCHEMA_VERSION,
+        **effort.about,
     }
     store.put_if_absent(paths.run(plan.run_id), json.dumps(record, indent=1).encode())
+    return record
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {stage: round(value, 3) for stage, value in sorted(seconds.items())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,12 +96,12 @@ class Summary:
     errors: Counter[str]
 
     @classmethod
-    def of(cls, work: Work) -> "Summary":
+    def of(cls, ledger: Ledger, plan: Plan, classes: ClassTable) -> "Summary":
         """Read the label table's rows of the plan, a batch at a time."""
-        size = len(work.classes)
+        size = len(classes)
         images, pixels, confidence = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size)
         errors: Counter[str] = Counter()
-        for batch in work.ledger.rows(work.plan, ["error", "class_stats"]):
+        for batch in ledger.rows(plan, ["error", "class_stats"]):
             errors.update(text.partition(":")[0] for text in batch["error"].drop_null().to_pylist())
             statistics = batch["class_stats"].flatten()
             ids, counts, sure = (statistics.field(name).to_numpy() for name in ("class_id", "pixels", "confidence"))
@@ -79,19 +110,19 @@ class Summary:
             confidence += np.bincount(ids, weights=counts * sure.astype(np.float64), minlength=size)
         return cls(images=images, pixels=pixels, confidence=confidence, errors=errors)
 
-    def table(self, work: Work) -> pa.Table:
+    def table(self, classes: ClassTable, run_id: str) -> pa.Table:
         """One row per class."""
-        size, total = len(work.classes), max(1, int(self.pixels.sum()))
+        size, total = len(classes), max(1, int(self.pixels.sum()))
         absent = self.pixels == 0
         mean = self.confidence / np.maximum(1, self.pixels)
         columns = {
             "class_id": np.arange(size),
-            "name": list(work.classes.names),
+            "name": list(classes.names),
             "images": self.images,
             "pixels": self.pixels,
             "fraction": self.pixels / total,
             "confidence": pa.array(mean.astype(np.float32), mask=absent),
-            "run_id": [work.plan.run_id] * size,
+            "run_id": [run_id] * size,
         }
         return pa.table(columns, schema=CLASS_STATS)
 

@@ -4,35 +4,48 @@ list the input -> subtract the ledger -> write the plan -> Ray Data: chunk numbe
 rows back to the driver -> class statistics and the run record. Guarantees: ``docs/guarantees.md``.
 """
 
+import contextlib
+import dataclasses
 import datetime
 import logging
+import os
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import ray
-import ray.data
 
 from pipelines import tracking
-from pipelines.chunks import ChunkRow, Read, Work, Write
-from pipelines.cluster import Pool, WorkerRange, own_errors, quiet_ray_data, ray_session
-from pipelines.finishing import finish
+from pipelines.background_run import BackgroundRun, background_run
+from pipelines.chunks import Read, Work, Write
+from pipelines.cluster import Pool, WorkerRange, ray_session
+from pipelines.coordinator import Coordinator, coordinated
+from pipelines.costs import Prices, spent
+from pipelines.dates import run_date, since_time
+from pipelines.finishing import Effort, finish
+from pipelines.label_runs import log_end, log_start
 from pipelines.ledger import ChunkLimits, Ledger, Order, Plan
+from pipelines.listing import Listing, spooled
+from pipelines.metrics import LabelMetrics, watched
 from pipelines.progress import Progress
-from pipelines.segmenting import Predictor, Segment
-from pipelines.sources import find_source
-from pipelines.storage import Store, open_store
-from pipelines.tables import Paths, utc_now
+from pipelines.registry import Origin, origin_of
+from pipelines.replaying import ReadFailed, Rewrite, by_mask, check_kinds, find_failed, reconcile
+from pipelines.runs import code_version
+from pipelines.segmenting import Predictor
+from pipelines.sources import Inputs, find_source
+from pipelines.stopping import Ending, on_sigterm
+from pipelines.storage import open_store
+from pipelines.streaming import Chain, Stage, segmenter_of
+from pipelines.tables import Paths, Stamp, utc_now
+from pipelines.totals import Totals
 from pspnet_core.checkpoints import Checkpoint
-from pspnet_core.errors import ConfigError, PspnetError
-from pspnet_core.inference import Segmenter
+from pspnet_core.errors import ConfigError, PspnetError, Terminated
 
 log = logging.getLogger(__name__)
-WAVE = 2048  # chunks handed to Ray Data at a time, so that the driver's memory does not grow with the plan
 CHUNK_BYTES = 64 * 2**20
+ENOUGH_TO_JUDGE = 100
+"""Images after which ``--max-errors`` is first looked at."""
 
 
 class LabellingFailed(PspnetError):
@@ -44,13 +57,13 @@ class LabelConfig:
     """Label every image below a prefix and write masks and class statistics as Parquet."""
 
     input: str
-    """Images: a local folder or a URI (s3://...)."""
+    """Images: folders, globs or files, local or URIs (s3://...), comma-separated; {date} stands for the run's date."""
     output: str
     """Where the label table goes: a local folder or a URI."""
     model: str
     """Checkpoint: a local folder, a URI, runs:/... or models:/name@alias."""
     date: str | None = None
-    """Partition dt= of new labels, YYYY-MM-DD; today (UTC) by default."""
+    """Partition dt= of new labels: YYYY-MM-DD, today (UTC, the default) or yesterday."""
     workers: str | None = None
     """Model actors: N or MIN:MAX; by default up to one per GPU, or one on CPUs."""
     gpus: float | None = None
@@ -67,87 +80,146 @@ class LabelConfig:
     """Whether to average with the mirrored image; by default the checkpoint's setting."""
     window: int | None = None
     """Side of the sliding window in pixels, 0 for whole images; by default the checkpoint's."""
+    reduced: bool | None = None
+    """Whether JPEGs larger than the network's input are decoded to fewer pixels; by default the checkpoint's."""
     compile: bool = False
     """Whether the network is compiled (CUDA graphs on GPUs): for many images of one size."""
     source: str = "images"
-    """Input format; a row of SOURCES."""
+    """Input format: images, webdataset, parquet or manifest."""
+    since: str | None = None
+    """Label only what was modified then or later: a date, a time (UTC), or a span such as 36h or 7d."""
     pixels: int = 100_000_000
     """Largest image in pixels; a larger one becomes an error row."""
+    max_errors: float = 1.0
+    """Share of images that may become error rows before the run stops; judged from the first hundred on."""
+    retry_errors: tuple[str, ...] | None = None
+    """Label nothing new; try error rows of these kinds again (such as Missing,Denied), or all."""
+    price_gpu: float | None = None
+    """Price of a GPU for an hour, in any currency: for the cost in the run record."""
+    price_cpu: float | None = None
+    """Price of a CPU for an hour."""
+    track: bool | None = None
+    """Whether the run is logged to MLflow; by default if MLFLOW_TRACKING_URI is set or the model is from there."""
+    experiment: str = "pspnet-labelling"
+    """MLflow experiment of the run."""
 
     def __post_init__(self) -> None:
         for name in ("chunk", "batch", "pixels"):
             if getattr(self, name) < 1:
                 raise ConfigError(name, getattr(self, name), "give a positive number")
+        if not 0 <= self.max_errors <= 1:
+            raise ConfigError("max_errors", self.max_errors, "give a share in 0..1")
+        if self.retry_errors is not None:
+            check_kinds(self.retry_errors)
         if self.mask not in ("rle", "png", "both"):
             raise ConfigError("mask", self.mask, "choose rle, png or both")
         if self.workers is not None:
             WorkerRange.parse(self.workers)
-        if self.date is not None:
-            _check_date(self.date)
         find_source(self.source)
+        self.inputs(utc_now())
+        self.prices()
 
+    def inputs(self, now: datetime.datetime) -> Inputs:
+        """What there is to label, for a run that starts ``now``."""
+        since = None if self.since is None else since_time(self.since, now)
+        return Inputs.of(self.input, date=run_date(self.date, now), since=since)
 
-@dataclass(frozen=True, kw_only=True)
-class Totals:
-    """What was done; adds up over chunks and plans."""
+    def prices(self) -> Prices:
+        """Those that are given."""
+        return Prices(gpu=self.price_gpu, cpu=self.price_cpu)
 
-    labelled: int = 0
-    errors: int = 0
-    cpu: Counter[str] = field(default_factory=Counter)
-
-    def __add__(self, other: "Totals") -> "Totals":
-        """Both together."""
-        cpu = Counter(self.cpu)
-        cpu.update(other.cpu)
-        return Totals(
-            labelled=self.labelled + other.labelled,
-            errors=self.errors + other.errors,
-            cpu=cpu,
-        )
+    @property
+    def tracked(self) -> bool:
+        """Whether the run is logged to MLflow."""
+        if self.track is not None:
+            return self.track
+        return bool(os.environ.get("MLFLOW_TRACKING_URI")) or self.model.startswith(tracking.MLFLOW_SCHEMES)
 
 
 def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = None) -> dict[str, Any]:
-    """Label what is not labelled yet.
+    """Label what is not labelled yet; with ``retry_errors`` instead what could not be labelled before.
 
     Args:
         make_predictor: stands in for the model's ``Segmenter``, in benchmarks and tests.
 
     Returns:
-        ``run_id``, ``images`` (those listed and those of a plan that was open), which is the sum of ``labelled``,
-        ``errors`` and ``skipped`` (done before, or by another driver meanwhile), ``seconds``, ``images_per_second``,
-        ``labels`` (a glob over the label table) and ``cpu_ms`` (CPU milliseconds per image, stage by stage).
+        ``run_id``, ``images`` (those listed and those of a plan that was open; or those tried again), which is the sum
+        of ``labelled``, ``errors`` and ``skipped`` (done before, or by another driver meanwhile), ``seconds``,
+        ``images_per_second``, ``labels`` (a glob over the label table) and ``cpu_ms`` (CPU milliseconds per image,
+        stage by stage).
 
     Raises:
         ConfigError: a mistake in the config; nothing was written.
         LabellingFailed: the run broke off; run it again to finish it.
+        Terminated: SIGTERM came; the chunks that were under way are written.
     """
     started = time.perf_counter()
-    checkpoint = tracking.load_rgb_model(config.model)
-    checkpoint = checkpoint.with_inference(scales=config.scales, flip=config.flip, window=config.window)
-    source = open_store(config.input, field="input")
+    origin = origin_of(config.model)
+    checkpoint = tracking.load_rgb_model(origin.uri)
+    checkpoint = checkpoint.with_inference(
+        scales=config.scales, flip=config.flip, window=config.window, reduced=config.reduced
+    )
     output = open_store(config.output, field="output")
-    listing = find_source(config.source).find(source)
-    if not len(listing):
-        raise ConfigError("input", config.input, "holds no images; check the prefix")
-    output.check_writable_atomically()
     ledger = Ledger(output, Paths(partition=checkpoint.partition))
-    images = len(listing) + ledger.unlisted(listing)
-    log.info("%d images listed, to be labelled by %s", len(listing), checkpoint.partition)
-    job = _Job(config=config, checkpoint=checkpoint, source=source, ledger=ledger, make_predictor=make_predictor)
-    totals, run_id = job.run(listing)
-    seconds = time.perf_counter() - started
-    done = totals.labelled + totals.errors
+    with (
+        on_sigterm() as ending,
+        background_run(config.experiment, checkpoint.partition, wanted=config.tracked) as record,
+    ):
+        job = _Job(
+            config=config,
+            checkpoint=checkpoint,
+            origin=origin,
+            ledger=ledger,
+            make_predictor=make_predictor,
+            record=record,
+            ending=ending,
+        )
+        outcome = job.run() if config.retry_errors is None else job.replay(config.retry_errors)
+        totals = outcome.totals
+        result = _result(outcome, time.perf_counter() - started)
+        result["labels"] = output.uri_of(f"{ledger.paths.masks}*/*.parquet")
+        if record:
+            record.log(lambda run: log_end(run, result, totals, spent(totals, config.prices())))
+        if outcome.stopped:
+            raise Terminated(result)
+    return result
+
+
+def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
+    """What says which model it is, whatever URI it came from."""
     return {
-        "run_id": run_id,
-        "images": max(images, done),
+        "partition": checkpoint.partition,
+        "fingerprint": checkpoint.fingerprint,
+        "inference": dataclasses.asdict(checkpoint.inference),
+    }
+
+
+def _result(outcome: "_Outcome", seconds: float) -> dict[str, Any]:
+    """The numbers of the result line."""
+    totals = outcome.totals
+    images = max(outcome.images, totals.done)
+    result = {
+        "run_id": outcome.run_id,
+        "images": images,
         "labelled": totals.labelled,
-        "skipped": max(images, done) - done,
+        "skipped": images - totals.done,
         "errors": totals.errors,
         "seconds": round(seconds, 3),
-        "images_per_second": round(done / seconds, 2),
-        "labels": output.uri_of(f"{ledger.paths.masks}*/*.parquet"),
-        "cpu_ms": {stage: round(1000 * cpu / max(1, done), 3) for stage, cpu in sorted(totals.cpu.items())},
+        "images_per_second": round(totals.done / seconds, 2),
+        "cpu_ms": {stage: round(1000 * cpu / max(1, totals.done), 3) for stage, cpu in sorted(totals.cpu.items())},
     }
+    # What was not begun is neither done nor skipped.
+    return result | {"images": totals.done, "skipped": 0, "stopped": True} if outcome.stopped else result
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Outcome:
+    """What an invocation came to: ``images`` it was about, and whether it was stopped before it was through."""
+
+    images: int
+    totals: Totals
+    run_id: str | None
+    stopped: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,31 +228,97 @@ class _Job:
 
     config: LabelConfig
     checkpoint: Checkpoint
-    source: Store
+    origin: Origin
     ledger: Ledger
     make_predictor: Callable[[], Predictor] | None
+    record: BackgroundRun | None
+    ending: Ending
 
-    def run(self, listing: pa.Table) -> tuple[Totals, str | None]:
-        """Carry out plans until nothing is pending; returns the totals and the id of the last run."""
+    def run(self) -> _Outcome:
+        """Carry out plans until nothing is pending."""
+        now = utc_now()
+        inputs = self.config.inputs(now)
+        order = Order(
+            source=self.config.source,
+            input=inputs.uris,
+            date=f"{run_date(self.config.date, now)}",
+            mask=self.config.mask,
+        )
+        with spooled(find_source(self.config.source).find(inputs)) as listing:
+            if not listing.images and inputs.since is None and not self._is_open(self.ledger.latest_plan()):
+                remedy = f"holds no images for --source {self.config.source}; check the prefix"
+                raise ConfigError("input", inputs, remedy)
+            return self._label(listing, order)
+
+    def _label(self, listing: Listing, order: Order) -> _Outcome:
+        self.ledger.store.check_writable_atomically()
+        self._begin_record()
+        images = listing.images + self.ledger.unlisted(listing)
+        log.info("%d images listed, to be labelled by %s", listing.images, self.checkpoint.partition)
         totals, latest = Totals(), self.ledger.latest_plan()
         pending = self._pending(latest, listing)
         if pending is not None and not len(pending):
-            return totals, latest.run_id if latest else None
-        with ray_session():
-            pool = Pool.of(self.config.workers, self.config.gpus, reserve=0.5)
+            return _Outcome(images=images, totals=totals, run_id=latest.run_id if latest else None)
+        with self._crew() as crew:
             while pending is None or len(pending):
-                latest = self._plan(latest, pending)
-                totals += self._carry_out(latest, pool)
+                latest = self._plan(latest, pending, order)
+                pending = None  # not held while the plan is carried out
+                totals += self._carry_out(latest, crew)
+                if self._stopped:
+                    break
                 pending = self._pending(latest, listing)
-        return totals, latest.run_id if latest else None
+        return _Outcome(images=images, totals=totals, run_id=latest.run_id if latest else None, stopped=self._stopped)
 
-    def _pending(self, latest: Plan | None, listing: pa.Table) -> pa.Table | None:
+    def replay(self, kinds: Sequence[str]) -> _Outcome:
+        """Try error rows again."""
+        self.ledger.store.check_replaces_atomically()
+        self._begin_record()
+        failed = find_failed(self.ledger, kinds)
+        images = sum(file.rows for file in failed)
+        log.info("%d images in %d files to be tried again", images, len(failed))
+        totals, latest = Totals(), self.ledger.latest_plan()
+        if failed and latest:
+            with self._crew() as crew:
+                for mask, files in by_mask(failed):
+                    work = self._work(dataclasses.replace(latest.stamp, mask=mask), crew)
+                    chain = self._chain(work, crew, ReadFailed(work, files, kinds), Rewrite(work, files, kinds))
+                    totals += self._through(chain, range(len(files)), sum(file.rows for file in files), crew)
+        reconcile(self.ledger, self.checkpoint.classes)
+        run_id = latest.run_id if latest else None
+        return _Outcome(images=images, totals=totals, run_id=run_id, stopped=self._stopped)
+
+    @property
+    def _stopped(self) -> bool:
+        """Whether the run was asked to end."""
+        return self.ending.came
+
+    def _begin_record(self) -> None:
+        """From here on MLflow knows of the run; of one that a mistake in the config ends before, it need not."""
+        if self.record:
+            setting = dataclasses.asdict(self.config) | _identity(self.checkpoint)
+            self.record.log(lambda run: log_start(run, setting, self.origin))
+
+    @contextlib.contextmanager
+    def _crew(self) -> Iterator["_Crew"]:
+        """A Ray session with what all chains of this invocation share."""
+        with ray_session(), coordinated() as coordinator:
+            make_predictor = self.make_predictor or segmenter_of(
+                self.checkpoint, batch=self.config.batch, compile=self.config.compile
+            )
+            yield _Crew(
+                pool=Pool.of(self.config.workers, self.config.gpus, reserve=0.5),
+                coordinator=coordinator,
+                make_predictor=make_predictor,
+            )
+
+    def _pending(self, latest: Plan | None, listing: Listing) -> pa.Table | None:
         """What a new plan would hold; None while the latest plan is open, which comes first."""
-        if latest is not None and not self.ledger.is_finished(latest):
-            return None
-        return self.ledger.pending(listing)
+        return None if self._is_open(latest) else self.ledger.pending(listing)
 
-    def _plan(self, latest: Plan | None, pending: pa.Table | None) -> Plan:
+    def _is_open(self, plan: Plan | None) -> bool:
+        return plan is not None and not self.ledger.is_finished(plan)
+
+    def _plan(self, latest: Plan | None, pending: pa.Table | None, order: Order) -> Plan:
         """The latest plan while it is open, else a new one for what is pending.
 
         What is pending cannot change before a plan with the next number is there, and of two such plans the first wins.
@@ -188,89 +326,89 @@ class _Job:
         if latest is not None and pending is None:
             log.info("going on with plan %d of run %s", latest.number, latest.run_id)
             return latest
-        order = Order(
-            source=self.config.source,
-            input=self.source.root,
-            date=self.config.date or f"{utc_now():%Y-%m-%d}",
-            mask=self.config.mask,
-        )
         limits = ChunkLimits(images=self.config.chunk, bytes=CHUNK_BYTES)
         return self.ledger.make_plan(pending, order, limits, latest)
 
-    def _carry_out(self, plan: Plan, pool: Pool) -> Totals:
+    def _carry_out(self, plan: Plan, crew: "_Crew") -> Totals:
         """Write what is missing of a plan, then what belongs to its end."""
         started = utc_now()
         missing = self.ledger.missing_chunks(plan)
-        work = self._work(plan)
-        totals = Totals()
-        with Progress(plan.images * len(missing) // plan.chunks, "labelling") as progress:
-            for start in range(0, len(missing), WAVE):
-                for row in self._wave(work, pool, missing[start : start + WAVE]):
-                    chunk = totals_of(row)
-                    progress.advance(int(row["images"]))
-                    totals += chunk
+        work = self._work(plan.stamp, crew)
+        chain = self._chain(work, crew, Read(work, plan), Write(work, plan))
+        totals = self._through(chain, missing, plan.images * len(missing) // plan.chunks, crew)
         lost = self.ledger.missing_chunks(plan)
+        if lost and self._stopped:
+            return totals
         if lost:
             raise LabellingFailed(
                 f"{len(lost)} chunks of plan {plan.number} were not written; run the same command again"
             )
-        finish(work, started, totals.cpu)
+        self._finish(work, plan, started, totals)
         return totals
 
-    def _work(self, plan: Plan) -> Work:
+    def _finish(self, work: Work, plan: Plan, started: datetime.datetime, totals: Totals) -> None:
+        code = {name.rpartition(".")[2]: value for name, value in code_version().items()}
+        about = {"model_version": self.origin.version, "model_run_id": self.origin.run_id, "code": code}
+        record = finish(work, plan, Effort(started=started, totals=totals, prices=self.config.prices(), about=about))
+        if self.record:
+            self.record.log(lambda run: run.log_json(f"runs/{plan.run_id}.json", record))
+
+    def _work(self, stamp: Stamp, crew: "_Crew") -> Work:
         return Work(
-            input=open_store(plan.order.input, field="input"),
             output=self.ledger.store,
             ledger=self.ledger,
-            plan=plan,
+            stamp=stamp,
             model=self.config.model,
             classes=self.checkpoint.classes,
             pixels=self.config.pixels,
+            coordinator=crew.coordinator,
         )
 
-    def _wave(self, work: Work, pool: Pool, chunks: Sequence[int]) -> Iterator[ChunkRow]:
-        """Send some chunks through read, segment and write; yields each one's counters as it is done."""
-        quiet_ray_data()
-        wave: ray.data.Dataset = ray.data.from_items(
-            [{"id": chunk} for chunk in chunks], override_num_blocks=len(chunks)
-        )
-        # Reading and writing claim no CPU: a stage that may always start cannot be starved by actors, of this job or of
-        # another on the same cluster, which would hang both. Their number is what bounds them.
-        tasks = ray.data.TaskPoolStrategy(size=min(2 * pool.high, len(chunks)))
-        wave = wave.map(Read(work), compute=tasks, num_cpus=0)
-        wave = wave.map(
-            Segment,  # type: ignore[arg-type]  # a class is built once per actor
-            fn_constructor_args=(work, self._predictor_factory(), pool.share),
-            compute=ray.data.ActorPoolStrategy(min_size=pool.low, max_size=pool.high),
-            num_cpus=pool.share.cpus,
-            num_gpus=pool.share.gpus or None,
-        )
-        wave = wave.map(Write(work), compute=tasks, num_cpus=0)
-        yield from own_errors(wave.iter_rows())
+    def _chain(self, work: Work, crew: "_Crew", read: Stage, write: Stage) -> Chain:
+        return Chain(work=work, read=read, write=write, pool=crew.pool, make_predictor=crew.make_predictor)
 
-    def _predictor_factory(self) -> Callable[[], Predictor]:
-        if self.make_predictor is not None:
-            return self.make_predictor
-        # The object store carries the weights to every node once; no shared folder is needed.
-        reference, batch, compile = ray.put(self.checkpoint), self.config.batch, self.config.compile
+    def _through(self, chain: Chain, chunks: Sequence[int], images: int, crew: "_Crew") -> Totals:
+        """Send chunks through a chain, and watch them come out.
 
-        def build() -> Segmenter:
-            checkpoint: Checkpoint = ray.get(reference)
-            return Segmenter(checkpoint.model, checkpoint.inference, batch=batch, compile=compile)
+        Raises:
+            LabellingFailed: too large a share of the images cannot be labelled.
+        """
+        metrics = LabelMetrics(model=self.checkpoint.partition, run=chain.work.stamp.run_id)
+        close = crew.coordinator.close
+        crew.coordinator.renew()
+        with (
+            self.ending.orderly(close),
+            Progress(images, "labelling") as progress,
+            watched(metrics, crew.coordinator.under_way, len(chunks)) as watch,
+        ):
 
-        return build
+            def over() -> bool:
+                return self._stopped or self._too_many(watch.totals)
+
+            for row in chain.run(chunks, over):
+                progress.advance(int(row["images"]), errors=int(row["errors"]))
+                watch.add(int(row["chunk"]), Totals.of(row))
+                if over():
+                    close()  # for each row: a coordinator that had to be started again does not know
+                    if watch.is_idle():
+                        break
+        totals = watch.totals
+        if self._too_many(totals):
+            reasons = ", ".join(f"{kind} {count}" for kind, count in totals.kinds.most_common(5))
+            raise LabellingFailed(
+                f"{totals.errors} of {totals.done} images cannot be labelled ({reasons}), more than --max-errors "
+                f"{self.config.max_errors:g} allows; what is done stays, and the same command goes on from there"
+            )
+        return totals
+
+    def _too_many(self, totals: Totals) -> bool:
+        return totals.done >= ENOUGH_TO_JUDGE and totals.errors > self.config.max_errors * totals.done
 
 
-def totals_of(row: ChunkRow) -> Totals:
-    """The counters of one chunk."""
-    cpu = Counter({key.removeprefix("cpu_"): value for key, value in row.items() if key.startswith("cpu_")})
-    return Totals(labelled=int(row["labelled"]), errors=int(row["errors"]), cpu=cpu)
+@dataclass(frozen=True, kw_only=True)
+class _Crew:
+    """What all chains of an invocation share, as long as it is connected to Ray."""
 
-
-def _check_date(text: str) -> None:
-    try:
-        valid = datetime.date.fromisoformat(text).isoformat() == text
-    except ValueError:
-        valid = False
-    if not valid:
-        raise ConfigError("date", text, "give a date as YYYY-MM-DD")
+    pool: Pool
+    coordinator: Coordinator
+    make_predictor: Callable[[], Predictor]

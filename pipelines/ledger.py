@@ -4,22 +4,35 @@ The label table is the ledger. A plan is one Parquet file, written if absent: on
 its metadata the run id, the date and the mask format. Chunk names follow from the plan alone, so whoever carries it out
 (a retry, a second driver, one that was thought dead) writes the same objects, and only the first write of each counts.
 Plan n+1 is made only when every chunk of plan n is there.
+
+A plan holds a bounded number of images: what is pending beyond that is left for the next one. So neither the driver nor
+a task that looks up its chunk needs more memory or time when more is pending.
 """
 
 import datetime
+import functools
 import secrets
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.dataset
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from pipelines.storage import Store
-from pipelines.tables import LISTING, SCHEMA_VERSION, Paths, metadata_of, to_parquet, utc_now
+from pipelines.label_index import LabelIndex, read_label_file
+from pipelines.listing import VERSION, Listing
+from pipelines.storage import THREADS, Store
+from pipelines.tables import SCHEMA_VERSION, Paths, Stamp, metadata_of, to_parquet, utc_now
+from pipelines.threads import map_ahead
+
+PLAN_IMAGES = 2**20
+"""Most images of one plan: some 200 MB on the driver while it is made."""
+
+PLAN_CHUNKS = 2**12
+"""Most chunks of one plan, whose footer grows with them: 2 MB, which every process that reads chunks holds."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,21 +59,31 @@ class Plan:
         """The partition ``dt=`` of its labels."""
         return self.order.date
 
+    @property
+    def stamp(self) -> Stamp:
+        """What its rows have in common."""
+        return Stamp(run_id=self.run_id, made=self.made, mask=self.order.mask)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Order:
     """What a plan says besides its images; whoever finishes it keeps to this, not to flags of their own.
 
     Attributes:
-        source, input: a row of ``SOURCES``, and the URI below which the plan's keys lie.
+        source: a row of ``SOURCES``.
+        input: the URIs of the folders, globs and objects that were listed. Plans of old have one, as a string.
         date: the partition ``dt=``.
         mask: ``rle``, ``png`` or ``both``.
     """
 
     source: str
-    input: str
+    input: Sequence[str]
     date: str
     mask: str
+
+    def __post_init__(self) -> None:
+        one = isinstance(self.input, str)
+        object.__setattr__(self, "input", (self.input,) if one else tuple(self.input))
 
 
 class Ledger:
@@ -72,7 +95,7 @@ class Ledger:
     def latest_plan(self) -> Plan | None:
         """The plan with the highest number."""
         numbers = [int(_stem(item.key)) for item in self.store.list(self.paths.plans, suffixes={".parquet"})]
-        return self._read_plan(max(numbers)) if numbers else None
+        return self.read_plan(max(numbers)) if numbers else None
 
     def is_finished(self, plan: Plan) -> bool:
         """Whether the plan's run has its record, which is written last."""
@@ -85,33 +108,27 @@ class Ledger:
         done = {int(name.removeprefix(prefix)) for name in names if name.startswith(prefix)}
         return [chunk for chunk in range(plan.chunks) if chunk not in done]
 
-    def labelled(self) -> pa.Table:
-        """``uri, etag`` of every row of the label table."""
-        columns = ["uri", "etag"]
-        files = [self.store.path_of(item.key) for item in self.store.list(self.paths.masks, suffixes={".parquet"})]
-        if not files:
-            return LISTING.empty_table().select(columns)
-        return self._dataset(files).to_table(columns=columns)
+    def labelled(self) -> Iterator[pa.RecordBatch]:
+        """``uri, etag`` of every row of the label table; raises as ``LabelIndex.images``."""
+        return LabelIndex(self.store, self.paths).images()
 
-    def pending(self, listing: pa.Table) -> pa.Table:
-        """The rows of a listing that are not labelled yet, by key."""
-        return (
-            listing.join(self.labelled(), keys=["uri", "etag"], join_type="left anti")
-            .sort_by("key")
-            .select(LISTING.names)
-        )
+    def pending(self, listing: Listing) -> pa.Table:
+        """The rows of a listing that are not labelled yet, by key: as many as one plan may hold."""
+        labelled = self.labelled() if listing.images else iter(())
+        return listing.pending(labelled, PLAN_IMAGES)
 
-    def unlisted(self, listing: pa.Table) -> int:
+    def unlisted(self, listing: Listing) -> int:
         """How many images of a plan that is open are not in the listing (any more)."""
         latest = self.latest_plan()
         if latest is None or self.is_finished(latest):
             return 0
-        with self.store.open(self.paths.plan(latest.number)) as file:
-            planned = pq.read_table(file, columns=["uri", "etag"])
-        return len(planned.join(listing.select(["uri", "etag"]), keys=["uri", "etag"], join_type="left anti"))
+        with self.store.open(self.paths.plan(latest.number)) as stream:
+            return listing.absent(pq.ParquetFile(stream).iter_batches(columns=VERSION.names))
 
     def make_plan(self, pending: pa.Table, order: Order, limits: ChunkLimits, after: Plan | None) -> Plan:
         """Write the plan that follows ``after``; when another driver was faster, the plan it wrote.
+
+        What would be more than ``PLAN_CHUNKS`` stays pending.
 
         Raises:
             ValueError: when nothing is pending: a plan without chunks could never be finished.
@@ -119,31 +136,33 @@ class Ledger:
         if not len(pending):
             raise ValueError("a plan needs at least one image")
         number = after.number + 1 if after else 0
-        bounds = chunk_bounds(pending["bytes"].to_numpy(), limits)
-        made = utc_now()
+        bounds = chunk_bounds(pending["bytes"].to_numpy(), limits)[:PLAN_CHUNKS]
+        run_id, made = new_run_id()
         metadata = {
             "schema": SCHEMA_VERSION,
-            "run_id": f"{made:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}",
+            "run_id": run_id,
             "made": made.isoformat(),
             "order": asdict(order),
         }
         self.store.put_if_absent(self.paths.plan(number), to_parquet(pending, row_groups=bounds, metadata=metadata))
-        return self._read_plan(number)
+        return self.read_plan(number)
 
     def read_chunk(self, plan: Plan, chunk: int) -> pa.Table:
         """The images of one chunk, as a ``LISTING`` table."""
-        with self.store.open(self.paths.plan(plan.number)) as file:
-            return pq.ParquetFile(file).read_row_group(chunk)
+        path = self.paths.plan(plan.number)
+        footer = _footer(_PlanFile(run_id=plan.run_id, path=path, store=self.store))
+        with self.store.open(path) as stream:
+            return pq.ParquetFile(stream, metadata=footer).read_row_group(chunk)
 
     def rows(self, plan: Plan, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Some columns of the label table's rows of one plan, in the order of the chunks."""
-        files = [self.store.path_of(self.paths.chunk(plan.date, plan.number, chunk)) for chunk in range(plan.chunks)]
-        yield from self._dataset(files).to_batches(columns=list(columns))
+        """Some columns of the label table's rows of one plan, in the order of the chunks; a few files at a time."""
+        paths = [self.paths.chunk(plan.date, plan.number, chunk) for chunk in range(plan.chunks)]
+        with ThreadPoolExecutor(THREADS) as pool:
+            for table in map_ahead(pool, lambda path: read_label_file(self.store, path, columns), paths, depth=THREADS):
+                yield from table.combine_chunks().to_batches()
 
-    def _dataset(self, files: Sequence[str]) -> pyarrow.dataset.Dataset:
-        return pyarrow.dataset.dataset(list(files), format="parquet", filesystem=self.store.filesystem)
-
-    def _read_plan(self, number: int) -> Plan:
+    def read_plan(self, number: int) -> Plan:
+        """The plan with this number."""
         with self.store.open(self.paths.plan(number)) as stream:
             file = pq.ParquetFile(stream)
             content: dict[str, Any] = metadata_of(file)
@@ -155,6 +174,28 @@ class Ledger:
                 chunks=file.num_row_groups,
                 images=file.metadata.num_rows,
             )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlanFile:
+    """Where a plan lies. Two are the same when their run id is: no two plans share one."""
+
+    run_id: str
+    path: str = field(compare=False)
+    store: Store = field(compare=False)
+
+
+@functools.lru_cache(maxsize=2)
+def _footer(plan: _PlanFile) -> pq.FileMetaData:
+    """The footer of a plan, read once per process: it tells of every chunk, and a process reads many."""
+    with plan.store.open(plan.path) as stream:
+        return pq.read_metadata(stream)
+
+
+def new_run_id() -> tuple[str, datetime.datetime]:
+    """An id that no other run has, and the moment that it begins with."""
+    made = utc_now()
+    return f"{made:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}", made
 
 
 def chunk_bounds(sizes: NDArray[np.int64], limits: ChunkLimits) -> list[tuple[int, int]]:

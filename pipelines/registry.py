@@ -18,6 +18,7 @@ import math
 import re
 import tempfile
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import mlflow.artifacts
@@ -235,6 +236,37 @@ def _champion_score(
         except PspnetError as error:
             log.warning("%s stays the champion: it cannot be scored on this data (%s)", place, first_line(error))
             return None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Which model a URI stands for.
+
+    Attributes:
+        uri: where to fetch it: of an alias, the version that it stands for now.
+        version: ``models:/name/version`` of a registered model.
+        run_id: the MLflow run that logged it.
+    """
+
+    uri: str
+    version: str | None = None
+    run_id: str | None = None
+
+
+def origin_of(model: str, *, field: str = "model") -> Origin:
+    """Look up what a model URI of any kind stands for now; arguments and errors as for ``fetch``."""
+    if found := _RUN_URI.fullmatch(model):
+        return Origin(uri=model, run_id=found[1])
+    if not model.startswith("models:/"):
+        return Origin(uri=model)
+    server = tracking_uri()
+    with _reading(server, model, field):
+        client = client_of(server)
+        if found := _LOGGED_URI.fullmatch(model):
+            return Origin(uri=model, run_id=client.get_logged_model(found[1]).source_run_id)
+        version = _version(client, model, field)
+        uri = f"models:/{version.name}/{version.version}"
+        return Origin(uri=uri, version=uri, run_id=version.run_id or None)
 
 
 def fetch(model: str, folder: str, *, field: str = "model", server: str | None = None) -> Path:

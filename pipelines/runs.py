@@ -153,7 +153,7 @@ class Run:
         )
 
     def finish(self, status: str) -> None:
-        """Close the run: ``FINISHED`` or ``FAILED``.
+        """Close the run: ``FINISHED``, ``FAILED`` or ``KILLED``.
 
         A failure waits for the server for a few seconds only, and raises nothing: another error is on its way then,
         which matters more.
@@ -171,13 +171,16 @@ class Run:
         return patiently(self.uri, action, seconds=self.patience)
 
 
-def start_run(experiment: str, name: str) -> Run:
+def start_run(experiment: str, name: str, *, uri: str | None = None) -> Run:
     """Begin a run called ``name`` in ``experiment``, which is made if need be.
+
+    Args:
+        uri: the server; by default ``tracking_uri()``.
 
     Raises:
         TrackingError: when the server cannot be used.
     """
-    uri = tracking_uri()
+    uri = uri or tracking_uri()
     with reaching(uri):
         client = client_of(uri)
         run = client.create_run(_experiment_id(client, uri, experiment), run_name=redacted(name))

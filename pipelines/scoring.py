@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 
 from pipelines.datasets import Dataset, Mask, Pair
 from pipelines.threads import map_ahead
-from pspnet_core.inference import Prediction, Prepared, Segmenter
+from pspnet_core.inference import Outcome, Prepared, Segmenter, prediction_of
 from pspnet_core.metrics import ConfusionMatrix
 
 BATCH = 8
@@ -88,8 +88,8 @@ def compare(
 ) -> Iterator[Compared]:
     """Label the images of some pairs at their own size, in order.
 
-    Pairs are read ahead of the network, across chunks, too; no more than about two batches and ``threads`` of them are
-    held at a time, however many there are.
+    Pairs are read ahead of the network, across chunks, too; no more than about a chunk, a batch and ``threads`` of them
+    are held at a time, however many there are, and two batches where all are of one size.
 
     Args:
         pairs: one or more chunks, as ``chunked`` cuts them, one after the other.
@@ -100,6 +100,7 @@ def compare(
 
     Raises:
         ConfigError: for a pair that cannot be read; names the file.
+        ImageError: for an image that memory does not hold even alone.
     """
     if batched if batched is not None else segmenter.device.type != "cpu":
         return _in_batches(segmenter, dataset, pairs, threads or THREADS)
@@ -142,11 +143,15 @@ class _Read(NamedTuple):
     target: Mask
     prepared: Prepared
 
-    def compared(self, prediction: Prediction) -> Compared:
-        return Compared(self.pair, self.image, self.target, prediction.mask)
+    def compared(self, outcome: Outcome) -> Compared:
+        return Compared(self.pair, self.image, self.target, prediction_of(outcome).mask)
 
 
 def _read(segmenter: Segmenter, dataset: Dataset, pair: Pair) -> _Read:
+    if segmenter.settings.reduced:  # what labelling decodes to fewer pixels is scored by these
+        sample = dataset.fetch(pair)
+        image, target = dataset.decode(pair, sample)
+        return _Read(pair, image, target, segmenter.decode(sample.image))
     image, target = dataset.read(pair)
     return _Read(pair, image, target, segmenter.prepare(image))
 

@@ -3,14 +3,22 @@
 The walk of a chunk: ``Read`` (bytes from storage) -> ``Segment`` on an actor (decode in threads -> predict in batches
 -> statistics and run-length code in threads) -> ``Write`` (one Parquet object, put if absent). Chunks travel between
 the three as Arrow IPC streams, one row of Ray Data per chunk.
+
+An actor has two chunks under way: while one is with the network, the other one's images are decoded, or its last masks
+encoded and its table built, so that the network does not wait between chunks. It works for one chunk at a time.
+
+A process that dies with a chunk is started again by Ray, with the same chunk. From the second attempt on the chunk has
+the process to itself, so that no other one's fault counts as its own; its images go through ``quarantine`` first, and
+after some attempts the run gives up.
 """
 
+import contextlib
 import itertools
+import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -18,15 +26,20 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.chunks import ChunkRow, Work
+from pipelines.clocks import Start, Stopwatch
 from pipelines.cluster import Share
+from pipelines.coordinator import ATTEMPTS, ChunkFailed
+from pipelines.quarantine import survivors
 from pipelines.sources import ReadResult
 from pipelines.tables import CLASS_STATISTIC, LISTING, MASKS, from_ipc, to_ipc
-from pipelines.threads import map_ahead
+from pipelines.threads import SharedLock, map_ahead
 from pspnet_core.errors import ImageError
 from pspnet_core.images import decode_image
-from pspnet_core.inference import Prediction, Prepared
+from pspnet_core.inference import Outcome, Prepared
 from pspnet_core.masks import run_lengths, to_png
 from pspnet_core.statistics import ClassStatistics, class_statistics, image_confidence
+
+T = TypeVar("T")
 
 
 class Predictor(Protocol):
@@ -35,8 +48,34 @@ class Predictor(Protocol):
     def prepare(self, image: NDArray[np.uint8]) -> Prepared:
         """Make one ``(H, W, 3)`` uint8 RGB image ready; called in threads."""
 
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Prediction]:
-        """Label prepared images, in order."""
+    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+        """Label prepared images, in order; called by one thread at a time."""
+
+
+@runtime_checkable
+class FileDecoder(Protocol):
+    """A predictor that decodes files itself, since it knows how many of their pixels it needs."""
+
+    def decode(self, data: bytes, *, max_pixels: int) -> Prepared:
+        """Make one image file ready; called in threads. Raises ImageError."""
+
+
+class Unloadable:
+    """Stands for a model whose loading has ended the process too often.
+
+    It is told with the first image, since what goes wrong while an actor is made reaches nobody as itself.
+    """
+
+    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
+        """Raises ChunkFailed."""
+        raise ChunkFailed(
+            f"loading the model ended its process {ATTEMPTS} times: look for the reason in the workers' logs (too "
+            "little memory? fewer --workers leave more for each)"
+        )
+
+    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+        """Nothing, of no images."""
+        return iter(())
 
 
 class Labelled(NamedTuple):
@@ -59,47 +98,102 @@ class Segment:
     """
 
     def __init__(self, work: Work, make_predictor: Callable[[], Predictor], share: Share) -> None:
+        self.share, self.told = share, time.monotonic()
         threads = share.threads_here()
         torch.set_num_threads(threads)
         self.work = work
-        self.predictor = make_predictor()
+        self.predictor = self._load(make_predictor)
+        self.files = self.predictor if isinstance(self.predictor, FileDecoder) else None
+        self.room, self.turn, self.telling = SharedLock(), threading.Lock(), threading.Lock()
         self.pool = ThreadPoolExecutor(threads)
         self.depth = 4 * threads + 16
         self.names = pa.array(work.classes.names)
-        self.wants_png = work.plan.order.mask in ("png", "both")
-        self.wants_rle = work.plan.order.mask in ("rle", "both")
+        self.wants_png = work.stamp.mask in ("png", "both")
+        self.wants_rle = work.stamp.mask in ("rle", "both")
+        self.told_cpu = time.process_time()
+
+    def _load(self, make_predictor: Callable[[], Predictor]) -> Predictor:
+        if self.work.coordinator.start() > ATTEMPTS:
+            return Unloadable()
+        predictor = make_predictor()
+        self.work.coordinator.started()
+        return predictor
 
     def __call__(self, row: ChunkRow) -> ChunkRow:
-        """Replace ``payload`` by a ``MASKS`` table."""
-        cpu, start = Stopwatch(), time.process_time()
-        encoded = from_ipc(row["payload"])
-        reasons: dict[int, str] = {}
+        """Replace ``payload`` by a ``MASKS`` table.
+
+        Raises:
+            ChunkFailed: too many attempts have ended in the death of the process.
+        """
+        encoded, watch = from_ipc(row["payload"]), Stopwatch()
+        if not len(encoded):
+            return row | self._segmented(encoded, (), watch)
+        with contextlib.ExitStack() as room:
+            attempt = self._begin(row["chunk"], room)
+            images = self._images(encoded, row["chunk"], attempt)
+            done = self._segmented(encoded, self._label(images, watch), watch)
+            self.work.coordinator.done(row["chunk"])
+        return row | done
+
+    def _begin(self, chunk: int, room: contextlib.ExitStack) -> int:
+        """Which attempt this is, once the process has room for it: from the second on for it alone."""
+        room.enter_context(self.room.shared())
+        attempt = self.work.coordinator.begin(chunk)
+        if attempt > 1:
+            self.work.coordinator.withdraw(chunk)
+            room.close()
+            room.enter_context(self.room.alone())
+            attempt = self.work.coordinator.begin(chunk)
+        return attempt
+
+    def _segmented(
+        self, encoded: pa.Table, outcomes: Iterable[tuple[int, Labelled | ImageError]], watch: Stopwatch
+    ) -> ChunkRow:
+        """What segmenting adds to a chunk's row, or replaces in it."""
+        reasons: dict[int, ImageError] = {}
         labelled: dict[int, Labelled] = {}
-        for index, result in self._label(encoded, cpu):
+        for index, result in outcomes:
             if isinstance(result, ImageError):
-                reasons[index] = str(result)
+                reasons[index] = result
             else:
                 labelled[index] = result
-        table = self._table(encoded, labelled, reasons)
         return {
-            "chunk": row["chunk"],
-            "payload": to_ipc(table),
-            "images": row["images"],
-            "cpu_read": row["cpu_read"],
-            "cpu_segment": time.process_time() - start,
-            "cpu_decode": cpu.decode,
-            "cpu_encode": cpu.encode,
+            "payload": to_ipc(self._table(encoded, labelled, reasons)),
             "labelled": len(labelled),
             "errors": len(reasons),
+            "kinds": " ".join(error.kind for error in reasons.values()),
+            **self._spent(watch),
         }
 
-    def _label(self, encoded: pa.Table, cpu: "Stopwatch") -> Iterator[tuple[int, Labelled | ImageError]]:
+    def _spent(self, watch: Stopwatch) -> dict[str, float]:
+        """The watch's counters, and seconds of this actor, its GPUs and its CPUs since it told last, or was made.
+
+        What chunks side by side have used of the process is told once, by the one that is done first.
+        """
+        with self.telling:
+            watch.process, self.told_cpu = self.told_cpu, time.process_time()
+            before, self.told = self.told, time.monotonic()
+            seconds = self.told - before
+            held = {"actor": 1.0, "gpu": self.share.gpus, "cpu": self.share.cpus}
+            return watch.spent() | {f"held_{what}": seconds * each for what, each in held.items()}
+
+    def _images(self, encoded: pa.Table, chunk: int, attempt: int) -> Iterator[ReadResult]:
+        """The chunk's images, without those that have killed a process."""
+        if attempt > ATTEMPTS:
+            raise ChunkFailed(
+                f"chunk {chunk} ended the process that segments it {ATTEMPTS} times, although its images can be "
+                "decoded: look for the reason in the workers' logs (too little memory? a smaller --batch helps)"
+            )
+        images = _encoded(encoded)
+        return images if attempt == 1 else survivors(images, pixels=self.work.pixels)
+
+    def _label(self, images: Iterator[ReadResult], watch: Stopwatch) -> Iterator[tuple[int, Labelled | ImageError]]:
         """Each image's outcome, with its index."""
         good: list[int] = []
         bad: list[tuple[int, ImageError]] = []
 
         def prepared() -> Iterator[Prepared]:
-            decoded = map_ahead(self.pool, lambda item: self._decode(item, cpu), _encoded(encoded), depth=self.depth)
+            decoded = map_ahead(self.pool, lambda item: self._decode(item, watch), images, depth=self.depth)
             for index, result in enumerate(decoded):
                 if isinstance(result, ImageError):
                     bad.append((index, result))
@@ -107,26 +201,37 @@ class Segment:
                     good.append(index)
                     yield result
 
-        predictions = self.predictor.predict(prepared())
-        finished = map_ahead(self.pool, lambda item: self._encode(item, cpu), predictions, depth=self.depth)
-        for position, result in enumerate(finished):
-            yield good[position], result
+        # Decoded before it is the chunk's turn, as far as the depth goes.
+        ready = watch.waiting("images", _begun(prepared()))
+        with contextlib.closing(self._in_turn(watch.waiting("predict", self.predictor.predict(ready)))) as outcomes:
+            finished = map_ahead(self.pool, lambda item: self._encode(item, watch), outcomes, depth=self.depth)
+            for position, result in enumerate(finished):
+                yield good[position], result
         yield from bad
 
-    def _decode(self, data: ReadResult, cpu: "Stopwatch") -> Prepared | ImageError:
-        start = time.thread_time()
+    def _in_turn(self, items: Iterable[T]) -> Generator[T, None, None]:
+        """The same items, one chunk's after the other's."""
+        with self.turn:
+            yield from items
+
+    def _decode(self, data: ReadResult, watch: Stopwatch) -> Prepared | ImageError:
+        start = Start.now()
         try:
             if isinstance(data, ImageError):
                 return data
+            if self.files:
+                return self.files.decode(data, max_pixels=self.work.pixels)
             return self.predictor.prepare(decode_image(data, max_pixels=self.work.pixels))
         except ImageError as error:
             return error
         finally:
-            cpu.decode += time.thread_time() - start
+            watch.add("decode", start)
 
-    def _encode(self, prediction: Prediction, cpu: "Stopwatch") -> Labelled:
-        start = time.thread_time()
-        mask, confidence = prediction
+    def _encode(self, outcome: Outcome, watch: Stopwatch) -> Labelled | ImageError:
+        if isinstance(outcome, ImageError):
+            return outcome
+        start = Start.now()
+        mask, confidence = outcome
         classes, lengths = run_lengths(mask)
         labelled = Labelled(
             (mask.shape[0], mask.shape[1]),
@@ -136,26 +241,26 @@ class Segment:
             image_confidence(confidence),
             class_statistics(classes, lengths, confidence),
         )
-        cpu.encode += time.thread_time() - start
+        watch.add("encode", start)
         return labelled
 
-    def _table(self, encoded: pa.Table, labelled: dict[int, Labelled], reasons: dict[int, str]) -> pa.Table:
+    def _table(self, encoded: pa.Table, labelled: dict[int, Labelled], reasons: dict[int, ImageError]) -> pa.Table:
         """The chunk's rows of the label table, in the order of the plan."""
         count = len(encoded)
         rows = [labelled.get(index) for index in range(count)]
-        plan = self.work.plan
+        stamp = self.work.stamp
         columns = {name: encoded[name] for name in LISTING.names} | {
             "width": [row and row.shape[1] for row in rows],
             "height": [row and row.shape[0] for row in rows],
             "status": ["ok" if row else "error" for row in rows],
-            "error": [reasons.get(index) for index in range(count)],
+            "error": [str(reasons[index]) if index in reasons else None for index in range(count)],
             "mask_classes": _lists([row and row.classes for row in rows], pa.int32(), keep=self.wants_rle),
             "mask_lengths": _lists([row and row.lengths for row in rows], pa.int32(), keep=self.wants_rle),
             "mask_png": [row and row.png for row in rows],
             "confidence": [row and row.confidence for row in rows],
             "class_stats": self._statistics([row and row.statistics for row in rows]),
-            "run_id": [plan.run_id] * count,
-            "labelled_at": [plan.made] * count,
+            "run_id": [stamp.run_id] * count,
+            "labelled_at": [stamp.made] * count,
         }
         return pa.table(columns, schema=MASKS)
 
@@ -172,12 +277,9 @@ class Segment:
         return _list_array([None if row is None else len(row.class_id) for row in rows], values)
 
 
-@dataclass
-class Stopwatch:
-    """CPU seconds of the threaded stages; a lost addition between threads only blurs a diagnostic figure."""
-
-    decode: float = 0.0
-    encode: float = 0.0
+def _begun(items: Iterator[T]) -> Iterator[T]:
+    """The same items; the first is asked for now."""
+    return itertools.chain(list(itertools.islice(items, 1)), items)
 
 
 def _encoded(table: pa.Table) -> Iterator[ReadResult]:

@@ -73,6 +73,20 @@ CLASS_STATS = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
+class Stamp:
+    """What the new rows of one run have in common.
+
+    Attributes:
+        run_id, made: columns ``run_id`` and ``labelled_at``.
+        mask: the mask columns to fill: ``rle``, ``png`` or ``both``.
+    """
+
+    run_id: str
+    made: datetime.datetime
+    mask: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Paths:
     """Where things lie below ``--output``, for one model; ``partition`` is ``<name>-<fingerprint>``."""
 
@@ -99,6 +113,11 @@ class Paths:
     def chunk(self, date: str, plan: int, chunk: int) -> str:
         """One chunk of the label table; the name follows from the plan alone."""
         return f"{self.day(date)}{plan:06d}-{chunk:06d}.parquet"
+
+    @staticmethod
+    def plan_of(path: str) -> int:
+        """Number of the plan that a chunk of the label table belongs to."""
+        return int(path.rpartition("/")[2].partition("-")[0])
 
     def class_stats(self, date: str, run_id: str) -> str:
         """Class statistics of one run."""

@@ -1,6 +1,8 @@
-"""Working ahead in threads, in order and within a bound."""
+"""Threads: working ahead in them, in order and within a bound, and a lock that some may share."""
 
 import collections
+import contextlib
+import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
 from typing import TypeVar
@@ -21,3 +23,40 @@ def map_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], *,
             yield ahead.popleft().result()
     while ahead:
         yield ahead.popleft().result()
+
+
+class SharedLock:
+    """Held by any number of threads together, or by one alone, which lets nobody else in while it waits."""
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._inside = self._alone = 0  # threads that hold it; those that hold it alone, or wait to
+
+    @contextlib.contextmanager
+    def shared(self) -> Iterator[None]:
+        """Hold it beside others."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._alone)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            self._leave()
+
+    @contextlib.contextmanager
+    def alone(self) -> Iterator[None]:
+        """Hold it while nobody else does."""
+        with self._changed:
+            self._alone += 1
+            self._changed.wait_for(lambda: not self._inside)
+            self._inside += 1
+        try:
+            yield
+        finally:
+            self._leave(alone=1)
+
+    def _leave(self, *, alone: int = 0) -> None:
+        with self._changed:
+            self._inside -= 1
+            self._alone -= alone
+            self._changed.notify_all()

@@ -4,10 +4,13 @@
 
     PspnetError                 anything raised on purpose
     ├── ConfigError             a user's mistake: one line with the field, the value and the remedy
+    ├── Terminated              asked to end: what was under way is done
     └── ImageError              bad image data: a kind (one word) and a message
 """
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 
 class PspnetError(Exception):
@@ -32,6 +35,18 @@ class ConfigError(PspnetError, ValueError):
 
     def __str__(self) -> str:
         return _one_line(f"{self.field}={self.value}: {self.remedy}")
+
+
+class Terminated(PspnetError):
+    """The process was asked to end (SIGTERM) and has brought what was under way to its end.
+
+    Attributes:
+        result: what was done until then, as the job reports it.
+    """
+
+    def __init__(self, result: Mapping[str, object]) -> None:
+        super().__init__("terminated")
+        self.result = result
 
 
 class ImageError(PspnetError):

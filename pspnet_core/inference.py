@@ -7,6 +7,7 @@ Shapes: ``B`` batch, ``N`` bands (3 for RGB), ``C`` classes, ``H W`` pixels of t
 network's input, ``p q`` coarse cells.
 """
 
+import functools
 import itertools
 import math
 from collections import deque
@@ -20,14 +21,21 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from pspnet_core.batching import Limits, Window, by_size, is_shortage, relieve
 from pspnet_core.deciding import Tile, View, decide
 from pspnet_core.device import best_device, compiled, inference_dtype
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import ConfigError, ImageError
 from pspnet_core.folding import deploy
+from pspnet_core.images import MAX_PIXELS, decode_image, decode_views
 from pspnet_core.pspnet import PSPNet
 from pspnet_core.windows import windows
 
 T = TypeVar("T")
+
+WAITING_BATCHES = 16
+"""Batches' worth of images that may be taken in the search for others of a size."""
+WAITING_BYTES = 2**28
+"""Most bytes of them, with their results."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +55,9 @@ class InferenceSettings:
     """Whether the mirrored input is averaged in as well."""
     window: int = 0
     """Side of the square sliding window in input pixels, overlapping by a third; 0 for the whole image at once."""
+    reduced: bool = False
+    """Whether a JPEG that is larger than the network's input is decoded to a half, a quarter or an eighth of its sides,
+    as long as that is no smaller than the input: faster, and very nearly the same input."""
 
     def __post_init__(self) -> None:
         if self.resize not in ("none", "short", "long", "scale", "fixed"):
@@ -97,14 +108,28 @@ class Prediction(NamedTuple):
     confidence: NDArray[np.float32]
 
 
+Outcome = Prediction | ImageError
+"""What becomes of an image: an error of kind ``TooLarge`` where memory does not hold it even alone."""
+
+
+def prediction_of(outcome: Outcome) -> Prediction:
+    """The prediction; raises the error that stands in its place."""
+    if isinstance(outcome, ImageError):
+        raise outcome
+    return outcome
+
+
 class Segmenter:
     """A model with its settings on a device.
+
+    When memory runs out with a batch, it is tried again in halves, and batches of that size of image stay so small.
 
     Args:
         model: a PSPNet; it stays as it is, a copy is deployed on the device in the number format that suits it.
         settings: how images become network inputs.
         device: where to run; by default the best there is.
-        batch: most images, or windows of images, in one forward pass; at least 1.
+        batch: most images, or windows of images, in one forward pass; at least 1. The last bits of a network's answer
+            depend on how many there are.
         compile: whether the network is compiled for each size of input: see ``device.compiled``.
 
     Raises:
@@ -125,6 +150,8 @@ class Segmenter:
         self.settings = settings or InferenceSettings()
         self.device = device or best_device()
         self.batch = batch
+        self.limits = Limits(batch)
+        self.window = Window(items=WAITING_BATCHES * batch, bytes=WAITING_BYTES)
         self.model = deploy(model, inference_dtype(self.device), device=self.device)
         self.coarse = compiled(self.model.coarse, self.device) if compile else self.model.coarse
 
@@ -137,37 +164,88 @@ class Segmenter:
         Returns:
             One prediction per image, in order, at the image's own size.
         """
-        return list(self.predict(self.prepare(image) for image in images))
+        return [prediction_of(outcome) for outcome in self.predict(self.prepare(image) for image in images)]
+
+    def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Prepared:
+        """Decode an image file and resize it by rule, once per scale. Touches no device: safe in decoding threads.
+
+        Args:
+            max_pixels: larger images are refused.
+
+        Raises:
+            ImageError: as ``images.decode_image``.
+        """
+        if not self.settings.reduced:
+            return self.prepare(decode_image(data, max_pixels=max_pixels))
+        return Prepared(*decode_views(data, self._input_sizes, max_pixels=max_pixels))
 
     def prepare(self, image: NDArray[np.uint8]) -> Prepared:
-        """Resize one ``(H, W, N)`` uint8 image by rule, once per scale. Touches no device: safe in decoding threads."""
+        """As ``decode``, of an ``(H, W, N)`` uint8 image that is decoded already."""
         height, width = _size(image)
-        sizes = [self.settings.input_size(height, width, scale) for scale in self.settings.scales]
-        return Prepared(height, width, tuple(_resized(image, size) for size in sizes))
+        return Prepared(height, width, tuple(_resized(image, size) for size in self._input_sizes(height, width)))
+
+    def _input_sizes(self, height: int, width: int) -> list[tuple[int, int]]:
+        """Height and width of the input for each scale."""
+        return [self.settings.input_size(height, width, scale) for scale in self.settings.scales]
 
     @torch.inference_mode()
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Prediction]:
-        """Label prepared images, one after the other; neighbours of one size share forward passes."""
-        # All views count: rounding may give two images one size at one scale and different ones at another.
-        for shapes, neighbours in itertools.groupby(images, key=lambda image: [view.shape for view in image.views]):
-            passes = max(len(windows(height, width, self.settings.window)) for height, width, _ in shapes)
-            # Images whose windows all fit into one pass share it; an image with more windows is alone.
-            for batch in _chunks(neighbours, max(1, self.batch // passes)):
-                yield from self._predict_batch(batch)
+    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+        """Label prepared images, in order. Those of one size share forward passes, neighbours or not: images are taken
+        ahead of those that wait for company, ``WAITING_BATCHES`` batches or ``WAITING_BYTES`` at most."""
+        ready: dict[int, Outcome] = {}
+        following = 0
+        for batch in by_size(images, size=_sizes, most=self._images_at_once, cost=_most_bytes, window=self.window):
+            places = iter([position for position, _ in batch])
+            for outcome in self._outcomes([image for _, image in batch]):
+                ready[next(places)] = outcome
+                while following in ready:
+                    yield ready.pop(following)
+                    following += 1
 
-    def _predict_batch(self, batch: Sequence[Prepared]) -> Iterator[Prediction]:
+    def _images_at_once(self, size: "Sizes") -> int:
+        """Images whose windows all fit into one pass share it; an image with more windows is alone."""
+        return max(1, self.limits.of(size) // self._windows(size))
+
+    def _windows(self, size: "Sizes") -> int:
+        return _most_windows(size, self.settings.window)
+
+    def _outcomes(self, batch: Sequence[Prepared]) -> Iterator[Outcome]:
+        """Label images of one size, in order; from where memory runs out in smaller batches."""
+        size, rest = _sizes(batch[0]), list(batch)
+        while rest:
+            some, limit = rest[: self._images_at_once(size)], self.limits.of(size)
+            done = 0
+            try:
+                for prediction in self._predict_batch(some, limit):
+                    yield prediction
+                    done += 1
+            except Exception as error:
+                if not is_shortage(error):
+                    raise
+            if done < len(some):
+                # Only here, since the error holds on to what the failed pass had allocated.
+                relieve(self.device)
+                inputs = len(some) * min(self._windows(size), max(1, limit // len(some)))
+                if inputs == 1:
+                    yield _too_large(some[0])
+                    done = 1
+                else:
+                    self.limits.lower(size, inputs)
+            rest = rest[done:]
+
+    def _predict_batch(self, batch: Sequence[Prepared], limit: int) -> Iterator[Prediction]:
         inputs = zip(*(image.views for image in batch), strict=True)
-        tiles = [_dealt(self._tiles(views), len(batch)) for views in inputs]
+        tiles = [_dealt(self._tiles(views, limit), len(batch)) for views in inputs]
         for image, *own in zip(batch, *tiles, strict=True):
             views = [View(*_size(view), stream) for view, stream in zip(image.views, own, strict=True)]
             mask, confidence = decide(views, image.height, image.width, align_corners=self.model.config.align_corners)
             yield Prediction(mask.cpu().numpy(), confidence.cpu().numpy())
 
-    def _tiles(self, inputs: Sequence[NDArray[np.uint8]]) -> Iterator[list[Tile]]:
+    def _tiles(self, inputs: Sequence[NDArray[np.uint8]], limit: int) -> Iterator[list[Tile]]:
         """What the network says of inputs of one size, window by window from top to bottom: one tile per input."""
         pixels = torch.from_numpy(np.stack(inputs)).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
         places = windows(*_size(inputs[0]), self.settings.window)
-        for some in _chunks(places, max(1, self.batch // len(inputs))):
+        for some in _chunks(places, max(1, limit // len(inputs))):
             parts = torch.cat([pixels[(..., *window.slices)] for window in some])
             answers = [self._coarse(parts)]
             if self.settings.flip:
@@ -180,6 +258,33 @@ class Segmenter:
         """Coarse logits ``(B, C, p, q)`` float32 of ``(B, N, h, w)`` uint8 pixels."""
         logits: Tensor = self.coarse(pixels)
         return logits.float()
+
+
+Sizes = tuple[tuple[int, ...], ...]
+"""Shapes of an image's views. All of them count: rounding may give two images one size at one scale and different ones
+at another."""
+
+
+def _sizes(image: Prepared) -> Sizes:
+    return tuple(view.shape for view in image.views)
+
+
+def _most_bytes(image: Prepared) -> int:
+    """What is held of an image: its inputs, then a prediction of 5 bytes per pixel."""
+    return max(sum(view.nbytes for view in image.views), 5 * image.height * image.width)
+
+
+@functools.lru_cache(maxsize=1024)
+def _most_windows(size: Sizes, side: int) -> int:
+    return max(len(windows(height, width, side)) for height, width, _ in size)
+
+
+def _too_large(image: Prepared) -> ImageError:
+    return ImageError(
+        "TooLarge",
+        f"{image.width} x {image.height} pixels, more than memory holds; look at it through a smaller window "
+        "(--window), or give it more memory",
+    )
 
 
 def _size(image: NDArray[np.uint8]) -> tuple[int, int]:

@@ -17,6 +17,7 @@ Everything else that a user can mend (no such bucket or folder, wrong credential
 from __future__ import annotations
 
 import re
+import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -312,11 +313,17 @@ class Store(ABC):
         """
         self.put_if_absent(_PROBE, b"")
         if self.put_if_absent(_PROBE, b""):
-            raise ConfigError(
-                self.field,
-                self.root,
-                "this storage overwrites although asked not to; use one that honours If-None-Match",
-            )
+            raise self._overwrites("If-None-Match")
+
+    def check_replaces_atomically(self) -> None:
+        """``check_writable_atomically``, and prove that replace-if-unchanged works here as well."""
+        self.check_writable_atomically()
+        if self.put_if_match(_PROBE, secrets.token_bytes(8), "0" * 32):
+            raise self._overwrites("If-Match")
+
+    def _overwrites(self, condition: str) -> ConfigError:
+        remedy = f"this storage overwrites although asked not to; use one that honours {condition}"
+        return ConfigError(self.field, self.root, remedy)
 
 
 def _is_hidden(key: str) -> bool:

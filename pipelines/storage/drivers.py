@@ -6,7 +6,7 @@ import asyncio
 import functools
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
@@ -88,7 +88,7 @@ class DriverStore(Store):
             key=path,
             etag=_driver_etag(info),
             bytes=int(info.get("size") or 0),
-            modified=next((value for value in info.values() if isinstance(value, datetime)), None),
+            modified=next((_aware(value) for value in info.values() if isinstance(value, datetime)), None),
         )
 
     def stat(self, path: str) -> StoredObject | None:
@@ -162,3 +162,8 @@ def _driver_etag(info: Mapping[str, Any]) -> str:
     if isinstance(version, datetime):  # some drivers list a number and tell a time, or the other way round
         version = version.timestamp()
     return f"{info.get('size')}-{version}".replace('"', "")
+
+
+def _aware(time: datetime) -> datetime:
+    """Drivers that tell no time zone mean UTC."""
+    return time if time.tzinfo else time.replace(tzinfo=timezone.utc)

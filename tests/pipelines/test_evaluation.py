@@ -90,7 +90,7 @@ def masks(data: Path, checkpoint: Checkpoint) -> dict[str, tuple[NDArray[Any], N
     found = {}
     for pair in dataset.split("val"):
         image, truth = dataset.read(pair)
-        found[pair.key] = (next(segmenter.predict([segmenter.prepare(image)])).mask, truth)
+        found[pair.key] = (segmenter([image])[0].mask, truth)
     return found
 
 

@@ -55,6 +55,20 @@ def test_gpus_may_be_asked_for_before_the_autoscaler_has_brought_them() -> None:
     assert share(2, 1.0, reserve=0.5, resources={"CPU": 8}).gpus == 1.0
 
 
+def test_a_handler_of_sigterm_outlives_the_connection() -> None:
+    """Ray would put its own in its place."""
+    script = """
+import os, signal, sys
+from pipelines.cluster import ray_session
+signal.signal(signal.SIGTERM, lambda number, frame: print("handled"))
+with ray_session():
+    os.kill(os.getpid(), signal.SIGTERM)
+"""
+    environment = os.environ | {"RAY_ADDRESS": "local"}
+    job = subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True)
+    assert (job.returncode, job.stdout) == (0, "handled\n"), job.stderr
+
+
 def test_a_cluster_address_that_is_none_is_told() -> None:
     """In a process of its own, as this one may be connected already."""
     script = "from pipelines.cluster import ray_session\nwith ray_session(): pass"

@@ -228,7 +228,9 @@ def test_no_more_is_held_than_the_bound(
         )
     ]
     assert len(held) == COUNT
-    assert max(held) <= (2 * batch + threads + 2 if batched else threads + 2)
+    # Of several sizes: an image may wait for others of its own as long as the chunk lasts.
+    chunk = len(chunked(dataset.split("val"), batch=batch)[0])
+    assert max(held) <= (chunk + batch + threads + 2 if batched else threads + 2)
     assert max(held) > (batch if batched else 1), "or nothing would be read ahead"
 
 

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
+from pspnet_core import images
 from pspnet_core.errors import ImageError
-from pspnet_core.images import IMAGE_SUFFIXES, decode_image, decode_mask
+from pspnet_core.images import IMAGE_SUFFIXES, decode_image, decode_mask, decode_views
 
 WIDTH, HEIGHT = 31, 22
 BOMB = 20_000
@@ -458,3 +459,119 @@ def test_masks_that_are_no_images(data: bytes, kind: str) -> None:
     with pytest.raises(ImageError) as caught:
         decode_mask(data)
     assert caught.value.kind == kind
+
+
+# --- fewer pixels --------------------------------------------------------------------------------
+
+
+def _ramp(height: int, width: int, orientation: int = 1) -> bytes:
+    """Return a JPEG that is brighter from left to right in red and from top to bottom in green, once upright."""
+    picture = np.zeros((height, width, 3), np.uint8)
+    picture[..., 0] = np.linspace(0, 255, width)
+    picture[..., 1] = np.linspace(0, 255, height)[:, None]
+    stored = Image.fromarray(picture)
+    if orientation > 1:
+        turn = images._UPRIGHT[orientation]
+        back = {
+            Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
+            Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,
+        }
+        stored = stored.transpose(back.get(turn, turn))
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    return _encode(stored, "JPEG", exif=exif, quality=95, subsampling=0)
+
+
+@pytest.fixture
+def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """Width and height of what codecs are asked for, image after image."""
+    sizes: list[tuple[int, int]] = []
+    load = images._load
+
+    def watched(image: Image.Image) -> None:
+        sizes.append(image.size)
+        load(image)
+
+    monkeypatch.setattr(images, "_load", watched)
+    return sizes
+
+
+@pytest.mark.parametrize(
+    ("view", "size"),
+    [
+        ((160, 240), (240, 160)),
+        ((300, 400), (240, 160)),
+        ((81, 120), (240, 160)),
+        ((80, 121), (240, 160)),
+        ((80, 120), (120, 80)),
+        ((41, 60), (120, 80)),
+        ((40, 60), (60, 40)),
+        ((20, 30), (30, 20)),
+        ((1, 1), (30, 20)),
+    ],
+)
+def test_no_more_of_a_jpeg_is_decoded_than_its_view_needs(
+    view: tuple[int, int], size: tuple[int, int], decoded: list[tuple[int, int]]
+) -> None:
+    found = decode_views(_ramp(160, 240), lambda height, width: [view])
+    assert decoded == [size]
+    assert (found.height, found.width) == (160, 240)
+    assert found.views[0].shape == (*view, 3)
+
+
+def test_the_largest_of_several_views_decides(decoded: list[tuple[int, int]]) -> None:
+    found = decode_views(_ramp(160, 240), lambda height, width: [(20, 30), (40, 60), (30, 45)])
+    assert decoded == [(60, 40)]
+    assert [view.shape for view in found.views] == [(20, 30, 3), (40, 60, 3), (30, 45, 3)]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize(("height", "width"), [(160, 240), (161, 247)])
+def test_a_view_of_a_turned_jpeg_is_that_of_all_its_pixels(
+    height: int, width: int, orientation: int, decoded: list[tuple[int, int]]
+) -> None:
+    data = _ramp(height, width, orientation)
+    found = decode_views(data, lambda height, width: [(height // 5, width // 5)])
+    assert decoded == [((width + 3) // 4, (height + 3) // 4)[:: -1 if orientation >= 5 else 1]]
+    assert (found.height, found.width) == (height, width)
+    (view,) = found.views
+    assert view.flags.writeable and view.flags.c_contiguous
+    whole = Image.fromarray(decode_image(data))
+    expected = np.asarray(whole.resize((width // 5, height // 5), Image.Resampling.BILINEAR)).astype(int)
+    assert np.abs(view - expected).max() <= 4  # codec and rounding; a row too many would make it twice as much
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_view_of_the_size_of_the_image_is_the_image(name: str) -> None:
+    found = decode_views(SAMPLES[name], lambda height, width: [(height, width)])
+    expected = decode_image(SAMPLES[name])
+    assert (found.height, found.width) == expected.shape[:2]
+    np.testing.assert_array_equal(found.views[0], expected)
+
+
+@given(st.integers(1, 80), st.integers(1, 80), st.floats(0.05, 2), st.sampled_from(range(1, 9)))
+@settings(deadline=None, derandomize=True, max_examples=60)
+def test_no_fewer_pixels_are_decoded_than_a_view_has(height: int, width: int, scale: float, orientation: int) -> None:
+    sizes = []
+    load = images._load
+
+    def watched(image: Image.Image) -> None:
+        sizes.append(image.size[::-1] if orientation < 5 else image.size)
+        load(image)
+
+    view = (max(1, round(height * scale)), max(1, round(width * scale)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_load", watched)
+        decode_views(_ramp(height, width, orientation), lambda height, width: [view])
+    (size,) = sizes
+    assert size[0] >= min(view[0], height) and size[1] >= min(view[1], width)
+
+
+@pytest.mark.parametrize("name", ["jpeg", "png", "tiff"])
+def test_bad_files_are_refused_as_by_decode_image(name: str) -> None:
+    for data, options in [(SAMPLES[name][:-40], {}), (b"", {}), (b"text", {}), (SAMPLES[name], {"max_pixels": 9})]:
+        with pytest.raises(ImageError) as expected:
+            decode_image(data, **options)
+        with pytest.raises(ImageError) as found:
+            decode_views(data, lambda height, width: [(5, 5)], **options)
+        assert found.value.kind == expected.value.kind

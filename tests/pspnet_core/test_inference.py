@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import copy
 import functools
+import io
+import logging
 import math
 import weakref
 from collections.abc import Iterator
@@ -22,8 +24,16 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
-from pspnet_core.errors import ConfigError
-from pspnet_core.inference import InferenceSettings, Prediction, Prepared, Segmenter
+from pspnet_core.errors import ConfigError, ImageError
+from pspnet_core.inference import (
+    WAITING_BATCHES,
+    InferenceSettings,
+    Outcome,
+    Prediction,
+    Prepared,
+    Segmenter,
+    prediction_of,
+)
 from pspnet_core.pspnet import PSPNet, PSPNetConfig
 from pspnet_core.windows import windows
 
@@ -195,12 +205,41 @@ def test_images_of_mixed_sizes_come_out_as_if_alone(settings: InferenceSettings,
     assert len({prediction.mask.tobytes() for prediction in found}) > 6
 
 
-def test_neighbours_of_one_size_share_a_pass() -> None:
+def test_images_of_one_size_share_a_pass() -> None:
+    """As soon as there are enough of them; what is left over goes in the end, the longest waiting first."""
     segmenter = Segmenter(OneConvolution(), device=CPU, batch=2)
     segmenter([_image(*size) for size in SIZES])
     shapes = _inputs(segmenter)
-    assert [shape[0] for shape in shapes] == [2, 1, 1, 1, 1, 2, 1]
-    assert [shape[2:] for shape in shapes] == [SIZES[index] for index in (0, 2, 3, 4, 5, 6, 8)]
+    assert [shape[0] for shape in shapes] == [2, 2, 1, 1, 1, 1, 1]
+    assert [shape[2:] for shape in shapes] == [SIZES[index] for index in (0, 6, 2, 3, 4, 5, 8)]
+
+
+def test_sizes_that_alternate_fill_their_batches() -> None:
+    segmenter = Segmenter(OneConvolution(), device=CPU, batch=4)
+    segmenter([_image(16, 16 + 8 * (index % 3), index) for index in range(24)])
+    assert [shape[0] for shape in _inputs(segmenter)] == [4] * 6
+
+
+def test_an_image_of_its_own_size_waits_for_a_bounded_number_of_others() -> None:
+    segmenter = Segmenter(OneConvolution(), device=CPU, batch=2)
+    taken: list[int] = []
+
+    def arriving() -> Iterator[Prepared]:
+        for index in range(100):
+            taken.append(index)
+            yield segmenter.prepare(_image(8, 8 if index else 16, index))
+
+    next(segmenter.predict(arriving()))
+    assert len(taken) == 2 * WAITING_BATCHES
+
+
+@given(st.lists(st.sampled_from([(8, 8), (8, 16), (24, 8), (17, 9)]), max_size=20), st.integers(1, 4))
+@settings(deadline=None, derandomize=True, max_examples=30)
+def test_in_any_order_of_sizes_each_image_gets_what_it_gets_alone(sizes: list[tuple[int, int]], batch: int) -> None:
+    images = [_image(*size, seed) for seed, size in enumerate(sizes)]
+    segmenter = Segmenter(OneConvolution(), InferenceSettings(flip=True), device=CPU, batch=batch)
+    for image, prediction in zip(images, segmenter(images), strict=True):
+        _assert_same(prediction, segmenter([image])[0])
 
 
 @pytest.mark.parametrize(
@@ -383,7 +422,7 @@ def test_predictions_come_as_images_arrive() -> None:
 
     predictions = segmenter.predict(arriving())
     for ready, read in enumerate([2, 2, 4, 4, 6, 6]):
-        assert next(predictions).mask.shape == (20, 20), ready
+        assert prediction_of(next(predictions)).mask.shape == (20, 20), ready
         assert taken == read
         assert not torch.is_inference_mode_enabled()
     assert list(predictions) == []
@@ -399,6 +438,151 @@ def test_prepare_resizes_once_per_scale() -> None:
     assert prepared.views[0].dtype == np.uint8
     # Each pixel of the smaller view stands for those it covers.
     np.testing.assert_allclose(prepared.views[0].mean((0, 1)), image.mean((0, 1)), atol=1)
+
+
+# --- files -------------------------------------------------------------------------------------------------------
+
+
+def _jpeg(image: Bytes) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "JPEG", quality=95)
+    return buffer.getvalue()
+
+
+def test_a_file_is_prepared_as_its_pixels_are() -> None:
+    data = _jpeg(_image(96, 128))
+    segmenter = Segmenter(OneConvolution(), InferenceSettings(resize="short", size=24, scales=(0.5, 1.0)), device=CPU)
+    pixels = np.asarray(Image.open(io.BytesIO(data)))
+    decoded, prepared = segmenter.decode(data), segmenter.prepare(pixels)
+    assert decoded[:2] == prepared[:2] == (96, 128)
+    for one, other in zip(decoded.views, prepared.views, strict=True):
+        np.testing.assert_array_equal(one, other)
+    with pytest.raises(ImageError, match=r"^TooLarge: "):
+        segmenter.decode(data, max_pixels=1000)
+
+
+def test_a_reduced_file_gives_nearly_the_same_mask_at_the_images_own_size() -> None:
+    data = _jpeg(_image(26, 17).repeat(8, 0).repeat(8, 1)[:194, :131])  # no whole number of its blocks
+    rule: dict[str, Any] = {"resize": "short", "size": 32, "scales": (0.75, 1.0)}
+    full = Segmenter(OneConvolution(), InferenceSettings(**rule), device=CPU)
+    reduced = Segmenter(OneConvolution(), InferenceSettings(**rule, reduced=True), device=CPU)
+    one, other = full.decode(data), reduced.decode(data)
+    assert one[:2] == other[:2] == (194, 131)
+    assert [view.shape for view in one.views] == [view.shape for view in other.views]
+    assert 0 < np.abs(one.views[1].astype(float) - other.views[1]).mean() < 3
+    expected, found = (prediction_of(next(by.predict([by.decode(data)]))) for by in (full, reduced))
+    assert found.mask.shape == (194, 131)
+    assert (found.mask != expected.mask).mean() < 0.05
+
+
+@pytest.mark.parametrize("settings", [{}, {"resize": "scale", "size": 1.5}], ids=str)
+def test_where_the_network_wants_every_pixel_nothing_is_reduced(settings: dict[str, Any]) -> None:
+    data = _jpeg(_image(50, 70))
+    full = Segmenter(OneConvolution(), InferenceSettings(**settings), device=CPU).decode(data)
+    reduced = Segmenter(OneConvolution(), InferenceSettings(**settings, reduced=True), device=CPU).decode(data)
+    np.testing.assert_array_equal(full.views[0], reduced.views[0])
+
+
+# --- too little memory -------------------------------------------------------------------------------------------
+
+SHORTAGES = [
+    torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB."),
+    MemoryError("Unable to allocate 2.00 GiB for an array"),
+    RuntimeError("[enforce fail at alloc_cpu.cpp:117] DefaultCPUAllocator: can't allocate memory: you tried to"),
+    RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 8 bytes."),
+    RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+]
+
+
+class Crowded(OneConvolution):
+    """Memory for so many pixels at a time, and no more."""
+
+    def __init__(self, pixels: int, error: Exception = SHORTAGES[0]) -> None:
+        super().__init__()
+        self.pixels, self.error = pixels, error
+
+    def coarse(self, images: Tensor) -> Tensor:
+        logits = super().coarse(images)
+        if images.shape[0] * images.shape[2] * images.shape[3] > self.pixels:
+            raise self.error
+        return logits
+
+
+@pytest.mark.parametrize("error", SHORTAGES, ids=lambda error: str(error)[:30])
+def test_a_batch_that_memory_does_not_hold_is_halved_and_stays_so(error: Exception) -> None:
+    images = [_image(16, 16, seed) for seed in range(11)]
+    segmenter = Segmenter(Crowded(3 * 256, error), device=CPU, batch=8)
+    for found, expected in zip(segmenter(images), Segmenter(OneConvolution(), device=CPU)(images), strict=True):
+        _assert_same(found, expected)
+    assert [shape[0] for shape in _inputs(segmenter)] == [8, 4, 2, 2, 2, 2, 2, 1]
+    _inputs(segmenter).clear()
+    segmenter(images[:5])
+    assert [shape[0] for shape in _inputs(segmenter)] == [2, 2, 1]
+
+
+def test_other_sizes_keep_their_batches(caplog: pytest.LogCaptureFixture) -> None:
+    segmenter = Segmenter(Crowded(8 * 64), device=CPU, batch=8)
+    with caplog.at_level(logging.WARNING):
+        segmenter([_image(16, 16)] * 8)
+        segmenter([_image(16, 16)] * 8)
+    assert [record.getMessage().partition(":")[0] for record in caplog.records] == [
+        "out of memory with 8 inputs of ((16, 16, 3),)",
+        "out of memory with 4 inputs of ((16, 16, 3),)",
+    ]
+    _inputs(segmenter).clear()
+    segmenter([_image(8, 8)] * 8)
+    assert [shape[0] for shape in _inputs(segmenter)] == [8]
+
+
+def test_windows_of_one_image_are_fewer_at_a_time() -> None:
+    image = _image(50, 64)
+    rule = InferenceSettings(window=32)
+    segmenter = Segmenter(Crowded(2 * 32 * 32), rule, device=CPU, batch=8)
+    expected = Segmenter(OneConvolution(), rule, device=CPU)([image])[0]
+    _assert_same(segmenter([image])[0], expected)
+    assert [shape[0] for shape in _inputs(segmenter)] == [6, 3, *[1] * 6]
+
+
+def test_an_image_that_does_not_fit_alone_is_an_error_in_its_place() -> None:
+    segmenter = Segmenter(Crowded(600), device=CPU, batch=4)
+    images = [_image(16, 16, seed) if seed % 4 else _image(32, 32, seed) for seed in range(9)]
+    outcomes: list[Outcome] = list(segmenter.predict(map(segmenter.prepare, images)))
+    for index, (image, outcome) in enumerate(zip(images, outcomes, strict=True)):
+        if index % 4:
+            _assert_same(prediction_of(outcome), Segmenter(OneConvolution(), device=CPU)([image])[0])
+        else:
+            assert isinstance(outcome, ImageError)
+            assert outcome.kind == "TooLarge"
+            assert "32 x 32 pixels" in outcome.message and "--window" in outcome.message
+    with pytest.raises(ImageError, match=r"^TooLarge: "):
+        segmenter(images[:1])
+
+
+def test_what_the_failed_pass_held_is_free_before_the_next() -> None:
+    held: list[weakref.ref[Tensor]] = []
+
+    class Holding(OneConvolution):
+        def coarse(self, images: Tensor) -> Tensor:
+            assert all(reference() is None for reference in held)
+            logits = super().coarse(images)
+            if len(images) > 1:
+                held.append(weakref.ref(logits))
+                raise torch.cuda.OutOfMemoryError("CUDA out of memory.")
+            return logits
+
+    segmenter = Segmenter(Holding(), device=CPU, batch=4)
+    assert len(segmenter([_image(16, 16)] * 4)) == 4
+    assert len(held) == 2
+
+
+def test_another_error_is_not_taken_for_too_little_memory() -> None:
+    segmenter = Segmenter(Crowded(100, RuntimeError("expected scalar type Float")), device=CPU, batch=4)
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        segmenter([_image(16, 16)] * 4)
+    assert len(_inputs(segmenter)) == 1
+
+
+# --- bands -------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("bands", [1, 2, 4, 7])

@@ -1,0 +1,118 @@
+"""What a driver can feed: chunks of nothing go through the three stages, and only the chain itself costs something.
+
+Reading and writing are stand-ins, and an actor finds no image in a chunk. All runs on the cores of this machine: the
+rate is that of driver, tasks, actor and object store together; what the driver spends on a chunk is counted apart.
+"""
+
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+
+from benchmarks.stand_ins import Instant
+from pipelines.chunks import ENCODED, ChunkRow, Work, counters, encoded
+from pipelines.clocks import Start
+from pipelines.cluster import Pool, ray_session
+from pipelines.coordinator import coordinated
+from pipelines.ledger import Ledger
+from pipelines.storage import open_store
+from pipelines.streaming import Chain
+from pipelines.tables import Paths, Stamp, utc_now
+from pipelines.totals import Totals
+from pspnet_core.scenes import SCENE_CLASSES
+
+IMAGES = 256
+"""Images that a chunk stands for."""
+
+GPU_RATE = 100.0
+"""Images per second of one GPU, for the number of GPUs: about what is left of a large one with PSPNet-50 at 473."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figures:
+    """What one run showed, from the first chunk's end to the last one's.
+
+    Attributes:
+        chunks_per_second: start of Ray and of the first actor excluded.
+        driver_ms: CPU milliseconds of the driver per chunk, all its threads.
+        memory: bytes of the driver's own memory with the first chunk, in the middle, with the last.
+    """
+
+    chunks: int
+    chunks_per_second: float
+    driver_ms: float
+    memory: tuple[int, int, int]
+
+
+def read(row: ChunkRow) -> ChunkRow:
+    """Stands in for the first stage."""
+    return encoded(int(row["id"]), ENCODED.empty_table(), images=IMAGES, since=Start.now())
+
+
+def write(row: ChunkRow) -> ChunkRow:
+    """Stands in for the last stage."""
+    return counters(row, since=Start.now(), counted=True)
+
+
+def run(folder: Path, *, chunks: int) -> Figures:
+    """Send so many chunks through one actor."""
+    with ray_session(), coordinated() as coordinator:
+        store = open_store(str(folder), field="output")
+        work = Work(
+            output=store,
+            ledger=Ledger(store, Paths(partition="benchmark-0")),
+            stamp=Stamp(run_id="benchmark", made=utc_now(), mask="rle"),
+            model="",
+            classes=SCENE_CLASSES,
+            pixels=1,
+            coordinator=coordinator,
+        )
+        pool = Pool.of("1", 0.0, reserve=0.5)
+        return _measured(Chain(work=work, read=read, write=write, pool=pool, make_predictor=Instant), chunks)
+
+
+def _measured(chain: Chain, chunks: int) -> Figures:
+    rows = _summed(chain.run(range(chunks)))
+    next(rows)
+    started, cpu, memory = time.perf_counter(), time.process_time(), [_memory()]
+    for done in rows:
+        if done in (chunks // 2, chunks):
+            memory.append(_memory())
+    seconds, spent = time.perf_counter() - started, time.process_time() - cpu
+    first, middle, last = memory
+    return Figures(
+        chunks=chunks,
+        chunks_per_second=(chunks - 1) / seconds,
+        driver_ms=1000 * spent / (chunks - 1),
+        memory=(first, middle, last),
+    )
+
+
+def _summed(rows: Iterator[ChunkRow]) -> Iterator[int]:
+    """What a driver does with what comes back; yields how many there were."""
+    totals = Totals()
+    for done, row in enumerate(rows, start=1):
+        totals += Totals.of(row)
+        yield done
+
+
+def _memory() -> int:
+    """Bytes of this process that it shares with no other: the object store counts for none."""
+    found = psutil.Process().memory_info()
+    return int(found.rss - found.shared)
+
+
+def lines(figures: Figures) -> list[str]:
+    """Figures for people."""
+    first, middle, last = (f"{size / 1e6:.0f}" for size in figures.memory)
+    gpus = figures.chunks_per_second * IMAGES / GPU_RATE
+    alone = 1000 / figures.driver_ms * IMAGES / GPU_RATE
+    return [
+        f"driving: {figures.chunks:,} chunks without images through the three stages",
+        f"  {figures.chunks_per_second:.1f} chunks/s, driver {figures.driver_ms:.1f} ms of CPU per chunk",
+        f"  memory of the driver {first}, {middle}, {last} MB with the first chunk, in the middle, with the last",
+        f"  GPUs of {GPU_RATE:g} images/s with chunks of {IMAGES}: {gpus:.0f} at this rate; {alone:.0f} by what the "
+        "driver alone spends, on one core",
+    ]

@@ -1,0 +1,56 @@
+"""What takes the network's place in benchmarks of everything around it."""
+
+import time
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pspnet_core.inference import Prediction, Prepared
+from pspnet_core.scenes import draw_scene
+
+WIDTH, HEIGHT = 480, 360
+
+
+class Instant:
+    """Answers every image at once with the same ready mask, that of a drawn scene, and a confidence map."""
+
+    def __init__(self) -> None:
+        mask = draw_scene(0, width=WIDTH, height=HEIGHT)[1]
+        confidence = np.random.default_rng(0).uniform(0.5, 1.0, mask.shape).astype(np.float32)
+        self.answer = Prediction(mask, confidence)
+
+    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
+        """The image as it is."""
+        return Prepared(image.shape[0], image.shape[1], (image,))
+
+    def predict(self, images: Iterable[Prepared]) -> Iterator[Prediction]:
+        """The ready answer, once per image."""
+        for _ in images:
+            yield self.answer
+
+
+class Sleeping(Instant):
+    """Answers after some time for each image, in which it needs no CPU and lets other threads run, as a GPU does."""
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+
+    def predict(self, images: Iterable[Prepared]) -> Iterator[Prediction]:
+        """The ready answer, once per image, some time after it was asked for."""
+        for _ in images:
+            time.sleep(self.seconds)
+            yield self.answer
+
+
+@dataclass(frozen=True)
+class SleepingFor:
+    """Builds a ``Sleeping`` on an actor."""
+
+    seconds: float
+
+    def __call__(self) -> Sleeping:
+        """Of this many seconds for each image."""
+        return Sleeping(self.seconds)

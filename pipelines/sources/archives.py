@@ -1,0 +1,295 @@
+"""Source ``webdataset``: images in tar archives, plain or compressed with gzip.
+
+An archive is a stream of headers, each followed by its member's bytes; there is no table of contents. To list one, its
+headers are walked. To read members of a plain one, the headers are walked once per process, their places are kept, and
+neighbouring members are fetched in one ranged read. A compressed one has no places: it is streamed once per chunk, of
+which a chunk's members, being neighbours, need one stretch. No archive is ever held whole.
+"""
+
+import contextlib
+import functools
+import gzip
+import io
+import logging
+import tarfile
+import zlib
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import NamedTuple, cast
+
+import pyarrow as pa
+
+from pipelines.sources.base import Damaged, ReadResult, Row, batched, place_of
+from pipelines.sources.containers import members_of, read_members
+from pipelines.sources.inputs import Inputs, is_hidden
+from pipelines.storage import ObjectChanged, ObjectError, Store, StoredObject
+from pipelines.storage.local import LocalStore
+from pspnet_core.errors import ImageError, PspnetError
+from pspnet_core.images import IMAGE_SUFFIXES
+
+log = logging.getLogger(__name__)
+PLAIN, COMPRESSED = ".tar", (".tar.gz", ".tgz")
+SUFFIXES = (PLAIN, *COMPRESSED)
+BLOCK = 4 * 2**20
+"""Bytes of one request while the headers of a remote archive are walked."""
+SPAN = 8 * 2**20
+"""Neighbouring members are fetched together up to so many bytes."""
+GAP = 128 * 2**10
+"""So many bytes between two wanted members (their neighbours' labels, say) are rather fetched than skipped."""
+KNOWN_ARCHIVES = 4
+"""Archives whose members' places a process remembers."""
+
+
+class _Place(NamedTuple):
+    """Where a member's bytes lie."""
+
+    start: int
+    size: int
+
+    @property
+    def stop(self) -> int:
+        return self.start + self.size
+
+
+class WebDataset:
+    """Members of tar archives whose names are those of images."""
+
+    def find(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
+        """As ``Source.find``. What is wrong with an archive is logged; what can be read of it is listed."""
+        return batched(members_of(inputs, SUFFIXES, _images_of))
+
+    def read(self, rows: pa.Table, *, threads: int) -> list[ReadResult]:
+        """As ``Source.read``; ``Truncated`` is what lies behind the damage of an archive."""
+        return read_members(rows, SUFFIXES, functools.partial(_take, threads=threads))
+
+
+def _images_of(item: StoredObject) -> list[Row]:
+    """One row per image of an archive."""
+    store, path = place_of(item.uri, item.key)
+    rows: list[Row] = []
+    notes = _Notes()
+    try:
+        for name, member, _ in _walk(store, path):
+            if notes.is_first(name, member) and _is_image(name, member):
+                rows.append(Row(f"{item.uri}/{name}", f"{item.key}/{name}", item.etag, member.size))
+    except Damaged as error:
+        log.warning("%s is damaged (%s); the %d images before that are listed", item.uri, error, len(rows))
+    except ObjectError as error:
+        log.warning("%s; its images are left to the next run", error.message)
+        return []
+    if not _is_still(store, path, item.etag):
+        log.warning("%s has changed while it was listed; its images are left to the next run", item.uri)
+        return []
+    for note in notes:
+        log.warning("%s: %s", item.uri, note)
+    return rows
+
+
+def _is_still(store: Store, path: str, etag: str) -> bool:
+    """Whether an archive is the version that it was."""
+    found = store.stat(path)
+    return found is not None and found.etag == etag
+
+
+class _Notes:
+    """Looks at the names of an archive's members as they come, and tells what is irregular."""
+
+    def __init__(self) -> None:
+        self.names: Counter[str] = Counter()
+        self.samples: set[str] = set()
+        self.sample = ""
+        self.scattered: list[str] = []
+        self.sparse: list[str] = []
+
+    def is_first(self, name: str, member: tarfile.TarInfo) -> bool:
+        """Take note of a member; False when there was one of that name."""
+        folder, slash, base = name.rpartition("/")
+        sample = folder + slash + base.partition(".")[0]
+        if sample != self.sample and sample in self.samples:
+            self.scattered.append(sample)
+        self.sample = sample
+        self.samples.add(sample)
+        self.names[name] += 1
+        if member.issparse():
+            self.sparse.append(name)
+        return self.names[name] == 1
+
+    def __iter__(self) -> Iterator[str]:
+        doubled = [name for name, count in self.names.items() if count > 1]
+        if doubled:
+            yield f"{_some(doubled)} more than once; the first of each name is taken"
+        if self.scattered:
+            yield f"the members of sample {_some(list(dict.fromkeys(self.scattered)))} do not lie together"
+        if self.sparse:
+            yield f"{_some(self.sparse)} left out: stored as a sparse file"
+
+
+def _some(names: Sequence[str]) -> str:
+    """The first names, and how many there are besides."""
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return ", ".join(names[:3]) + more
+
+
+def _is_image(name: str, member: tarfile.TarInfo) -> bool:
+    return name.lower().endswith(tuple(IMAGE_SUFFIXES)) and not is_hidden(name) and not member.issparse()
+
+
+def _take(store: Store, path: str, etag: str, members: Sequence[str], *, threads: int) -> Mapping[str, ReadResult]:
+    """As ``containers.Take``."""
+    if path.lower().endswith(COMPRESSED):
+        return _streamed(store, path, members)
+    known = _places(store, path, etag)
+    results: dict[str, ReadResult] = {name: _gone(store, path) for name in members if name not in known}
+    spans = list(_spans({name: known[name] for name in members if name in known}))
+    if spans:
+        with ThreadPoolExecutor(min(threads, len(spans))) as pool:
+            for found in pool.map(lambda span: _fetched(store, path, span), spans):
+                results |= found
+    return results
+
+
+def _gone(store: Store, path: str) -> ImageError:
+    return ImageError("Truncated", f"{store.uri_of(path)} cannot be followed as far as this member")
+
+
+def _cut(store: Store, path: str) -> ImageError:
+    return ImageError("Truncated", f"{store.uri_of(path)} ends within this member")
+
+
+def _streamed(store: Store, path: str, members: Sequence[str]) -> Mapping[str, ReadResult]:
+    """Members of a compressed archive, in one pass that ends with the last of them."""
+    results: dict[str, ReadResult] = {}
+    wanted = set(members)
+    try:
+        for name, member, archive in _walk(store, path):
+            if name in wanted:
+                wanted.remove(name)
+                content = _content(archive, member)
+                results[name] = content if len(content) == member.size else _cut(store, path)
+                if not wanted:
+                    break
+    except Damaged:
+        pass  # which the listing has told; what lies behind it are the members that are still wanted
+    return results | dict.fromkeys(wanted, _gone(store, path))
+
+
+def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
+    """A member's bytes; fewer where the archive ends early."""
+    stream = archive.extractfile(member)
+    assert stream is not None  # a regular file has one
+    parts = []
+    with contextlib.suppress(Damaged), _damage_told():
+        while part := stream.read(2**20):
+            parts.append(part)
+    return b"".join(parts)
+
+
+@functools.lru_cache(maxsize=KNOWN_ARCHIVES)
+def _places(store: Store, path: str, etag: str) -> Mapping[str, _Place]:
+    """Where the images of a plain archive lie, as far as it can be followed."""
+    places: dict[str, _Place] = {}
+    with contextlib.suppress(Damaged):  # which the listing has told
+        for name, member, _ in _walk(store, path):
+            if _is_image(name, member):
+                places.setdefault(name, _Place(member.offset_data, member.size))
+    if not _is_still(store, path, etag):  # raised, so that no other version's places are kept
+        raise ObjectChanged(store.uri_of(path), f"{store.uri_of(path)} has changed since it was listed")
+    return places
+
+
+def _spans(places: Mapping[str, _Place]) -> Iterator[dict[str, _Place]]:
+    """Members that one read shall fetch."""
+    span: dict[str, _Place] = {}
+    first = last = _Place(0, 0)
+    for name, place in sorted(places.items(), key=lambda item: item[1]):
+        if span and (place.start - last.stop > GAP or place.stop - first.start > SPAN):
+            yield span
+            span = {}
+        first, last = (first if span else place), place
+        span[name] = place
+    if span:
+        yield span
+
+
+def _fetched(store: Store, path: str, span: Mapping[str, _Place]) -> dict[str, ReadResult]:
+    start, stop = min(place.start for place in span.values()), max(place.stop for place in span.values())
+    with store.open(path) as stream:
+        stream.seek(start)
+        # Into one buffer, as what `read` gives may be put together from several requests.
+        buffer = memoryview(bytearray(stop - start))
+        filled = 0
+        while filled < len(buffer) and (count := stream.readinto(buffer[filled:])):  # type: ignore[attr-defined]
+            filled += count
+    results: dict[str, ReadResult] = {}
+    for name, place in span.items():
+        whole = place.stop - start <= filled
+        results[name] = bytes(buffer[place.start - start : place.stop - start]) if whole else _cut(store, path)
+    return results
+
+
+def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
+    """Name and header of each regular file in an archive, in its order.
+
+    Raises:
+        Damaged: it cannot be followed any further.
+        ObjectChanged, ObjectMissing: it has changed or gone meanwhile.
+    """
+    with contextlib.ExitStack() as stack:
+        stream = stack.enter_context(store.open(path))
+        if not isinstance(store, LocalStore):  # where a read is a request
+            stream = stack.enter_context(io.BufferedReader(cast(io.RawIOBase, stream), BLOCK))
+        with _damage_told():
+            archive = stack.enter_context(_opened(stream, compressed=path.lower().endswith(COMPRESSED)))
+        while True:
+            with _damage_told():
+                member = archive.next()
+                if member is not None and member.size < 0:  # which an extended header said: would be walked for ever
+                    raise tarfile.ReadError("a member of negative size")
+            if member is None:
+                return
+            archive.members = []  # type: ignore[attr-defined]  # or all headers would be kept
+            if member.isreg():
+                yield member.name.removeprefix("./").lstrip("/"), member, archive
+
+
+@contextlib.contextmanager
+def _opened(stream: object, *, compressed: bool) -> Iterator[tarfile.TarFile]:
+    with contextlib.ExitStack() as stack:
+        raw = stack.enter_context(gzip.GzipFile(fileobj=cast(io.BufferedReader, stream))) if compressed else stream
+        # "r|" never seeks back; "r:" skips what it need not read. Names that are no UTF-8 are spelt out.
+        archive = tarfile.open(  # noqa: SIM115 (the stack closes it)
+            fileobj=cast(io.BufferedReader, raw),
+            mode="r|" if compressed else "r:",
+            tarinfo=_Header,
+            encoding="utf-8",
+            errors="backslashreplace",
+        )
+        yield stack.enter_context(archive)
+
+
+class _Header(tarfile.TarInfo):
+    """Tells damage from the end, both of which ``TarFile`` takes for the end."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
+        try:
+            header = super().frombuf(buf, encoding, errors)
+        except tarfile.HeaderError as error:
+            if len(buf) == tarfile.BLOCKSIZE and not any(buf):
+                raise  # the mark that ends an archive
+            raise tarfile.ReadError(f"{error} in place of a header") from error
+        if header.size < 0:  # of a header that describes the next one, all that follows would be read as that
+            raise tarfile.ReadError("a member of negative size")
+        return header
+
+
+@contextlib.contextmanager
+def _damage_told() -> Iterator[None]:
+    """Whatever ``tarfile`` and ``gzip`` raise on bad data becomes ``Damaged``."""
+    try:
+        yield
+    except PspnetError:  # the storage's, some of which are ValueErrors too
+        raise
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
+        raise Damaged(str(error)[:200]) from error  # gzip shows all that it got

@@ -1,0 +1,103 @@
+"""Files that hold many images: an image's URI is ``<file>/<member>``, its etag and its time are the file's.
+
+A row of a plan, and a row of the label table that is to be replayed, name file and member and nothing else. Where the
+member lies in the file is found anew by whoever reads (and kept in memory while the file is in use): a stored position
+would be one more thing that may be wrong, and replays would not have it.
+"""
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import pyarrow as pa
+
+from pipelines.sources import base
+from pipelines.sources.base import ReadResult, Row, explained, place_of, rows_of, too_large
+from pipelines.sources.inputs import Inputs
+from pipelines.storage import ObjectError, Store, StoredObject
+from pipelines.threads import map_ahead
+from pspnet_core.errors import ImageError
+
+FILES_AHEAD = 8
+"""Files that are looked through at the same time; their rows wait in memory for their turn."""
+
+Take = Callable[[Store, str, str, Sequence[str]], Mapping[str, ReadResult]]
+"""(store, path, etag, members) -> each member's bytes or error. Raises ObjectError when the file cannot be had."""
+
+
+def members_of(
+    inputs: Inputs, suffixes: Collection[str], look: Callable[[StoredObject], Iterable[Row]]
+) -> Iterator[Row]:
+    """The rows of all files that are new enough, file by file; several are looked through at the same time."""
+    files = (item for item in inputs.objects(suffixes) if inputs.keeps(item.modified))
+    with ThreadPoolExecutor(FILES_AHEAD) as pool:
+        for rows in map_ahead(pool, look, files, depth=FILES_AHEAD):
+            yield from rows
+
+
+def read_members(rows: pa.Table, suffixes: Collection[str], take: Take) -> list[ReadResult]:
+    """As ``Source.read``, file by file; what is read of a file that turns out to have changed is thrown away."""
+    results: dict[int, ReadResult] = {}
+    wanted: dict[tuple[Store, str, str], list[tuple[int, str]]] = defaultdict(list)
+    split = _Splitter(suffixes)
+    for index, row in enumerate(rows_of(rows)):
+        if row.bytes > base.MAX_BYTES:
+            results[index] = too_large(row.bytes)
+        else:
+            store, path = split(row)
+            wanted[store, path, row.etag].append((index, row.key[len(path) + 1 :]))
+    for (store, path, etag), places in wanted.items():
+        found = _read_file(store, path, etag, [member for _, member in places], take)
+        results |= {index: found[member] for index, member in places}
+    return [results[index] for index in range(len(rows))]
+
+
+class _Splitter:
+    """Finds the file in a row's key. Where folders are named like files as well, the etag tells which it is."""
+
+    def __init__(self, suffixes: Collection[str]) -> None:
+        self.ends = re.compile(f"[^/](?:{'|'.join(map(re.escape, suffixes))})(?=/)", re.IGNORECASE)
+        self.etags: dict[tuple[Store, str], str] = {}
+
+    def __call__(self, row: Row) -> tuple[Store, str]:
+        store, key = place_of(row.uri, row.key)
+        paths = [key[: match.end()] for match in self.ends.finditer(key)]
+        if len(paths) == 1:
+            return store, paths[0]
+        here = [path for path in paths if self._etag(store, path)]
+        same = [path for path in here if self._etag(store, path) == row.etag]
+        return store, (same or here or paths[-1:])[0]
+
+    def _etag(self, store: Store, path: str) -> str:
+        if (store, path) not in self.etags:
+            item = store.stat(path)
+            self.etags[store, path] = item.etag if item else ""
+        return self.etags[store, path]
+
+
+def _read_file(store: Store, path: str, etag: str, members: Sequence[str], take: Take) -> Mapping[str, ReadResult]:
+    """The members' bytes, all of them from the version ``etag``."""
+    problem = _problem(store, path, etag)
+    if problem is None:
+        try:
+            found = take(store, path, etag, members)
+            problem = _problem(store, path, etag)
+            if problem is None:
+                return found
+        except ObjectError as error:
+            problem = explained(error)
+    return dict.fromkeys(members, problem)
+
+
+def _problem(store: Store, path: str, etag: str) -> ImageError | None:
+    """Why the listed version of a file cannot be read, if so."""
+    item = store.stat(path)
+    if item is None:
+        # Asked for in this way, a store also notices that the whole folder is not mounted on this machine.
+        (answer,) = store.read_many([(path, etag)])
+        if isinstance(answer, ObjectError):
+            return explained(answer)
+    elif item.etag == etag:
+        return None
+    return ImageError("Changed", f"{store.uri_of(path)} has changed since it was listed")

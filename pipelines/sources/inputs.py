@@ -1,0 +1,192 @@
+"""What ``--input`` names: folders, globs and single objects, walked in parallel as one stream of objects."""
+
+import datetime
+import functools
+import itertools
+import json
+import re
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from fsspec.utils import glob_translate
+
+from pipelines.dates import with_date
+from pipelines.storage import THREADS, StoredObject, open_store
+from pipelines.storage.base import split_scheme
+from pspnet_core.errors import ConfigError
+
+FIELD = "input"
+SLICE = 4096
+"""Objects that one input's listing runs ahead of what is taken from it."""
+
+_WILD = re.compile(r"[*?]|\[[^\]]")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Input:
+    """One folder, glob or object.
+
+    Attributes:
+        root: URI of the folder that keys are relative to; that of the object itself where it is one.
+        pattern: glob relative to ``root``; whatever matches is taken, and what lies below it. Empty for everything.
+    """
+
+    root: str
+    pattern: str = ""
+
+    @classmethod
+    def parse(cls, text: str) -> "Input":
+        """A folder, glob or object as a user writes it; ConfigError when it is none."""
+        scheme, rest = split_scheme(text)
+        parts = rest.split("/")
+        fixed = next((number for number, part in enumerate(parts) if _WILD.search(part)), len(parts))
+        folder, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:]).rstrip("/")
+        if pattern and not folder:
+            if scheme != "file":
+                raise ConfigError(FIELD, text, "wildcards may stand only after the name of the bucket; write that out")
+            folder = "/" if fixed else "."
+        try:
+            glob_translate(pattern)
+        except ValueError as error:
+            raise ConfigError(FIELD, text, "** stands for whole folders: put it between slashes") from error
+        return cls(root=open_store(text[: len(text) - len(rest)] + folder, field=FIELD).root, pattern=pattern)
+
+    @property
+    def uri(self) -> str:
+        """The input in full, as plans and run records name it."""
+        return f"{self.root.rstrip('/')}/{self.pattern}" if self.pattern else self.root
+
+    def selects(self, uri: str) -> bool:
+        """Whether a listing of this input holds the object."""
+        top = self.root.rstrip("/") + "/"
+        if not uri.startswith(top):
+            return uri == self.root
+        below = uri[len(top) :]
+        return not is_hidden(below) and (not self.pattern or self._matches(below))
+
+    def objects(self, suffixes: Collection[str]) -> Iterator[StoredObject]:
+        """The objects with such names, in the order of the storage."""
+        if not self.pattern and self.root.lower().endswith(tuple(suffixes)):
+            folder, _, name = self.root.rpartition("/")
+            found = open_store(folder or "/", field=FIELD).stat(name)
+            if found is not None:
+                yield found
+                return
+        for item in open_store(self.root, field=FIELD).list(suffixes=suffixes):
+            if not self.pattern or self._matches(item.key):
+                yield item
+
+    def _matches(self, key: str) -> bool:
+        return _compiled(self.pattern).match(key) is not None
+
+    def overlaps(self, other: "Input") -> bool:
+        """Whether the two may hold the same object."""
+        first, second = self.root.rstrip("/") + "/", other.root.rstrip("/") + "/"
+        return first.startswith(second) or second.startswith(first)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """All that one run labels.
+
+    Attributes:
+        places: the folders, globs and objects; what an earlier one holds is left out of the later ones.
+        since: only what was modified then or later counts; None for everything.
+    """
+
+    places: tuple[Input, ...]
+    since: datetime.datetime | None = None
+
+    @classmethod
+    def of(cls, text: str, *, date: datetime.date, since: datetime.datetime | None = None) -> "Inputs":
+        """What ``--input`` says: places with commas between them, or a list as JSON or YAML gives it.
+
+        Args:
+            text: may hold the templates of ``with_date``.
+            date: the run's.
+
+        Raises:
+            ConfigError: an input is empty or malformed.
+        """
+        places = tuple(Input.parse(with_date(part, date, field=FIELD)) for part in split_inputs(text))
+        return cls(places=places, since=since)
+
+    @property
+    def uris(self) -> tuple[str, ...]:
+        """Every input in full."""
+        return tuple(place.uri for place in self.places)
+
+    def __str__(self) -> str:
+        return ",".join(self.uris)
+
+    def keeps(self, modified: datetime.datetime | None) -> bool:
+        """Whether something of this age counts; where the storage tells no time, it does."""
+        return self.since is None or modified is None or modified >= self.since
+
+    def objects(self, suffixes: Collection[str]) -> Iterator[StoredObject]:
+        """The objects of all inputs, of any age; each object comes once. Inputs are listed at the same time.
+
+        Args:
+            suffixes: ends of names, in lower case.
+
+        Raises:
+            ConfigError: no such bucket or folder, or it may not be listed.
+            TransientStorageError: storage does not answer.
+        """
+        return interleaved([self._objects(number, suffixes) for number in range(len(self.places))])
+
+    def _objects(self, number: int, suffixes: Collection[str]) -> Iterator[StoredObject]:
+        place = self.places[number]
+        earlier = [other for other in self.places[:number] if other.overlaps(place)]
+        for item in place.objects(suffixes):
+            if not any(other.selects(item.uri) for other in earlier):
+                yield item
+
+
+def split_inputs(text: str) -> list[str]:
+    """The parts of a comma-separated text, or those of a JSON list, where a part may hold a comma itself."""
+    parts: object = None
+    if text.startswith("["):  # which may begin a glob as well
+        try:
+            parts = json.loads(text)
+        except ValueError:
+            parts = None
+    if isinstance(parts, list):
+        return [str(part) for part in parts] or [""]
+    return [part.strip() for part in text.split(",")]
+
+
+def interleaved(streams: Sequence[Iterator[StoredObject]]) -> Iterator[StoredObject]:
+    """Several streams as one, pulled at the same time and at most a slice ahead; each keeps its own order."""
+    if len(streams) == 1:
+        yield from streams[0]
+        return
+    pool = ThreadPoolExecutor(THREADS)
+    try:
+        waiting: dict[Future[list[StoredObject]], Iterator[StoredObject]] = {
+            pool.submit(_slice, stream): stream for stream in streams
+        }
+        while waiting:
+            for future in wait(waiting, return_when=FIRST_COMPLETED).done:
+                stream, items = waiting.pop(future), future.result()
+                if items:
+                    waiting[pool.submit(_slice, stream)] = stream
+                yield from items
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def is_hidden(key: str) -> bool:
+    """Whether a part of a relative path starts with a dot; such names are left out of every listing."""
+    return key.startswith(".") or "/." in key
+
+
+def _slice(stream: Iterator[StoredObject]) -> list[StoredObject]:
+    return list(itertools.islice(stream, SLICE))
+
+
+@functools.lru_cache(maxsize=256)
+def _compiled(pattern: str) -> re.Pattern[str]:
+    """Matches what the glob names, and whatever lies below that."""
+    return re.compile(f"{glob_translate(pattern)}|{glob_translate(f'{pattern}/**')}")

@@ -1,0 +1,245 @@
+"""One actor with chunks side by side: the network has one at a time, and the next one's images are ready before."""
+
+from __future__ import annotations
+
+import datetime
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.chunks import ENCODED, ChunkRow, Work
+from pipelines.cluster import Share
+from pipelines.coordinator import Coordinator
+from pipelines.ledger import Ledger
+from pipelines.segmenting import Predictor, Segment
+from pipelines.storage import open_store
+from pipelines.tables import Paths, Stamp, from_ipc, to_ipc
+from pspnet_core.errors import ImageError
+from pspnet_core.inference import Outcome, Prediction, Prepared
+from pspnet_core.masks import from_run_lengths
+from pspnet_core.scenes import SCENE_CLASSES
+
+PATIENCE_S = 30
+
+
+class Alone(Share):
+    """A share of no cluster."""
+
+    def threads_here(self) -> int:
+        return 1
+
+
+class Calm:
+    """A coordinator of a run in which no process dies."""
+
+    def start(self) -> int:
+        return 1
+
+    def started(self) -> None:
+        pass
+
+    def begin(self, chunk: int) -> int:
+        return 1
+
+    def done(self, chunk: int) -> None:
+        pass
+
+
+class Watchful(Calm):
+    """A coordinator of a run in which chunk 1 has ended a process before; keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.withdrawn = threading.Event()
+
+    def begin(self, chunk: int) -> int:
+        self.told.append(f"begin {chunk}")
+        return 1 + chunk
+
+    def withdraw(self, chunk: int) -> None:
+        self.told.append(f"withdraw {chunk}")
+        self.withdrawn.set()
+
+    def done(self, chunk: int) -> None:
+        self.told.append(f"done {chunk}")
+
+
+class Grey:
+    """Says of each pixel that it is of the class of the image's first byte, modulo 4; watches who comes when."""
+
+    def __init__(self) -> None:
+        self.prepared: set[int] = set()
+        self.inside = self.most_inside = 0
+        self.met = threading.Event()
+
+    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
+        self.prepared.add(int(image[0, 0, 0]))
+        return Prepared(image.shape[0], image.shape[1], (image,))
+
+    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+        self.inside += 1
+        self.most_inside = max(self.most_inside, self.inside)
+        for image in images:
+            self.attend(image)
+            value = int(image.views[0][0, 0, 0])
+            mask = np.full((image.height, image.width), value % 4, np.uint8)
+            yield Prediction(mask, np.ones(mask.shape, np.float32)) if value < 250 else ImageError("TooLarge", "alas")
+        self.inside -= 1
+
+    def attend(self, image: Prepared) -> None:
+        """Called with each image, inside."""
+
+
+def chunk_of(number: int, values: Sequence[int]) -> ChunkRow:
+    """A chunk of grey PNGs of 8 x 6 pixels."""
+    data = []
+    for value in values:
+        buffer = BytesIO()
+        Image.fromarray(np.full((6, 8, 3), value, np.uint8)).save(buffer, "PNG")
+        data.append(buffer.getvalue() if value else b"not an image")
+    count = len(values)
+    uris = [f"{number}-{value}" for value in values]
+    columns: dict[str, Any] = {"uri": uris, "key": uris, "etag": uris, "bytes": [1] * count}
+    table = pa.table(columns | {"data": data, "error": pa.nulls(count, pa.string())}, schema=ENCODED)
+    return {"chunk": number, "payload": to_ipc(table), "images": count}
+
+
+@pytest.fixture
+def make_segment(tmp_path: Path) -> Callable[..., Segment]:
+    store = open_store(str(tmp_path), field="output")
+
+    def make(predictor: Predictor, coordinator: Calm | None = None) -> Segment:
+        work = Work(
+            output=store,
+            ledger=Ledger(store, Paths(partition="grey-0")),
+            stamp=Stamp(run_id="run", made=datetime.datetime.now(datetime.timezone.utc), mask="rle"),
+            model="grey",
+            classes=SCENE_CLASSES,
+            pixels=10_000,
+            coordinator=cast(Coordinator, coordinator or Calm()),
+        )
+        return Segment(work, lambda: predictor, Alone(workers=1, cpus=1.0, gpus=0.5))
+
+    return make
+
+
+def rows_of(done: ChunkRow) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = from_ipc(done["payload"]).to_pylist()
+    return rows
+
+
+def test_rows_are_in_the_order_of_the_plan_whatever_becomes_of_an_image(
+    make_segment: Callable[..., Segment],
+) -> None:
+    values = [7, 0, 251, 6, 5, 0, 252, 9]
+    done = make_segment(Grey())(chunk_of(3, values))
+    rows = rows_of(done)
+    assert (done["labelled"], done["errors"], sorted(done["kinds"].split())) == (
+        4,
+        4,
+        ["TooLarge", "TooLarge", "Unreadable", "Unreadable"],
+    )
+    assert [row["uri"] for row in rows] == [f"3-{value}" for value in values]
+    for value, row in zip(values, rows, strict=True):
+        if value in (0, 251, 252):
+            assert row["status"] == "error"
+            assert row["error"].startswith("TooLarge: alas" if value else "Unreadable: ")
+            assert row["mask_classes"] is None and row["width"] is None
+        else:
+            mask = from_run_lengths(np.array(row["mask_classes"]), np.array(row["mask_lengths"]), 6, 8)
+            assert (mask == value % 4).all()
+            assert (row["status"], row["height"], row["width"]) == ("ok", 6, 8)
+
+
+def test_while_one_chunk_is_with_the_network_the_next_ones_images_are_decoded(
+    make_segment: Callable[..., Segment],
+) -> None:
+    second = set(range(100, 110))
+
+    class Waiting(Grey):
+        """Does not go on with the first chunk before it has seen the second one's images, decoded."""
+
+        def prepare(self, image: NDArray[np.uint8]) -> Prepared:
+            prepared = super().prepare(image)
+            if second <= self.prepared:
+                self.met.set()
+            return prepared
+
+        def attend(self, image: Prepared) -> None:
+            assert self.met.wait(PATIENCE_S)
+
+    predictor = Waiting()
+    segment = make_segment(predictor)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(segment, chunk_of(0, range(1, 11)))
+        other = threads.submit(segment, chunk_of(1, sorted(second)))
+        assert [row["status"] for row in rows_of(first.result()) + rows_of(other.result())] == ["ok"] * 20
+    assert predictor.most_inside == 1
+
+
+def test_a_chunk_that_fails_lets_the_next_one_in(make_segment: Callable[..., Segment]) -> None:
+    class Failing(Grey):
+        def attend(self, image: Prepared) -> None:
+            if image.views[0][0, 0, 0] == 13:
+                raise RuntimeError("a fault")
+
+    segment = make_segment(Failing())
+    with pytest.raises(RuntimeError, match="a fault"):
+        segment(chunk_of(0, [12, 13, 14]))
+    with ThreadPoolExecutor(1) as threads:  # a lock that was still held would stop it
+        done = threads.submit(segment, chunk_of(1, [15])).result(timeout=PATIENCE_S)
+    assert done["labelled"] == 1
+
+
+def test_a_chunk_that_has_ended_a_process_waits_until_it_has_one_to_itself(
+    make_segment: Callable[..., Segment],
+) -> None:
+    coordinator = Watchful()
+
+    class Waiting(Grey):
+        """Holds chunk 0 until chunk 1 has asked for a place beside it."""
+
+        def attend(self, image: Prepared) -> None:
+            self.met.set()
+            assert coordinator.withdrawn.wait(PATIENCE_S)
+
+    predictor = Waiting()
+    segment = make_segment(predictor, coordinator)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(segment, chunk_of(0, [1, 2]))
+        assert predictor.met.wait(PATIENCE_S)
+        second = threads.submit(segment, chunk_of(1, [3]))
+        assert (first.result()["labelled"], second.result()["labelled"]) == (2, 1)
+    assert coordinator.told == ["begin 0", "begin 1", "withdraw 1", "done 0", "begin 1", "done 1"]
+
+
+def test_seconds_are_told_once(make_segment: Callable[..., Segment]) -> None:
+    """What an actor held and used adds up to what there was, however many chunks are side by side."""
+    segment = make_segment(Grey())
+    began, cpu = segment.told, segment.told_cpu
+    with ThreadPoolExecutor(4) as threads:
+        done = list(threads.map(segment, [chunk_of(number, range(1, 20)) for number in range(8)]))
+    assert sum(row["held_gpu"] for row in done) == pytest.approx((segment.told - began) * 0.5)
+    assert sum(row["cpu_segment"] for row in done) == pytest.approx(segment.told_cpu - cpu, rel=0.5)
+
+
+def test_a_predictor_that_decodes_files_gets_them(make_segment: Callable[..., Segment]) -> None:
+    class Decoding(Grey):
+        def decode(self, data: bytes, *, max_pixels: int) -> Prepared:
+            assert max_pixels == 10_000
+            if data == b"not an image":
+                raise ImageError("Unreadable", "says the predictor")
+            return Prepared(12, 16, self.prepare(np.full((3, 4, 3), 5, np.uint8)).views)
+
+    rows = rows_of(make_segment(Decoding())(chunk_of(0, [1, 0])))
+    assert [(row["height"], row["width"]) for row in rows] == [(12, 16), (None, None)]
+    assert rows[1]["error"] == "Unreadable: says the predictor"
