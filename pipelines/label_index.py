@@ -9,7 +9,7 @@ one that is damaged is passed over: either costs nothing but time.
 
 import hashlib
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from pipelines.listing import VERSION
+from pipelines.listing import VERSION, in_runs
 from pipelines.storage import THREADS, ObjectChanged, ObjectError, ObjectMissing, Store
 from pipelines.tables import Paths, metadata_of, to_parquet
 from pipelines.threads import map_ahead
@@ -60,7 +60,8 @@ class LabelIndex:
                 if part is not None:
                     yield from _known(part, unread).to_batches()
             files = map_ahead(pool, self._read_file, list(unread.items()), depth=2 * THREADS)
-            for some in _parts_of(file for file in files if file is not None):
+            there = (file for file in files if file is not None)
+            for some in in_runs(there, lambda file: len(file.rows), _PART_ROWS):
                 if len(some) >= _FEWEST_FILES:
                     self._write_part(some)
                 yield from pa.concat_tables([file.rows for file in some]).combine_chunks().to_batches()
@@ -125,20 +126,6 @@ def _known(part: pq.ParquetFile, unread: dict[str, str]) -> pa.Table:
             del unread[path]
     rows = part.read().replace_schema_metadata(None)
     return rows if all(fresh) else rows.filter(pa.array(np.repeat(fresh, counts)))
-
-
-def _parts_of(files: Iterable[LabelFile]) -> Iterator[list[LabelFile]]:
-    """Cut a stream of files into runs that make a part each."""
-    held: list[LabelFile] = []
-    rows = 0
-    for file in files:
-        held.append(file)
-        rows += len(file.rows)
-        if rows >= _PART_ROWS:
-            yield held
-            held, rows = [], 0
-    if held:
-        yield held
 
 
 def _digest(data: bytes) -> str:

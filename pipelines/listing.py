@@ -10,7 +10,8 @@ meet are 10^-23. They are worked out anew for each comparison and are never kept
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import TypeVar
 
 import duckdb
 import pyarrow as pa
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 
 from pipelines.tables import LISTING
 
+T = TypeVar("T")
 VERSION = pa.schema([LISTING.field(name) for name in ("uri", "etag")])
 """What tells one version of an image from every other."""
 
@@ -113,13 +115,18 @@ def _load_ids(database: duckdb.DuckDBPyConnection, batches: Iterable[pa.RecordBa
 
 def _together(batches: Iterable[pa.RecordBatch], schema: pa.Schema) -> Iterator[pa.Table]:
     """Tables of many rows out of batches that may have few."""
-    held: list[pa.RecordBatch] = []
-    rows = 0
-    for batch in batches:
-        held.append(batch)
-        rows += len(batch)
-        if rows >= _ROWS:
-            yield pa.Table.from_batches(held, schema)
-            held, rows = [], 0
+    return (pa.Table.from_batches(some, schema) for some in in_runs(batches, len, _ROWS))
+
+
+def in_runs(items: Iterable[T], size: Callable[[T], int], enough: int) -> Iterator[list[T]]:
+    """Cut a stream into runs; each but the last ends with the item by which their sizes add up to ``enough``."""
+    held: list[T] = []
+    total = 0
+    for item in items:
+        held.append(item)
+        total += size(item)
+        if total >= enough:
+            yield held
+            held, total = [], 0
     if held:
-        yield pa.Table.from_batches(held, schema)
+        yield held
