@@ -19,6 +19,7 @@ import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
+from pipelines.environment import variables
 from pspnet_core.errors import ImageError, PspnetError
 from pspnet_core.images import decode_image
 
@@ -82,7 +83,7 @@ class _Child(contextlib.AbstractContextManager["_Child"]):
         command = [sys.executable, "-m", "pipelines.quarantine"]
         # What this process imports from: Ray has added to it.
         places = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *sys.path]))
-        environment = os.environ | {"PYTHONPATH": places}
+        environment = variables() | {"PYTHONPATH": places}
         try:
             self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         except OSError as error:

@@ -4,11 +4,12 @@ Three kinds are found: what stands before ``@`` in a URI, query parameters that 
 values of the environment's variables that are named like secrets, wherever they occur.
 """
 
-import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
+
+from pipelines.environment import variables
 
 HIDDEN = "***"
 SHORTEST = 4
@@ -56,7 +57,7 @@ def _entry(name: str, value: Any) -> Any:
 
 def _secrets() -> Iterator[str]:
     """Values of variables that are named like secrets and passwords of URIs in any variable, quoted and plain."""
-    for name, value in os.environ.items():
+    for name, value in variables().items():
         found = [value] if _SECRET_NAME.search(name) else []
         if "://" in value:
             found += _passwords(value)

@@ -25,6 +25,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.utils.time import get_current_time_millis
 
 from pipelines import registry
+from pipelines.environment import variables
 from pipelines.mlflow_server import (
     EXISTS,
     HASTE_S,
@@ -240,7 +241,7 @@ def code_version() -> dict[str, str]:
         return tags
     command = [git, "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
     said = subprocess.run(
-        command, capture_output=True, text=True, check=False, env={**os.environ, "GIT_OPTIONAL_LOCKS": "0"}
+        command, capture_output=True, text=True, check=False, env=variables() | {"GIT_OPTIONAL_LOCKS": "0"}
     )
     if said.returncode:  # such as a checkout of somebody else, which git will not read
         return tags

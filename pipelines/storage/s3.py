@@ -26,6 +26,7 @@ from botocore.utils import parse_timestamp
 from fsspec import AbstractFileSystem
 from s3fs import S3FileSystem
 
+from pipelines.environment import variables
 from pipelines.storage.base import (
     ObjectChanged,
     ObjectDenied,
@@ -332,7 +333,7 @@ def _without_user(url: str) -> str:
 
 def _aws_environment() -> int:
     """Changes when the settings do, so that a client is never used with credentials of the past."""
-    return hash(frozenset(item for item in os.environ.items() if item[0].startswith("AWS_")))
+    return hash(frozenset(item for item in variables().items() if item[0].startswith("AWS_")))
 
 
 # A client belongs to one process (a fork must not share its sockets) and to one set of credentials.
