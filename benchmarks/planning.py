@@ -104,9 +104,9 @@ def _make_labels(root: str, listing: Path, images: int) -> None:
 
 
 def _start(listing: Path, root: str, plan: bool) -> Figures:
-    program = "import sys, benchmarks.planning as planning; planning.print_figures(*sys.argv[1:])"
-    arguments = [str(listing), root, "plan" if plan else ""]
-    child = subprocess.run([sys.executable, "-c", program, *arguments], check=True, stdout=subprocess.PIPE, text=True)
+    # As a program: with `python -c` DuckDB would take this for a session of somebody who likes progress bars.
+    command = [sys.executable, "-m", "benchmarks.planning", str(listing), root, "plan" if plan else ""]
+    child = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
     return Figures(**json.loads(child.stdout))
 
 
@@ -142,3 +142,7 @@ def lines(figures: dict[str, Figures], *, labelled: int, new: int, labels: str |
         for name, found in figures.items()
     )
     return [head, *rows]
+
+
+if __name__ == "__main__":
+    print_figures(*sys.argv[1:])

@@ -34,12 +34,17 @@ from pipelines.sources import ReadResult
 from pipelines.tables import CLASS_STATISTIC, LISTING, MASKS, from_ipc, to_ipc
 from pipelines.threads import SharedLock, map_ahead
 from pspnet_core.errors import ImageError
-from pspnet_core.images import decode_image
-from pspnet_core.inference import Outcome, Prepared
+from pspnet_core.images import ImageFile, decode_image, open_image
+from pspnet_core.inference import Outcome, Prediction, Prepared
 from pspnet_core.masks import run_lengths, to_png
 from pspnet_core.statistics import ClassStatistics, class_statistics, image_confidence
 
 T = TypeVar("T")
+R = TypeVar("R")
+Item = TypeVar("Item", bound="ImageFile | Prediction | ImageError")
+
+AHEAD_BYTES = 2**28
+"""Decoded images that wait, or predictions, for each thread of an actor and chunk under way; one alone may be more."""
 
 
 class Predictor(Protocol):
@@ -56,7 +61,7 @@ class Predictor(Protocol):
 class FileDecoder(Protocol):
     """A predictor that decodes files itself, since it knows how many of their pixels it needs."""
 
-    def decode(self, data: bytes, *, max_pixels: int) -> Prepared:
+    def decode(self, file: ImageFile, /) -> Prepared:
         """Make one image file ready; called in threads. Raises ImageError."""
 
 
@@ -106,7 +111,7 @@ class Segment:
         self.files = self.predictor if isinstance(self.predictor, FileDecoder) else None
         self.room, self.turn, self.telling = SharedLock(), threading.Lock(), threading.Lock()
         self.pool = ThreadPoolExecutor(threads)
-        self.depth = 4 * threads + 16
+        self.depth, self.most = 4 * threads + 16, threads * AHEAD_BYTES
         self.names = pa.array(work.classes.names)
         self.wants_png = work.stamp.mask in ("png", "both")
         self.wants_rle = work.stamp.mask in ("rle", "both")
@@ -193,7 +198,7 @@ class Segment:
         bad: list[tuple[int, ImageError]] = []
 
         def prepared() -> Iterator[Prepared]:
-            decoded = map_ahead(self.pool, lambda item: self._decode(item, watch), images, depth=self.depth)
+            decoded = self._in_threads(lambda file: self._decode(file, watch), map(self._open, images))
             for index, result in enumerate(decoded):
                 if isinstance(result, ImageError):
                     bad.append((index, result))
@@ -204,24 +209,35 @@ class Segment:
         # Decoded before it is the chunk's turn, as far as the depth goes.
         ready = watch.waiting("images", _begun(prepared()))
         with contextlib.closing(self._in_turn(watch.waiting("predict", self.predictor.predict(ready)))) as outcomes:
-            finished = map_ahead(self.pool, lambda item: self._encode(item, watch), outcomes, depth=self.depth)
+            finished = self._in_threads(lambda item: self._encode(item, watch), outcomes)
             for position, result in enumerate(finished):
                 yield good[position], result
         yield from bad
+
+    def _in_threads(self, function: Callable[[Item], R], items: Iterable[Item]) -> Iterator[R]:
+        """``map``, some images ahead."""
+        return map_ahead(self.pool, function, items, depth=self.depth, weight=_size, most=self.most)
 
     def _in_turn(self, items: Iterable[T]) -> Generator[T, None, None]:
         """The same items, one chunk's after the other's."""
         with self.turn:
             yield from items
 
-    def _decode(self, data: ReadResult, watch: Stopwatch) -> Prepared | ImageError:
+    def _open(self, data: ReadResult) -> ImageFile | ImageError:
+        """With its header read, which tells how much memory it will take."""
+        try:
+            return data if isinstance(data, ImageError) else open_image(data, max_pixels=self.work.pixels)
+        except ImageError as error:
+            return error
+
+    def _decode(self, file: ImageFile | ImageError, watch: Stopwatch) -> Prepared | ImageError:
         start = Start.now()
         try:
-            if isinstance(data, ImageError):
-                return data
+            if isinstance(file, ImageError):
+                return file
             if self.files:
-                return self.files.decode(data, max_pixels=self.work.pixels)
-            return self.predictor.prepare(decode_image(data, max_pixels=self.work.pixels))
+                return self.files.decode(file)
+            return self.predictor.prepare(decode_image(file))
         except ImageError as error:
             return error
         finally:
@@ -275,6 +291,13 @@ class Segment:
         fields += [joined(field.name, field.type) for field in list(CLASS_STATISTIC)[len(fields) :]]
         values = pa.StructArray.from_arrays(fields, fields=list(CLASS_STATISTIC))
         return _list_array([None if row is None else len(row.class_id) for row in rows], values)
+
+
+def _size(item: ImageFile | Outcome) -> int:
+    """Bytes of an image, once it is decoded, or of a prediction."""
+    if isinstance(item, Prediction):
+        return item.mask.nbytes + item.confidence.nbytes
+    return item.nbytes if isinstance(item, ImageFile) else 0
 
 
 def _begun(items: Iterator[T]) -> Iterator[T]:

@@ -2,6 +2,7 @@
 
 import collections
 import contextlib
+import math
 import threading
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Executor, Future
@@ -11,18 +12,33 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def map_ahead(pool: Executor, function: Callable[[T], R], items: Iterable[T], *, depth: int) -> Iterator[R]:
+def map_ahead(
+    pool: Executor,
+    function: Callable[[T], R],
+    items: Iterable[T],
+    *,
+    depth: int,
+    weight: Callable[[T], float] = lambda item: 0,
+    most: float = math.inf,
+) -> Iterator[R]:
     """``map(function, items)`` with up to ``depth`` calls under way before their result is asked for.
 
     Unlike ``Executor.map`` it takes items only as results are consumed, so memory stays bounded.
+
+    Args:
+        weight: what the result of an item weighs, such as its bytes; told before the call.
+        most: all results that wait weigh no more than this together. One alone may.
     """
-    ahead: collections.deque[Future[R]] = collections.deque()
+    ahead: collections.deque[tuple[Future[R], float]] = collections.deque()
     for item in items:
-        ahead.append(pool.submit(function, item))
+        own = weight(item)
+        while ahead and own + sum(held for _, held in ahead) > most:
+            yield ahead.popleft()[0].result()
+        ahead.append((pool.submit(function, item), own))
         if len(ahead) > depth:
-            yield ahead.popleft().result()
+            yield ahead.popleft()[0].result()
     while ahead:
-        yield ahead.popleft().result()
+        yield ahead.popleft()[0].result()
 
 
 class SharedLock:

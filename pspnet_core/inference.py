@@ -26,7 +26,7 @@ from pspnet_core.deciding import Tile, View, decide
 from pspnet_core.device import best_device, compiled, inference_dtype
 from pspnet_core.errors import ConfigError, ImageError
 from pspnet_core.folding import deploy
-from pspnet_core.images import MAX_PIXELS, decode_image, decode_views
+from pspnet_core.images import MAX_PIXELS, ImageFile, decode_image, decode_views
 from pspnet_core.pspnet import PSPNet
 from pspnet_core.windows import windows
 
@@ -166,18 +166,18 @@ class Segmenter:
         """
         return [prediction_of(outcome) for outcome in self.predict(self.prepare(image) for image in images)]
 
-    def decode(self, data: bytes, *, max_pixels: int = MAX_PIXELS) -> Prepared:
+    def decode(self, file: bytes | ImageFile, *, max_pixels: int = MAX_PIXELS) -> Prepared:
         """Decode an image file and resize it by rule, once per scale. Touches no device: safe in decoding threads.
 
         Args:
-            max_pixels: larger images are refused.
+            file, max_pixels: as for ``images.decode_image``.
 
         Raises:
             ImageError: as ``images.decode_image``.
         """
         if not self.settings.reduced:
-            return self.prepare(decode_image(data, max_pixels=max_pixels))
-        return Prepared(*decode_views(data, self._input_sizes, max_pixels=max_pixels))
+            return self.prepare(decode_image(file, max_pixels=max_pixels))
+        return Prepared(*decode_views(file, self._input_sizes, max_pixels=max_pixels))
 
     def prepare(self, image: NDArray[np.uint8]) -> Prepared:
         """As ``decode``, of an ``(H, W, N)`` uint8 image that is decoded already."""

@@ -142,7 +142,8 @@ def test_what_is_registered(mlflow_server: MlflowServer, folders: dict[int, Path
     assert [name for name in files if name.endswith((".pkl", ".pyc", ".pt", ".pth"))] == []
     assert [name for name in files if name.endswith(".safetensors")] == ["artifacts/checkpoint/weights.safetensors"]
     requirements = (place / "requirements.txt").read_text().splitlines()
-    assert {line.partition("==")[0] for line in requirements} == {"mlflow", "torch", "numpy", "pillow", "safetensors"}
+    names = {line.partition("==")[0] for line in requirements}
+    assert names == {"mlflow", "torch", "numpy", "opencv-python-headless", "pillow", "safetensors"}
     # Whatever URI leads to it, the checkpoint comes once, and nothing besides.
     client.set_registered_model_alias("registered", "nightly", "1")
     weights, code = requests_for(mlflow_server, "GET", "weights"), requests_for(mlflow_server, "GET", "pspnet_core")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -24,6 +25,7 @@ from pipelines.segmenting import Predictor, Segment
 from pipelines.storage import open_store
 from pipelines.tables import Paths, Stamp, from_ipc, to_ipc
 from pspnet_core.errors import ImageError
+from pspnet_core.images import ImageFile, decode_image
 from pspnet_core.inference import Outcome, Prediction, Prepared
 from pspnet_core.masks import from_run_lengths
 from pspnet_core.scenes import SCENE_CLASSES
@@ -234,12 +236,47 @@ def test_seconds_are_told_once(make_segment: Callable[..., Segment]) -> None:
 
 def test_a_predictor_that_decodes_files_gets_them(make_segment: Callable[..., Segment]) -> None:
     class Decoding(Grey):
-        def decode(self, data: bytes, *, max_pixels: int) -> Prepared:
-            assert max_pixels == 10_000
-            if data == b"not an image":
-                raise ImageError("Unreadable", "says the predictor")
-            return Prepared(12, 16, self.prepare(np.full((3, 4, 3), 5, np.uint8)).views)
+        def decode(self, file: ImageFile, /) -> Prepared:
+            pixels = decode_image(file)
+            if pixels[0, 0, 0] == 2:
+                raise ImageError("Truncated", "says the predictor")
+            return Prepared(12, 16, self.prepare(pixels).views)
 
-    rows = rows_of(make_segment(Decoding())(chunk_of(0, [1, 0])))
-    assert [(row["height"], row["width"]) for row in rows] == [(12, 16), (None, None)]
-    assert rows[1]["error"] == "Unreadable: says the predictor"
+    rows = rows_of(make_segment(Decoding())(chunk_of(0, [1, 2, 0])))
+    assert [(row["height"], row["width"]) for row in rows] == [(12, 16), (None, None), (None, None)]
+    assert rows[1]["error"] == "Truncated: says the predictor"
+    assert rows[2]["error"].startswith("Unreadable: ")
+
+
+@pytest.mark.parametrize("decodes", [False, True])
+def test_an_image_over_the_limit_is_not_decoded(make_segment: Callable[..., Segment], decodes: bool) -> None:
+    class Decoding(Grey):
+        def decode(self, file: ImageFile, /) -> Prepared:
+            return self.prepare(decode_image(file))
+
+    predictor = Decoding() if decodes else Grey()
+    segment = make_segment(predictor)
+    segment.work = dataclasses.replace(segment.work, pixels=8 * 6 - 1)
+    rows = rows_of(segment(chunk_of(0, [1, 2])))
+    assert [row["error"].partition(": ")[0] for row in rows] == ["TooLarge", "TooLarge"]
+    assert predictor.prepared == set()
+
+
+def test_images_wait_decoded_only_as_far_as_their_bytes_allow(make_segment: Callable[..., Segment]) -> None:
+    segment = make_segment(Grey())
+    bytes_each = 8 * 6 * 3
+    segment.most = 3 * bytes_each
+    prepared: list[int] = []
+
+    class Counting(Grey):
+        def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+            for image in super().predict(images):
+                prepared.append(len(segment.predictor.prepared))  # type: ignore[attr-defined]
+                yield image
+
+    segment.predictor = Counting()
+    rows = rows_of(segment(chunk_of(0, range(1, 40))))
+    assert [row["status"] for row in rows] == ["ok"] * 39
+    # Those that wait, and the one at hand; whoever counts in bytes need not count in images.
+    assert all(count <= place + 4 for place, count in enumerate(prepared, 1))
+    assert segment.depth > 4

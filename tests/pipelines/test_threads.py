@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import random
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipelines.threads import SharedLock, map_ahead
 
+T = TypeVar("T")
+
 SECONDS = 60.0
+
+
+class Inline(Executor):
+    """Does at once what it is asked for."""
+
+    def submit(self, function: Callable[..., T], /, *args: Any, **options: Any) -> Future[T]:
+        done: Future[T] = Future()
+        done.set_result(function(*args, **options))
+        return done
 
 
 def test_items_are_taken_as_results_are_consumed() -> None:
@@ -27,6 +41,29 @@ def test_items_are_taken_as_results_are_consumed() -> None:
         assert next(results) == 0
         assert len(taken) <= 5
         assert list(results) == [2 * number for number in range(1, 100)]
+
+
+@given(
+    weights=st.lists(st.integers(0, 10), max_size=40),
+    depth=st.integers(0, 8),
+    most=st.integers(0, 20),
+)
+@settings(deadline=None, derandomize=True)
+def test_what_waits_is_bounded_in_number_and_in_weight(weights: list[int], depth: int, most: int) -> None:
+    held: list[int] = []
+
+    def work(item: int) -> int:
+        held.append(item)
+        assert len(held) <= depth + 1
+        assert len(held) == 1 or sum(held) <= most
+        return item
+
+    results = map_ahead(Inline(), work, weights, depth=depth, weight=float, most=most)
+    found = []
+    for result in results:
+        found.append(result)
+        held.pop(0)
+    assert found == weights
 
 
 def test_several_hold_it_together() -> None:

@@ -6,6 +6,7 @@ import io
 import struct
 import zlib
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 
 from pspnet_core import images
 from pspnet_core.errors import ImageError
-from pspnet_core.images import IMAGE_SUFFIXES, decode_image, decode_mask, decode_views
+from pspnet_core.images import IMAGE_SUFFIXES, decode_image, decode_mask, decode_views, open_image
 
 WIDTH, HEIGHT = 31, 22
 BOMB = 20_000
@@ -234,6 +235,26 @@ def test_threads_do_not_disturb_each_other() -> None:
             np.testing.assert_array_equal(pixels, expected[name])
 
 
+@pytest.mark.parametrize("name", SAMPLES)
+def test_the_header_tells_how_large_the_image_will_be(name: str) -> None:
+    assert open_image(SAMPLES[name]).nbytes == decode_image(SAMPLES[name]).nbytes
+
+
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_file_may_be_opened_first_and_decoded_later(name: str) -> None:
+    file = open_image(SAMPLES[name])
+    np.testing.assert_array_equal(decode_image(file), decode_image(SAMPLES[name]))
+
+
+def test_opening_tells_what_is_wrong_with_a_header() -> None:
+    kinds = []
+    for data, most in ((b"", 9), (b"text", 9), (SAMPLES["png"][:12], 9), (SAMPLES["png"], WIDTH * HEIGHT - 1)):
+        with pytest.raises(ImageError) as caught:
+            open_image(data, max_pixels=most)
+        kinds.append(caught.value.kind)
+    assert kinds == ["Empty", "Unreadable", "Truncated", "TooLarge"]
+
+
 # --- bad files -----------------------------------------------------------------------------------
 
 
@@ -391,6 +412,38 @@ def test_any_damage_gives_an_array_or_an_image_error(name: str, edits: list[Edit
         except ImageError as error:
             assert error.kind in ("Empty", "Unreadable", "Truncated", "TooLarge", "NotAMask")
             assert len(str(error).splitlines()) == 1
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "progressive": {"progressive": True},
+    "full colour": {"subsampling": 0},
+    "restarts": {"restart_marker_rows": 1},
+    "as rgb": {"keep_rgb": True},
+    "coarse": {"quality": 5},
+}
+JPEGS = {sort: _encode(_picture().resize((97, 61)), "JPEG", **options) for sort, options in SETTINGS.items()}
+
+
+@pytest.mark.parametrize("sort", JPEGS)
+def test_jpeg_pixels_are_those_of_pillow_whatever_its_settings(sort: str) -> None:
+    np.testing.assert_array_equal(decode_image(JPEGS[sort]), np.asarray(Image.open(io.BytesIO(JPEGS[sort]))))
+
+
+@pytest.mark.filterwarnings("ignore")
+@given(st.sampled_from(list(JPEGS)), st.integers(2, 4000), st.binary(min_size=1, max_size=2))
+@settings(max_examples=400, deadline=None, derandomize=True)
+def test_of_a_damaged_jpeg_the_pixels_are_those_of_pillow_too(sort: str, place: int, value: bytes) -> None:
+    data, pixels = _edit(JPEGS[sort], [("set", place, value)]), 97 * 61
+    try:
+        image = Image.open(io.BytesIO(data), formats=["JPEG", "MPO"])
+        expected = np.asarray(image.convert("RGB"))
+    except Exception:  # Pillow raises almost anything
+        with pytest.raises(ImageError):
+            decode_image(data, max_pixels=pixels)
+        return
+    if expected.size <= 3 * pixels:
+        np.testing.assert_array_equal(decode_image(data, max_pixels=pixels), expected)
 
 
 @given(st.binary(max_size=200))
