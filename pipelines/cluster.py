@@ -1,6 +1,7 @@
 """The Ray session of a job, and how its actors and tasks share the cluster's resources."""
 
 import contextlib
+import gc
 import logging
 import math
 import os
@@ -206,6 +207,7 @@ class Pool:
         text = f"{self.low} x {' and '.join(f'{value:g} {name}' for name, value in claim.items())}"
         if arriving:
             log.info("waiting for nodes with %s", text)
+        gc.collect()  # the actors of a run that failed in this process stay as long as what its error refers to
         # Ray itself tells whether they fit; a group that waits also makes an autoscaler bring nodes.
         group = ray.util.placement_group([claim] * self.low)
         try:
