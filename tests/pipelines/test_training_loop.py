@@ -54,6 +54,7 @@ def _loop(data: Path, **changes: Any) -> LoopConfig:
         "rate": 0.01,
         "epochs": 2,
         "resize": 0.5,
+        "precision": "float32",  # whatever the processor is fastest in
     }
     config = TrainConfig(**(settings | changes))
     dataset = _dataset(data)

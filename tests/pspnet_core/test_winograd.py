@@ -55,14 +55,17 @@ def test_any_geometry(batch: int, height: int, width: int, dilation: int) -> Non
 
 
 def test_rounding_is_that_of_the_plain_convolution() -> None:
-    """The reason for the points: the usual ones are some five times worse."""
+    """The reason for the points: the usual ones are some five times worse.
+
+    The plain one's depends on the processor: ours is 1.5 times as much with AVX2, 5.5 times with AVX-512.
+    """
     conv = _conv(256, 32)
     x = torch.randn(1, 256, 60, 60, generator=torch.Generator().manual_seed(0)).relu()
     exact = _exact(conv, x)
     plain = (conv(x) - exact).square().mean().sqrt()
     fast = (WinogradConv2d(conv)(x) - exact).square().mean().sqrt()
-    assert fast < 3 * plain
-    assert fast < 2e-6 * exact.abs().max()
+    assert fast < 8 * plain
+    assert fast < 5e-7 * exact.abs().max()
 
 
 def test_the_transforms_convolve() -> None:
