@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
+import os
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -18,7 +20,7 @@ from pipelines.checkpointing import (
     Snapshot,
     best,
 )
-from pipelines.storage import Store, StoredObject, TransientStorageError, open_store
+from pipelines.storage import Retries, Store, StoredObject, TransientStorageError, open_store
 from pipelines.storage.local import LocalStore
 from pspnet_core import checkpoints
 from pspnet_core.classes import ClassTable
@@ -168,6 +170,27 @@ def test_an_unreachable_store_is_waited_for(
     # The best one and the newest; the others would be deleted soon.
     assert steps(folder)[-2:] == [2, 5]
     assert "training goes on: the bucket is away" in caplog.text
+
+
+def test_a_full_disk_is_waited_for(
+    tmp_path: Path, snapshot: Snapshot, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = LocalStore(str(tmp_path), field="output", retries=Retries(attempts=2, first_wait=0.01, jitter=0.0))
+    flush, refused = os.fsync, iter(range(3))
+
+    def full(file: int) -> None:
+        if next(refused, None) is not None:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        flush(file)
+
+    monkeypatch.setattr(os, "fsync", full)
+    folder = CheckpointFolder(store, "tiny")
+    writer = CheckpointWriter(folder, keep=1)
+    writer.submit(at(snapshot, 1))
+    writer.close()
+    assert steps(folder) == [1]
+    assert "training goes on: " in caplog.text
+    assert f"{os.strerror(errno.ENOSPC)}: free some room" in caplog.text
 
 
 def test_patience_ends(unreachable: Unreachable, snapshot: Snapshot) -> None:
