@@ -54,10 +54,11 @@ def test_any_geometry(batch: int, height: int, width: int, dilation: int) -> Non
     torch.testing.assert_close(WinogradConv2d(conv).convolve(x).double(), _exact(conv, x), rtol=1e-4, atol=1e-5)
 
 
-def test_rounding_is_that_of_the_plain_convolution() -> None:
+def test_rounding_stays_near_that_of_the_plain_convolution() -> None:
     """The reason for the points: the usual ones are some five times worse.
 
     The plain one's depends on the processor: ours is 1.5 times as much with AVX2, 5.5 times with AVX-512.
+    Ours does not, so it has a bound of its own, which is below 3 times the plain one's with AVX2.
     """
     conv = _conv(256, 32)
     x = torch.randn(1, 256, 60, 60, generator=torch.Generator().manual_seed(0)).relu()
@@ -65,7 +66,7 @@ def test_rounding_is_that_of_the_plain_convolution() -> None:
     plain = (conv(x) - exact).square().mean().sqrt()
     fast = (WinogradConv2d(conv)(x) - exact).square().mean().sqrt()
     assert fast < 8 * plain
-    assert fast < 5e-7 * exact.abs().max()
+    assert fast < 4e-7 * exact.abs().max()
 
 
 def test_the_transforms_convolve() -> None:
