@@ -12,10 +12,10 @@ Shapes: ``b`` images of one worker's part of a batch, ``h w`` pixels of the crop
 import contextlib
 import functools
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import ray
@@ -138,7 +138,7 @@ def feed_threads(crops: Crops, shard: Shard, start: int, stop: int, *, threads: 
         # Putting a batch together takes milliseconds, too: it is done before it is asked for.
         sizes = itertools.repeat(part, stop - start)
         try:
-            yield map_ahead(collector, lambda size: _collate([next(made) for _ in range(size)]), sizes, depth=1)
+            yield map_ahead(collector, lambda size: _batch(*_stacked(itertools.islice(made, size))), sizes, depth=1)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             collector.shutdown(wait=False, cancel_futures=True)
@@ -161,15 +161,26 @@ def feed_ray(crops: Crops, shard: Shard, start: int, stop: int, *, cpus: float) 
         here = _unpacked(handed[0])
         for first in rows["id"] * TASK_STEPS + start:
             for step in range(first, min(first + TASK_STEPS, stop)):
-                batch = _collate([here.crop(*place) for place in here.mine(step, shard)])
-                yield {"images": batch.images.numpy()[None], "masks": batch.masks.numpy()[None]}
+                images, masks = _stacked([here.crop(*place) for place in here.mine(step, shard)])
+                yield {"images": images[None], "masks": masks[None]}
 
     tasks = -(-(stop - start) // TASK_STEPS)
     with ray.data.DataContext.current(context):
         rows = ray.data.range(tasks, override_num_blocks=tasks).map_batches(make, num_cpus=cpus)
-        found = rows.iter_rows()
-    # Copies, since what lies in the object store must not be written to.
-    yield (Batch(torch.tensor(row["images"]), torch.tensor(row["masks"])) for row in found)
+        found = cast("Generator[dict[str, NDArray[Any]]]", iter(rows.iter_rows()))
+
+    def take(step: int) -> Batch:
+        row = next(found)
+        # Copies, since what lies in the object store must not be written to; by NumPy, which wakes no other threads.
+        return _batch(row["images"].copy(), row["masks"].copy())
+
+    # Fetching and copying take milliseconds, too: a batch is there before it is asked for.
+    with ThreadPoolExecutor(1) as collector:
+        try:
+            yield map_ahead(collector, take, range(start, stop), depth=AHEAD)
+        finally:
+            collector.shutdown(cancel_futures=True)
+            found.close()
 
 
 @functools.lru_cache(maxsize=1)
@@ -178,7 +189,12 @@ def _unpacked(crops: "ray.ObjectRef[Crops]") -> Crops:
     return ray.get(crops)
 
 
-def _collate(crops: Sequence[Crop]) -> Batch:
+def _stacked(crops: Iterable[Crop]) -> Crop:
+    """Images ``(b, h, w, 3)`` and masks ``(b, h, w)``."""
     images, masks = zip(*crops, strict=True)
-    pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
-    return Batch(pixels, torch.from_numpy(np.stack(masks)))
+    return np.stack(images), np.stack(masks)
+
+
+def _batch(images: NDArray[np.uint8], masks: Mask) -> Batch:
+    """What ``_stacked`` gave, as tensors over the same memory."""
+    return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks))
