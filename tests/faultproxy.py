@@ -84,6 +84,11 @@ async def slow_down(exchange: Exchange) -> None:
     await exchange.reply(head.encode() + (b"" if exchange.request.method == "HEAD" else _SLOW_DOWN))
 
 
+async def forbid(exchange: Exchange) -> None:
+    """403, without a word."""
+    await exchange.reply(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+
+
 async def truncate(exchange: Exchange) -> None:
     """Half of the answer's body, then the end of the connection."""
     answer = await exchange.forward()

@@ -23,6 +23,8 @@ BATCH_ROWS = 2**16
 ABSENT = ""
 """Etag of an image that was not there when it was listed. Its row becomes an error row of kind ``Missing``; once there
 is such an object, it has an etag of its own and is listed as a new version."""
+DENIED = "denied"
+"""Likewise, of one that could not be looked at for want of permission; kind ``Denied``."""
 
 
 class Damaged(Exception):
@@ -118,6 +120,8 @@ def read_objects(rows: pa.Table, *, threads: int) -> list[ReadResult]:
     for index, row in enumerate(listed):
         if row.etag == ABSENT:
             results[index] = ImageError("Missing", f"there was no object {row.uri} when it was listed")
+        elif row.etag == DENIED:
+            results[index] = ImageError("Denied", f"{row.uri} could not be looked at when it was listed: grant access")
         elif row.bytes > MAX_BYTES:
             results[index] = too_large(row.bytes)
         else:

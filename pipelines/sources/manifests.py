@@ -18,6 +18,7 @@ import pyarrow.parquet as pq
 from pipelines.sources.base import (
     ABSENT,
     BATCH_ROWS,
+    DENIED,
     Damaged,
     ReadResult,
     Row,
@@ -27,7 +28,7 @@ from pipelines.sources.base import (
     read_objects,
 )
 from pipelines.sources.inputs import FIELD, Inputs
-from pipelines.storage import THREADS, Store, StoredObject, open_store
+from pipelines.storage import THREADS, ObjectDenied, Store, StoredObject, open_store
 from pipelines.storage.base import split_scheme
 from pspnet_core.errors import ConfigError
 
@@ -51,7 +52,7 @@ class Manifest:
     """Images that lists name; there may be several lists."""
 
     def find(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
-        """As ``Source.find``. What is not there has the etag ``ABSENT``."""
+        """As ``Source.find``. What is not there has the etag ``ABSENT``, what may not be looked at ``DENIED``."""
         return batched(self._rows(inputs))
 
     def read(self, rows: pa.Table, *, threads: int) -> list[ReadResult]:
@@ -67,7 +68,8 @@ def rows_named_by(item: StoredObject, inputs: Inputs) -> Iterator[Row]:
     """The images that one manifest names, as far as they are new enough; many are looked up at a time.
 
     Raises:
-        ConfigError: it is no manifest, or a URI is none.
+        ConfigError: it is no manifest, or a URI is none; also when all of many images that are looked up together are
+            denied, as then the permissions are wrong and not one image.
     """
     folder = item.uri.rpartition("/")[0]
     entries = (
@@ -78,6 +80,8 @@ def rows_named_by(item: StoredObject, inputs: Inputs) -> Iterator[Row]:
         while some := list(itertools.islice(entries, LOOKED_UP)):
             unknown = [entry for entry in some if not _is_known(entry)]
             found = dict(zip(unknown, pool.map(lambda entry: _looked_up(entry, inputs), unknown), strict=True))
+            if len(unknown) > 1 and all(row is not None and row.etag == DENIED for row in found.values()):
+                raise ConfigError(FIELD, item.uri, "none of the images that it names may be looked at: grant access")
             for entry in some:
                 if _is_known(entry):
                     yield Row(entry.uri, entry.uri, str(entry.etag), int(entry.bytes or 0))
@@ -92,7 +96,10 @@ def _is_known(entry: Entry) -> bool:
 def _looked_up(entry: Entry, inputs: Inputs) -> Row | None:
     """The row of an image as it is now; None when it is too old."""
     store, path = place_of(entry.uri, entry.uri)
-    found = store.stat(path)
+    try:
+        found = store.look_up(path)
+    except ObjectDenied:
+        return Row(entry.uri, entry.uri, DENIED, 0)
     if found is None:
         return Row(entry.uri, entry.uri, ABSENT, 0)
     return Row(entry.uri, entry.uri, found.etag, found.bytes) if inputs.keeps(found.modified) else None

@@ -172,8 +172,8 @@ class Store(ABC):
         """All objects below the folder ``prefix``, hidden ones too if that is easier."""
 
     @abstractmethod
-    def stat(self, path: str) -> StoredObject | None:
-        """What ``path`` is now; None when there is no such object."""
+    def look_up(self, path: str) -> StoredObject | None:
+        """As ``stat``. Raises ObjectDenied where that one has a mistake of the user's."""
 
     @abstractmethod
     def _read(self, path: str, etag: str | None) -> bytes:
@@ -297,6 +297,18 @@ class Store(ABC):
             return self._read(*request)
         except ObjectError as error:
             return error
+
+    def stat(self, path: str) -> StoredObject | None:
+        """What ``path`` is now; None when there is no such object.
+
+        Raises:
+            ConfigError: it may not be looked at; no such bucket, or wrong credentials.
+            TransientStorageError: storage does not answer.
+        """
+        try:
+            return self.look_up(path)
+        except ObjectDenied as error:
+            raise ConfigError(self.field, self.root, error.message) from error
 
     def exists(self, path: str) -> bool:
         """Whether there is an object at ``path`` now. A folder is no object."""

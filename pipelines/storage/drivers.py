@@ -91,7 +91,7 @@ class DriverStore(Store):
             modified=next((_aware(value) for value in info.values() if isinstance(value, datetime)), None),
         )
 
-    def stat(self, path: str) -> StoredObject | None:
+    def look_up(self, path: str) -> StoredObject | None:
         name = self.path_of(path)
         try:
             info = self._retry(lambda: self.filesystem.info(name), name)

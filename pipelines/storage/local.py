@@ -99,8 +99,13 @@ class LocalStore(Store):
             remedy = f"holds a name that is not UTF-8, {name!r}: rename it"
             raise ConfigError(self.field, folder, remedy) from error
 
-    def stat(self, path: str) -> StoredObject | None:
-        return self._stat(path, links=False)
+    def look_up(self, path: str) -> StoredObject | None:
+        try:
+            return self._stat(path, links=False)
+        except ConfigError as error:
+            if isinstance(error.__cause__, PermissionError):
+                raise ObjectDenied(self._location(path), f"{error.value}: {error.remedy}") from error
+            raise
 
     def _stat(self, path: str, *, links: bool) -> StoredObject | None:
         location = self._location(path)

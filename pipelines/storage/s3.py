@@ -65,6 +65,7 @@ _NO_ANSWER = (
 _RANGE_BUFFER = 1 << 18  # bytes; about what a request costs in time at 100 MB/s
 _MISSING_CODES = frozenset({"NoSuchKey", "NotFound", "404"})
 _CHANGED_CODES = frozenset({"PreconditionFailed", "412"})
+_DEEDS = {"get_object": "read", "list_objects_v2": "list", "put_object": "write", "delete_object": "delete"}
 _DENIED_CODES = frozenset({"AccessDenied", "403", "Forbidden"})
 _TRANSIENT_CODES = frozenset(
     {"SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "RequestTimeoutException"}
@@ -141,7 +142,7 @@ class S3Store(Store):
             modified=answer.get("LastModified"),
         )
 
-    def stat(self, path: str) -> StoredObject | None:
+    def look_up(self, path: str) -> StoredObject | None:
         try:
             answer = self._call("head_object", path, self._named(path))
         except ObjectMissing:
@@ -260,7 +261,6 @@ class S3Store(Store):
     def _translate_answer(self, error: boto.ClientError, operation: str, path: str, endpoint: str) -> Exception:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        reading = operation == "get_object"
         uri = self.uri_of(path)
         if code in _MISSING_CODES:
             return ObjectMissing(uri, f"there is no object {uri}")
@@ -269,8 +269,9 @@ class S3Store(Store):
         if code == "InvalidObjectState":
             return ObjectDenied(uri, f"{uri} is archived: restore it first")
         if code in _DENIED_CODES:
-            remedy = f"these credentials may not {'read' if reading else _deed(operation)} it ({code})"
-            return ObjectDenied(uri, f"{uri}: {remedy}") if reading else ConfigError(self.field, uri, remedy)
+            remedy = f"these credentials may not {_deed(operation)} it ({code})"
+            of_one = operation in ("get_object", "head_object")
+            return ObjectDenied(uri, f"{uri}: {remedy}") if of_one else ConfigError(self.field, uri, remedy)
         if code in _REMEDIES:
             return ConfigError(self.field, self.root, _REMEDIES[code])
         if code in _TRANSIENT_CODES or status >= 500 or status == HTTPStatus.TOO_MANY_REQUESTS:
@@ -323,7 +324,7 @@ class _Ranges(io.RawIOBase):
 
 
 def _deed(operation: str) -> str:
-    return {"list_objects_v2": "list", "put_object": "write", "delete_object": "delete"}.get(operation, "look at")
+    return _DEEDS.get(operation, "look at")
 
 
 def _without_user(url: str) -> str:

@@ -14,6 +14,7 @@ from pipelines.sources import SOURCES, Inputs
 from pipelines.sources import manifests as manifests_module
 from pipelines.storage import open_store
 from pspnet_core.errors import ConfigError
+from tests.faultproxy import FaultProxy, Rule, forbid
 from tests.pipelines.buckets import DATE, LATER, listed, outcomes, parquet, put
 
 DATA = [b"one" * 9, b"two" * 8, b"three" * 7]
@@ -183,6 +184,31 @@ def test_an_image_that_was_not_there_is_missing_for_good_and_comes_as_a_new_vers
     after = listed("manifest", manifest)
     assert outcomes("manifest", after) == {f"{photos}/late.jpg": b"here now"}
     assert before["etag"].to_pylist() == [""] != after["etag"].to_pylist()
+
+
+def test_an_image_that_may_not_be_looked_at_is_denied_and_comes_as_a_new_version(
+    photos: Path, tmp_path: Path, s3_bucket: str, s3_proxy: FaultProxy
+) -> None:
+    put(open_store(s3_bucket, field="input"), "other/team.jpg", b"ours now")
+    uris = [f"{photos}/a.jpg", f"{s3_bucket}/other/team.jpg"]
+    manifest = write_list(tmp_path, "txt", [{"uri": uri} for uri in uris])
+    rule = s3_proxy.add(Rule(forbid, method="HEAD", path=r"/other/"))
+    before = listed("manifest", manifest)
+    assert rule.reached(1, seconds=10)
+    s3_proxy.clear()
+    assert outcomes("manifest", before) == dict(zip(uris, [DATA[0], "Denied"], strict=True))
+    after = listed("manifest", manifest)
+    assert outcomes("manifest", after) == dict(zip(uris, [DATA[0], b"ours now"], strict=True))
+    assert before["etag"].to_pylist()[1] != after["etag"].to_pylist()[1]
+
+
+def test_when_no_image_may_be_looked_at_the_permissions_are_wrong(
+    tmp_path: Path, s3_bucket: str, s3_proxy: FaultProxy
+) -> None:
+    manifest = write_list(tmp_path, "txt", [{"uri": f"{s3_bucket}/{name}.jpg"} for name in "ab"])
+    s3_proxy.add(Rule(forbid, method="HEAD"))
+    with pytest.raises(ConfigError, match=rf"input={manifest}: none of the images that it names may be looked at"):
+        listed("manifest", manifest)
 
 
 def test_an_image_named_twice_counts_once(photos: Path, tmp_path: Path) -> None:
