@@ -3,6 +3,7 @@
 import functools
 import itertools
 import pickle
+import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from ray.data._internal.execution.streaming_executor import StreamingExecutor
 
 from pipelines.datasets import Dataset, open_dataset
 from pipelines.demo import draw_dataset
@@ -96,6 +98,15 @@ def test_ray_data_makes_the_same_batches_in_the_same_order(dataset: Dataset, ran
     with feed_ray(crops, Shard(rank=rank, world=world), start, stop, cpus=0.5) as batches:
         found = list(batches)
     assert same(found, by_threads(crops, start, stop, rank=rank, world=world))
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_ray_data_stops_when_its_feed_is_left(dataset: Dataset) -> None:
+    crops = make_crops(dataset)
+    with feed_ray(crops, Shard(), 0, 40 * TASK_STEPS, cpus=0.5) as batches:
+        assert same([next(batches)], by_threads(crops, 0, 1))
+        assert any(isinstance(thread, StreamingExecutor) for thread in threading.enumerate())
+    assert not any(isinstance(thread, StreamingExecutor) for thread in threading.enumerate())
 
 
 @pytest.mark.usefixtures("ray_cluster")
