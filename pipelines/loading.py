@@ -167,7 +167,7 @@ def feed_ray(crops: Crops, shard: Shard, start: int, stop: int, *, cpus: float) 
     tasks = -(-(stop - start) // TASK_STEPS)
     with ray.data.DataContext.current(context):
         rows = ray.data.range(tasks, override_num_blocks=tasks).map_batches(make, num_cpus=cpus)
-        found = cast("Generator[dict[str, NDArray[Any]]]", iter(rows.iter_rows()))
+        found = cast("Generator[dict[str, NDArray[Any]], None, None]", iter(rows.iter_rows()))
 
     def take(step: int) -> Batch:
         row = next(found)

@@ -80,7 +80,7 @@ def rows_named_by(item: StoredObject, inputs: Inputs) -> Iterator[Row]:
         while some := list(itertools.islice(entries, LOOKED_UP)):
             unknown = [entry for entry in some if not _is_known(entry)]
             found = dict(zip(unknown, pool.map(lambda entry: _looked_up(entry, inputs), unknown), strict=True))
-            if len(unknown) > 1 and all(row is not None and row.etag == DENIED for row in found.values()):
+            if len(found) > 1 and all(row is not None and row.etag == DENIED for row in found.values()):
                 raise ConfigError(FIELD, item.uri, "none of the images that it names may be looked at: grant access")
             for entry in some:
                 if _is_known(entry):
