@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -214,29 +214,45 @@ def apply(image: NDArray[np.uint8], mask: Mask, config: AugmentConfig, draw: Dra
 
 def _cut_image(image: _Pixels, view: _View, config: AugmentConfig, draw: Draw) -> _Pixels:
     """The image in the window, on padding."""
+    box = view.covered()
+    if box.empty:
+        return _padding(view, config)
+    crop = _read(image, view, box, draw)
+    filled = view.fills(box)
+    if filled and box.size == view.crop:
+        return crop
+    padded = _padding(view, config)
+    if filled:
+        padded[box.pixels] = crop
+    else:
+        height, width, _ = image.shape
+        inside = _nearest(Image.new("L", (width, height), 255), view, fill=0)
+        cv2.copyTo(crop, np.asarray(inside)[box.pixels], padded[box.pixels])
+    return padded
+
+
+def _read(image: _Pixels, view: _View, box: _Box, draw: Draw) -> _Pixels:
+    """The image in a box of the window; its edge goes on where the box reaches beyond it."""
     part, matrix = _part(image, view)
-    # The centre of the first pixel, (0.5, 0.5) here, is (0, 0) there.
-    matrix[:, 2] += matrix[:, :2] @ (0.5, 0.5) - 0.5
-    crop: NDArray[Any] = cv2.warpAffine(
+    # The centre of the box's first pixel, half a pixel from its start, is (0, 0) there.
+    matrix[:, 2] += matrix[:, :2] @ (box.left + 0.5, box.top + 0.5) - 0.5
+    pixels: NDArray[Any] = cv2.warpAffine(
         _distorted(part, draw),
         matrix,
-        view.crop,
+        box.size,
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
         borderMode=cv2.BORDER_REPLICATE,
     )
     if draw.blur:
-        crop = cv2.GaussianBlur(crop, _BLUR_WINDOW, draw.blur)
-    return _set_on_padding(crop, view, image, config)
+        pixels = cv2.GaussianBlur(pixels, _BLUR_WINDOW, draw.blur, borderType=cv2.BORDER_REPLICATE)
+    return pixels
 
 
-def _set_on_padding(crop: NDArray[Any], view: _View, image: _Pixels, config: AugmentConfig) -> _Pixels:
-    """The crop where the sample is, the mean colour where it is not."""
-    height, width, _ = image.shape
-    inside = _nearest(Image.new("L", (width, height), 255), view, fill=0)
-    row = np.tile(np.round(config.mean).astype(np.uint8), (view.crop[0], 1))
-    padding = np.tile(row, (view.crop[1], 1, 1))
-    padded: NDArray[Any] = cv2.copyTo(crop, np.asarray(inside), padding)
-    return padded
+def _padding(view: _View, config: AugmentConfig) -> _Pixels:
+    """A crop of nothing but the mean colour."""
+    width, height = view.crop
+    row = np.tile(np.round(config.mean).astype(np.uint8), (width, 1))
+    return np.tile(row, (height, 1, 1))
 
 
 def _mirrored(pixels: NDArray[Any]) -> NDArray[Any]:
@@ -244,10 +260,11 @@ def _mirrored(pixels: NDArray[Any]) -> NDArray[Any]:
     return flipped
 
 
-def _distorted(part: Image.Image, draw: Draw) -> _Pixels:
-    if draw.distorts:
-        part = part.filter(ImageFilter.Color3DLUT(len(_GRID), distort_colors(_GRID, draw) / 255))
-    return np.asarray(part)
+def _distorted(part: _Pixels, draw: Draw) -> _Pixels:
+    if not draw.distorts:
+        return part
+    table = ImageFilter.Color3DLUT(len(_GRID), distort_colors(_GRID, draw) / 255)
+    return np.asarray(Image.fromarray(part).filter(table))
 
 
 def distort_colors(colors: NDArray[np.floating[Any]], draw: Draw) -> NDArray[np.float64]:
@@ -284,6 +301,30 @@ def _change_hsv(colors: NDArray[np.float64], saturation: float, hue: float) -> N
     return changed
 
 
+class _Box(NamedTuple):
+    """Pixels of a crop: the first ones, and those after the last."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Width and height."""
+        return self.right - self.left, self.bottom - self.top
+
+    @property
+    def empty(self) -> bool:
+        """Whether there are none."""
+        return min(self.size) < 1
+
+    @property
+    def pixels(self) -> tuple[slice, slice]:
+        """Index into an array of the crop."""
+        return slice(self.top, self.bottom), slice(self.left, self.right)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _View:
     """How a crop lies on the scaled sample, which is turned about its centre first. Sizes are (width, height)."""
@@ -310,12 +351,35 @@ class _View:
 
     def box(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and last ``(x, y)``, not included, of the scaled pixels that the crop needs; one pixel or more."""
-        width, height = self.crop
-        corners = self.affine() @ np.array([[0, width, 0, width], [0, 0, height, height], [1, 1, 1, 1]])
+        affine = self.affine()
+        corners = affine[:, :2] @ _corners((0, 0), self.crop) + affine[:, 2:]
         # One pixel more all round, for the neighbours that a bilinear rotation reads.
         low = np.clip(np.floor(corners.min(1)).astype(int) - 1, 0, np.array(self.scaled) - 1)
         high = np.clip(np.ceil(corners.max(1)).astype(int) + 1, low + 1, self.scaled)
         return low, high
+
+    def covered(self) -> _Box:
+        """The crop's pixels that may lie on the sample: without rotation all of them do, and none of the others."""
+        affine = self.affine()
+        corners = _corners((0, 0), self.scaled) - affine[:, 2:]
+        corners = affine[:, :2].T @ corners  # a rotation's inverse is its transpose
+        # A pixel counts by its centre, half a pixel from its start.
+        low = np.clip(np.ceil(corners.min(1) - 0.5), 0, self.crop).astype(int)
+        high = np.clip(np.ceil(corners.max(1) - 0.5), 0, self.crop).astype(int)
+        return _Box(*low.tolist(), *high.tolist())
+
+    def fills(self, box: _Box) -> bool:
+        """Whether the sample lies under the centre of each pixel of a box of the crop."""
+        affine = self.affine()
+        corners = _corners((box.left + 0.5, box.top + 0.5), (box.right - 0.5, box.bottom - 0.5))
+        centres = affine[:, :2] @ corners + affine[:, 2:]
+        return bool((centres >= 0).all() and (centres < np.array(self.scaled)[:, None]).all())
+
+
+def _corners(low: tuple[float, float], high: tuple[float, float]) -> _Points:
+    """The corners ``(2, 4)`` of the rectangle between two points."""
+    (left, top), (right, bottom) = low, high
+    return np.array([[left, right, left, right], [top, top, bottom, bottom]])
 
 
 def _choose(labels: Image.Image, config: AugmentConfig, draw: Draw) -> tuple[_View, Image.Image]:
@@ -356,7 +420,7 @@ def _keeps_cap(labels: Image.Image, config: AugmentConfig) -> bool:
     return bool(0 < counts.max() <= config.cap * counts.sum())
 
 
-def _part(image: _Pixels, view: _View) -> tuple[Image.Image, _Points]:
+def _part(image: _Pixels, view: _View) -> tuple[_Pixels, _Points]:
     """The pixels that the crop needs, of the image or of its reduction, and the matrix from the crop to them."""
     height, width, _ = image.shape
     if view.enlarges((width, height)):
@@ -369,7 +433,7 @@ def _part(image: _Pixels, view: _View) -> tuple[Image.Image, _Points]:
     return part, matrix
 
 
-def _reduced_part(image: _Pixels, view: _View) -> tuple[Image.Image, NDArray[np.int64]]:
+def _reduced_part(image: _Pixels, view: _View) -> tuple[_Pixels, NDArray[np.int64]]:
     """The pixels of the scaled image that the crop needs, and the first of them, ``(x, y)``.
 
     They are those of the whole image resized (bilinear, antialiased): Pillow's filter sees the neighbours outside the
@@ -379,12 +443,13 @@ def _reduced_part(image: _Pixels, view: _View) -> tuple[Image.Image, NDArray[np.
     ratio = np.array(image.shape[1::-1]) / view.scaled
     source, start = _source_part(image, view)
     left, top = low * ratio - start
-    right, bottom = np.minimum(high * ratio - start, source.size)
+    right, bottom = np.minimum(high * ratio - start, source.shape[1::-1])
     width, height = (high - low).tolist()
-    return source.resize((width, height), Image.Resampling.BILINEAR, box=(left, top, right, bottom)), low
+    box = (left, top, right, bottom)
+    return np.asarray(Image.fromarray(source).resize((width, height), Image.Resampling.BILINEAR, box=box)), low
 
 
-def _source_part(image: _Pixels, view: _View) -> tuple[Image.Image, NDArray[np.int64]]:
+def _source_part(image: _Pixels, view: _View) -> tuple[_Pixels, NDArray[np.int64]]:
     """The pixels of the image itself that the crop needs, with their neighbours, and the first of them, ``(x, y)``."""
     low, high = view.box()
     size = np.array(image.shape[1::-1])
@@ -392,4 +457,4 @@ def _source_part(image: _Pixels, view: _View) -> tuple[Image.Image, NDArray[np.i
     reach = np.ceil(np.maximum(ratio, 1)).astype(int)
     start = np.maximum(np.floor(low * ratio).astype(int) - reach, 0)
     stop = np.minimum(np.ceil(high * ratio).astype(int) + reach, size)
-    return Image.fromarray(image[start[1] : stop[1], start[0] : stop[0]]), start
+    return image[start[1] : stop[1], start[0] : stop[0]], start
