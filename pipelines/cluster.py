@@ -6,18 +6,15 @@ import logging
 import math
 import os
 import signal
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import ray
 import ray.data
-from ray.exceptions import RayTaskError
 
-from pspnet_core.errors import ConfigError, PspnetError
+from pspnet_core.errors import ConfigError
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 Resources = Mapping[str, float]
 """What a node or a cluster has, by Ray's names: ``CPU`` and ``GPU`` among others."""
 
@@ -235,16 +232,6 @@ def quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = LONGEST_SILENCE_S
-    context.raise_original_map_exception = True  # so that own_errors finds ours
+    context.raise_original_map_exception = True  # so that blocks.py finds ours
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
-
-
-def own_errors(rows: Iterable[T]) -> Iterator[T]:
-    """Pass rows on; an error of ours that travelled inside one of Ray's comes out as itself."""
-    try:
-        yield from rows
-    except RayTaskError as error:
-        if isinstance(error.cause, PspnetError):
-            raise error.cause from error
-        raise

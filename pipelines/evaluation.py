@@ -22,8 +22,9 @@ import ray.data
 import torch
 
 from pipelines import tracking
+from pipelines.blocks import rows_of
 from pipelines.charts import confusion_picture, iou_picture
-from pipelines.cluster import Pool, Share, WorkerRange, own_errors, quiet_ray_data, ray_session
+from pipelines.cluster import Pool, Share, WorkerRange, quiet_ray_data, ray_session
 from pipelines.datasets import Dataset, LayoutOptions, Pair, open_dataset
 from pipelines.mlflow_server import patiently
 from pipelines.redaction import redacted
@@ -244,7 +245,7 @@ def _scores(
     )
     classes = len(dataset.classes)
     total, images = Scores.empty(classes), []
-    for answer in own_errors(answers.iter_rows()):
+    for answer in rows_of(answers):
         total += Scores(
             confusion=ConfusionMatrix(classes, answer["confusion"]),
             boundary=BoundaryCounts(classes, answer["boundary"]),

@@ -12,7 +12,7 @@ Shapes: ``b`` images of one worker's part of a batch, ``h w`` pixels of the crop
 import contextlib
 import functools
 import itertools
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple, cast
@@ -22,8 +22,10 @@ import ray
 import ray.data
 import torch
 from numpy.typing import NDArray
+from ray.data.block import BlockAccessor
 from torch import Tensor
 
+from pipelines.blocks import blocks_of
 from pipelines.cluster import quiet_ray_data
 from pipelines.datasets import Dataset, Mask, Pair
 from pipelines.threads import map_ahead
@@ -167,12 +169,12 @@ def feed_ray(crops: Crops, shard: Shard, start: int, stop: int, *, cpus: float) 
     tasks = -(-(stop - start) // TASK_STEPS)
     with ray.data.DataContext.current(context):
         rows = ray.data.range(tasks, override_num_blocks=tasks).map_batches(make, num_cpus=cpus)
-        found = cast("Generator[dict[str, NDArray[Any]], None, None]", iter(rows.iter_rows()))
+        found = blocks_of(rows)
 
     def take(step: int) -> Batch:
-        row = next(found)
+        row = cast("dict[str, NDArray[Any]]", BlockAccessor.for_block(next(found)).to_numpy())
         # Copies, since what lies in the object store must not be written to; by NumPy, which wakes no other threads.
-        return _batch(row["images"].copy(), row["masks"].copy())
+        return _batch(row["images"][0].copy(), row["masks"][0].copy())
 
     # Fetching and copying take milliseconds, too: a batch is there before it is asked for.
     with ThreadPoolExecutor(1) as collector:

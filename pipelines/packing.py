@@ -20,7 +20,8 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import ray.data
 
-from pipelines.cluster import own_errors, quiet_ray_data, ray_session
+from pipelines.blocks import rows_of
+from pipelines.cluster import quiet_ray_data, ray_session
 from pipelines.data_card import DataCard, Measured, Rejected, SplitCard, Tally, content_hash, measure
 from pipelines.datasets import Dataset, LayoutOptions, Pair, PairError, open_dataset
 from pipelines.progress import Progress
@@ -270,7 +271,7 @@ def _pack_all(pack: Pack) -> list[Part]:
     tasks = ray.data.range(count, override_num_blocks=count).map(pack, num_cpus=1)
     parts: dict[int, Part] = {}
     with Progress(sum(map(len, pack.shards)), "packing") as progress:
-        for row in own_errors(tasks.iter_rows()):
+        for row in rows_of(tasks):
             parts[row["id"]] = Part.from_json(json.loads(row["part"]))
             progress.advance(row["images"])
     return [parts[number] for number in range(count)]

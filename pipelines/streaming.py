@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import ray
 import ray.data
 
+from pipelines.blocks import rows_of
 from pipelines.chunks import ChunkRow, Work
-from pipelines.cluster import Pool, own_errors, quiet_ray_data
+from pipelines.cluster import Pool, quiet_ray_data
 from pipelines.segmenting import Predictor, Segment
 from pspnet_core.checkpoints import Checkpoint
 from pspnet_core.inference import Segmenter
@@ -46,7 +47,7 @@ class Chain:
         for start in range(0, len(chunks), WAVE):
             if stopped():
                 return
-            yield from own_errors(self._wave(chunks[start : start + WAVE]).iter_rows())
+            yield from rows_of(self._wave(chunks[start : start + WAVE]))
 
     def _wave(self, chunks: Sequence[int]) -> ray.data.Dataset:
         wave: ray.data.Dataset = ray.data.from_items(

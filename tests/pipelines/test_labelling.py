@@ -20,13 +20,11 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-import ray.data
 from PIL import Image
 
-from pipelines.cluster import own_errors, quiet_ray_data
 from pipelines.labelling import LabelConfig, label
 from pipelines.ledger import Ledger
-from pipelines.storage import TransientStorageError, open_store
+from pipelines.storage import open_store
 from pipelines.tables import MASKS, Paths, metadata_of
 from pspnet_core import checkpoints
 from pspnet_core.errors import ConfigError
@@ -375,18 +373,6 @@ def test_bad_flags(field: str) -> None:
 def test_more_workers_than_the_cluster_holds(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^workers=1000: the cluster has"):
         label(finished.config(workers="1000", output=str(tmp_path / "crowded")))
-
-
-def test_an_error_of_ours_comes_out_of_a_stage_as_itself() -> None:
-    """What a stage raises on another machine reaches the user in its own words, not as a traceback of Ray's."""
-
-    def unreachable(row: dict[str, Any]) -> dict[str, Any]:
-        raise TransientStorageError("no answer after 5 attempts")
-
-    quiet_ray_data()
-    rows_of_a_stage = ray.data.from_items([{"id": 0}]).map(unreachable).iter_rows()
-    with pytest.raises(TransientStorageError, match="no answer after 5 attempts"):
-        list(own_errors(rows_of_a_stage))
 
 
 def test_wrong_credentials_are_told(s3_bucket: str, undisturbed: Finished, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -102,11 +102,12 @@ def test_ray_data_makes_the_same_batches_in_the_same_order(dataset: Dataset, ran
 
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_data_stops_when_its_feed_is_left(dataset: Dataset) -> None:
-    crops = make_crops(dataset)
+    crops, before = make_crops(dataset), set(threading.enumerate())
     with feed_ray(crops, Shard(), 0, 40 * TASK_STEPS, cpus=0.5) as batches:
         assert same([next(batches)], by_threads(crops, 0, 1))
         assert any(isinstance(thread, StreamingExecutor) for thread in threading.enumerate())
-    assert not any(isinstance(thread, StreamingExecutor) for thread in threading.enumerate())
+    # One that is still there when the process disconnects from Ray makes Ray end the process.
+    assert set(threading.enumerate()) <= before
 
 
 @pytest.mark.usefixtures("ray_cluster")
