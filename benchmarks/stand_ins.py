@@ -1,16 +1,22 @@
 """What takes the network's place in benchmarks of everything around it."""
 
+import itertools
 import time
 from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pspnet_core.batching import one_ahead
 from pspnet_core.inference import Prediction, Prepared
 from pspnet_core.scenes import draw_scene
 
 WIDTH, HEIGHT = 480, 360
+
+BATCH = 8
+"""Images that a stand-in that sleeps takes at a time, as ``--batch`` of the real network."""
 
 
 class Instant:
@@ -32,17 +38,26 @@ class Instant:
 
 
 class Sleeping(Instant):
-    """Answers after some time for each image, in which it needs no CPU and lets other threads run, as a GPU does."""
+    """Takes some time for each image, in which it needs no CPU and lets other threads run, as a GPU does.
+
+    Like one it works on batches, one after the other, and is given the next before the last is waited for.
+    """
 
     def __init__(self, seconds: float) -> None:
         super().__init__()
         self.seconds = seconds
+        self.device = ThreadPoolExecutor(1)
 
     def predict(self, images: Iterable[Prepared]) -> Iterator[Prediction]:
-        """The ready answer, once per image, some time after it was asked for."""
-        for _ in images:
-            time.sleep(self.seconds)
-            yield self.answer
+        """The ready answer, once per image, when the device is through with its batch."""
+        waiting = iter(images)
+        batches = iter(lambda: list(itertools.islice(waiting, BATCH)), [])
+        for done in one_ahead(self.device.submit(self._work, len(batch)) for batch in batches):
+            yield from done.result()
+
+    def _work(self, count: int) -> list[Prediction]:
+        time.sleep(count * self.seconds)
+        return [self.answer] * count
 
 
 @dataclass(frozen=True)

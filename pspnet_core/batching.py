@@ -75,6 +75,18 @@ def by_size(
     yield from waiting.values()
 
 
+def one_ahead(items: Iterable[T]) -> Iterator[T]:
+    """The same items; each is handed on when the next one has been taken.
+
+    Of batches that are launched as they are taken, a device so has the next one while somebody waits for the last.
+    """
+    held: list[T] = []
+    for item in items:
+        yield from held
+        held = [item]
+    yield from held
+
+
 class Limits:
     """How many inputs of each size go through the network at once.
 

@@ -6,7 +6,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from numpy.typing import NDArray
+from torch import Tensor, nn
 
 from pspnet_core.errors import ConfigError
 
@@ -90,6 +91,38 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     model.to(device)
     model.to(memory_format=training_layout(device))  # type: ignore[call-overload]
     return model
+
+
+def works_alone(device: torch.device) -> bool:
+    """Whether the device works on what it is given while the caller goes on."""
+    return device.type != "cpu"
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
+    """An array on the device. A GPU takes it from memory that stays in place, without being waited for."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
+class ToHost:
+    """Tensors on their way to the host, behind what their device has been given before, ahead of what it is given next.
+
+    Args:
+        tensors: of one device.
+    """
+
+    def __init__(self, *tensors: Tensor) -> None:
+        self._tensors = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        self._arrival = None
+        if tensors[0].device.type == "cuda":
+            self._arrival = torch.cuda.Event()
+            self._arrival.record()
+
+    def arrays(self) -> list[NDArray[Any]]:
+        """The tensors as arrays, once they are there."""
+        if self._arrival is not None:
+            self._arrival.synchronize()
+        return [tensor.numpy() for tensor in self._tensors]
 
 
 def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:

@@ -21,9 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from pspnet_core.batching import Limits, Window, by_size, is_shortage, relieve
+from pspnet_core.batching import Limits, Window, by_size, is_shortage, one_ahead, relieve
 from pspnet_core.deciding import Tile, View, decide
-from pspnet_core.device import best_device, compiled, inference_dtype
+from pspnet_core.device import ToHost, best_device, compiled, inference_dtype, to_device, works_alone
 from pspnet_core.errors import ConfigError, ImageError
 from pspnet_core.folding import deploy
 from pspnet_core.images import MAX_PIXELS, ImageFile, decode_image, decode_views
@@ -194,13 +194,23 @@ class Segmenter:
         ahead of those that wait for company, ``WAITING_BATCHES`` batches or ``WAITING_BYTES`` at most."""
         ready: dict[int, Outcome] = {}
         following = 0
-        for batch in by_size(images, size=_sizes, most=self._images_at_once, cost=_most_bytes, window=self.window):
-            places = iter([position for position, _ in batch])
-            for outcome in self._outcomes([image for _, image in batch]):
-                ready[next(places)] = outcome
-                while following in ready:
-                    yield ready.pop(following)
-                    following += 1
+        batches = by_size(images, size=_sizes, most=self._images_at_once, cost=_most_bytes, window=self.window)
+        for position, outcome in self._in_flight(batches):
+            ready[position] = _arrived(outcome)
+            while following in ready:
+                yield ready.pop(following)
+                following += 1
+
+    def _in_flight(self, batches: Iterable[list[tuple[int, Prepared]]]) -> Iterator[tuple[int, "_InFlight"]]:
+        """Positions and outcomes, batch by batch. A device that works alone has the next batch before they are asked
+        for, so that it need not wait while they are fetched and more images are prepared."""
+        found = (
+            zip([position for position, _ in batch], self._outcomes([image for _, image in batch]), strict=True)
+            for batch in batches
+        )
+        if works_alone(self.device):
+            return itertools.chain.from_iterable(one_ahead(map(list, found)))
+        return itertools.chain.from_iterable(found)
 
     def _images_at_once(self, size: "Sizes") -> int:
         """Images whose windows all fit into one pass share it; an image with more windows is alone."""
@@ -209,7 +219,7 @@ class Segmenter:
     def _windows(self, size: "Sizes") -> int:
         return _most_windows(size, self.settings.window)
 
-    def _outcomes(self, batch: Sequence[Prepared]) -> Iterator[Outcome]:
+    def _outcomes(self, batch: Sequence[Prepared]) -> Iterator["_InFlight"]:
         """Label images of one size, in order; from where memory runs out in smaller batches."""
         size, rest = _sizes(batch[0]), list(batch)
         while rest:
@@ -233,17 +243,16 @@ class Segmenter:
                     self.limits.lower(size, inputs)
             rest = rest[done:]
 
-    def _predict_batch(self, batch: Sequence[Prepared], limit: int) -> Iterator[Prediction]:
+    def _predict_batch(self, batch: Sequence[Prepared], limit: int) -> Iterator[ToHost]:
         inputs = zip(*(image.views for image in batch), strict=True)
         tiles = [_dealt(self._tiles(views, limit), len(batch)) for views in inputs]
         for image, *own in zip(batch, *tiles, strict=True):
             views = [View(*_size(view), stream) for view, stream in zip(image.views, own, strict=True)]
-            mask, confidence = decide(views, image.height, image.width, align_corners=self.model.config.align_corners)
-            yield Prediction(mask.cpu().numpy(), confidence.cpu().numpy())
+            yield ToHost(*decide(views, image.height, image.width, align_corners=self.model.config.align_corners))
 
     def _tiles(self, inputs: Sequence[NDArray[np.uint8]], limit: int) -> Iterator[list[Tile]]:
         """What the network says of inputs of one size, window by window from top to bottom: one tile per input."""
-        pixels = torch.from_numpy(np.stack(inputs)).to(self.device, non_blocking=True).permute(0, 3, 1, 2)
+        pixels = to_device(np.stack(inputs), self.device).permute(0, 3, 1, 2)
         places = windows(*_size(inputs[0]), self.settings.window)
         for some in _chunks(places, max(1, limit // len(inputs))):
             parts = torch.cat([pixels[(..., *window.slices)] for window in some])
@@ -258,6 +267,14 @@ class Segmenter:
         """Coarse logits ``(B, C, p, q)`` float32 of ``(B, N, h, w)`` uint8 pixels."""
         logits: Tensor = self.coarse(pixels)
         return logits.float()
+
+
+_InFlight = ToHost | ImageError
+"""What becomes of an image, maybe still on the device: mask and confidence as in ``Prediction``, or an error."""
+
+
+def _arrived(outcome: _InFlight) -> Outcome:
+    return outcome if isinstance(outcome, ImageError) else Prediction(*outcome.arrays())
 
 
 Sizes = tuple[tuple[int, ...], ...]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pspnet_core.batching import Limits, Window, by_size
+from pspnet_core.batching import Limits, Window, by_size, one_ahead
 
 MOST = {1: 4, 2: 3, 3: 1, 5: 2}
 sequences = st.lists(st.sampled_from(sorted(MOST)), max_size=60)
@@ -78,3 +80,18 @@ def test_a_limit_only_falls() -> None:
     assert limits.of("a") == 4
     limits.lower("a", 3)
     assert limits.of("a") == 1
+
+
+@given(st.lists(st.integers(), max_size=10))
+def test_one_ahead_is_taken_and_no_more(items: list[int]) -> None:
+    taken: list[int] = []
+
+    def take() -> Iterator[int]:
+        for item in items:
+            taken.append(item)
+            yield item
+
+    for count, item in enumerate(one_ahead(take()), start=1):
+        assert item == items[count - 1]
+        assert taken == items[: count + 1]
+    assert taken == items

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,13 +14,16 @@ from torch import nn
 from pspnet_core import device
 from pspnet_core.device import (
     PRECISIONS,
+    ToHost,
     autocast,
     best_device,
     compiled,
     inference_dtype,
     place,
+    to_device,
     training_dtype,
     training_layout,
+    works_alone,
 )
 from pspnet_core.errors import ConfigError
 
@@ -152,3 +156,45 @@ def test_place_changes_the_layout_and_no_value(monkeypatch: pytest.MonkeyPatch, 
     assert model.state_dict()["0.weight"].is_contiguous(memory_format=layout)
     for name, value in model.state_dict().items():
         assert torch.equal(value, before[name])
+
+
+class OnGpu:
+    """A tensor that says it lies on a GPU, and how it was asked to leave."""
+
+    device = CUDA
+
+    def __init__(self, tensor: torch.Tensor, said: list[str]) -> None:
+        self.tensor, self.said = tensor, said
+
+    def to(self, device: str, *, non_blocking: bool) -> torch.Tensor:
+        self.said.append(f"to {device}, {'behind' if non_blocking else 'before'} the rest")
+        return self.tensor
+
+
+def test_what_comes_from_a_gpu_is_waited_for_when_it_is_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    said: list[str] = []
+
+    class Event:
+        def record(self) -> None:
+            said.append("record")
+
+        def synchronize(self) -> None:
+            said.append("synchronize")
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    coming = ToHost(*(OnGpu(torch.full((2, 3), value), said) for value in (1, 2)))  # type: ignore[arg-type]
+    assert said == ["to cpu, behind the rest", "to cpu, behind the rest", "record"]
+    assert [array.tolist() for array in coming.arrays()] == [[[1, 1, 1]] * 2, [[2, 2, 2]] * 2]
+    assert said[3:] == ["synchronize"]
+
+
+def test_to_the_cpu_and_back_nothing_is_copied_or_waited_for() -> None:
+    array = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    tensor = to_device(array, CPU)
+    (back,) = ToHost(tensor).arrays()
+    assert np.shares_memory(array, back)
+    np.testing.assert_array_equal(array, back)
+
+
+def test_only_the_cpu_needs_its_caller() -> None:
+    assert [works_alone(where) for where in (CPU, CUDA)] == [False, True]

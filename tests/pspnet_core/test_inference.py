@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from pspnet_core import inference
 from pspnet_core.errors import ConfigError, ImageError
 from pspnet_core.inference import (
     WAITING_BATCHES,
@@ -580,6 +581,23 @@ def test_another_error_is_not_taken_for_too_little_memory() -> None:
     with pytest.raises(RuntimeError, match="expected scalar type"):
         segmenter([_image(16, 16)] * 4)
     assert len(_inputs(segmenter)) == 1
+
+
+# --- a device that works alone ------------------------------------------------------------------------------------
+
+
+def test_a_device_that_works_alone_has_the_next_batch_before_one_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "works_alone", lambda _: True)
+    images = [_image(16, 16 + 8 * (seed % 2), seed) for seed in range(11)]
+    segmenter = Segmenter(OneConvolution(), device=CPU, batch=2)
+    launched, predictions = [], []
+    for outcome in segmenter.predict(map(segmenter.prepare, images)):
+        launched.append(len(_inputs(segmenter)))
+        predictions.append(prediction_of(outcome))
+    # Pairs of one size are complete with images 2, 3, 6, 7, 10, and 9 is alone; what comes first waits for its elders.
+    assert launched == [2, 3, 3, 3, 4, 5, 5, 5, 6, 6, 6]
+    for found, expected in zip(predictions, Segmenter(OneConvolution(), device=CPU)(images), strict=True):
+        _assert_same(found, expected)
 
 
 # --- bands -------------------------------------------------------------------------------------------------------
