@@ -34,7 +34,7 @@ def main() -> None:
         "--data", type=Path, help="feeding, reduced: labelled images, layout folder; drawn scenes by default"
     )
     parser.add_argument("--model", type=Path, help="reduced: checkpoint folder; random weights by default")
-    parser.add_argument("--chunks", type=int, default=40, help="scaling: chunks for each node")
+    parser.add_argument("--chunks", type=int, default=120, help="scaling: chunks for each node")
     parser.add_argument("--nodes", nargs="+", type=int, default=[*scaling.NODES], help="scaling: simulated nodes")
     parser.add_argument("--labelled", type=int, default=10_000_000, help="planning: images that are labelled already")
     parser.add_argument("--new", type=int, default=1_000_000, help="planning: images that are not")

@@ -27,6 +27,7 @@ import tenacity
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pipelines.patience import PATIENCE_S
 from pipelines.storage import ObjectMissing, Store, TransientStorageError, to_local
 from pspnet_core import checkpoints
 from pspnet_core.errors import ConfigError, PspnetError
@@ -36,9 +37,6 @@ MODEL_FOLDER = "model"
 OPTIMISER_FILE = "optimiser.safetensors"
 WEIGHTS_FILE = "weights.safetensors"
 PROGRESS_FILE = "progress.json"
-
-PATIENCE_S = 600.0
-"""How long ``CheckpointWriter.close`` waits for a storage that does not answer."""
 
 
 class CheckpointLost(PspnetError):

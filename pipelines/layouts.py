@@ -6,6 +6,7 @@ A layout lists a store once and pairs images with masks. Reading, decoding and c
 """
 
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import PurePosixPath
 
@@ -17,7 +18,10 @@ from pspnet_core.classes import ClassTable, class_table
 from pspnet_core.errors import ConfigError
 from pspnet_core.images import IMAGE_SUFFIXES
 
+log = logging.getLogger(__name__)
 CLASSES_FILE = "classes.json"
+SHOWN = 5
+"""Files that a warning names."""
 
 _MASK_SUFFIXES = frozenset({".png"})
 _ADE20K_SPLITS = {"training": "train", "validation": "val"}
@@ -38,6 +42,7 @@ def read_folder(store: Store, options: LayoutOptions) -> Dataset:
         split, key = _split_and_key(path, "images")
         mask = masks.get((split, key))
         pairs.append(_pair(store, split, key, image, mask, str(PurePosixPath("masks", split, f"{key}.png"))))
+    _tell_strays((mask.key for mask in masks.values()), pairs)
     return Dataset(store=store, classes=classes, splits=by_split(pairs))
 
 
@@ -55,6 +60,7 @@ def read_ade20k(store: Store, options: LayoutOptions) -> Dataset:
             wanted = f"annotations/{folder}/{key}.png"
             pairs.append(_pair(store, _ADE20K_SPLITS[folder], key, image, masks.get(wanted), wanted))
     _refuse_empty(store, pairs, "images/training/*.jpg, as in the folder ADEChallengeData2016")
+    _tell_strays((path for path in masks if _split_and_key(path, "annotations")[0] in _ADE20K_SPLITS), pairs)
     classes, last_id = _classes_or(store, "ade20k-raw")
     return Dataset(store=store, classes=classes, splits=by_split(pairs), last_id=last_id)
 
@@ -76,6 +82,7 @@ def read_cityscapes(store: Store, options: LayoutOptions) -> Dataset:
             wanted = f"gtFine/{split}/{key.removesuffix(_IMAGE_ID)}{suffix}"
             pairs.append(_pair(store, split, key.removesuffix(_IMAGE_ID), image, masks.get(wanted), wanted))
     _refuse_empty(store, pairs, f"leftImg8bit/train/<city>/*{_IMAGE_ID}.png and gtFine/train/<city>/*{suffix}")
+    _tell_strays((path for path in masks if path.endswith(suffix)), pairs)
     classes, last_id = _classes_or(store, "cityscapes-raw" if raw else "cityscapes")
     return Dataset(store=store, classes=classes, splits=by_split(pairs), last_id=last_id)
 
@@ -112,6 +119,7 @@ def read_voc2012(store: Store, options: LayoutOptions) -> Dataset:
         mask = (wide or own) if split == "train" else (own or wide)
         pairs.append(_pair(store, split, name, by_name[name], mask, f"SegmentationClass/{name}.png"))
     _refuse_empty(store, pairs, "names of images in ImageSets/Segmentation/train.txt and val.txt")
+    _tell_strays((path for path in (*fine, *more) if PurePosixPath(path).stem not in by_name), pairs)
     return Dataset(store=store, classes=_classes_or(store, "voc2012")[0], splits=by_split(pairs))
 
 
@@ -120,14 +128,16 @@ def read_camvid(store: Store, options: LayoutOptions) -> Dataset:
 
     The masks hold the 11 class ids, and 11 for pixels without a label.
     """
-    pairs = []
+    pairs: list[Pair] = []
+    masks: dict[str, StoredObject] = {}
     for split in ("train", "val", "test"):
-        masks = _files(store, f"{split}annot", _MASK_SUFFIXES)
+        masks |= _files(store, f"{split}annot", _MASK_SUFFIXES)
         for path, image in _files(store, split, IMAGE_SUFFIXES).items():
             key = str(PurePosixPath(path).relative_to(split).with_suffix(""))
             wanted = f"{split}annot/{key}.png"
             pairs.append(_pair(store, split, key, image, masks.get(wanted), wanted))
     _refuse_empty(store, pairs, "train/*.png and trainannot/*.png, as in the SegNet release of CamVid")
+    _tell_strays(masks, pairs)
     return Dataset(store=store, classes=_classes_or(store, "camvid")[0], splits=by_split(pairs))
 
 
@@ -213,6 +223,14 @@ def _pair(store: Store, split: str, key: str, image: StoredObject, mask: StoredO
         version=f"{image.etag} {mask.etag}",
         bytes=image.bytes + mask.bytes,
     )
+
+
+def _tell_strays(masks: Iterable[str], pairs: Iterable[Pair]) -> None:
+    """Masks that no image goes with are passed over, but not in silence: a half-copied data set looks like that."""
+    strays = sorted(set(masks) - {pair.mask for pair in pairs})
+    if strays:
+        named = ", ".join(strays[:SHOWN]) + (", ..." if len(strays) > SHOWN else "")
+        log.warning("masks without an image: %d passed over (%s)", len(strays), named)
 
 
 def _lines(store: Store, path: str) -> Iterator[tuple[int, list[str]]]:

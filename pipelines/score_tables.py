@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.datasets import Dataset
+from pipelines.redaction import redacted
 from pipelines.scoring import Compared
 from pipelines.storage import Store
 from pipelines.tables import metadata_of, to_parquet
@@ -196,13 +197,13 @@ def confusion_table(confusion: ConfusionMatrix, classes: ClassTable) -> pa.Table
 
 
 def image_row(found: Compared, scores: Scores, dataset: Dataset) -> dict[str, Any]:
-    """One row of ``IMAGE_SCORES`` from an image's own counts."""
+    """One row of ``IMAGE_SCORES`` from an image's own counts; the table is logged, so its URIs hold no credentials."""
     height, width = found.target.shape
     confusion = scores.confusion
     return {
         "key": found.pair.key,
-        "image": dataset.uri_of(found.pair.image),
-        "mask": dataset.uri_of(found.pair.mask),
+        "image": redacted(dataset.uri_of(found.pair.image)),
+        "mask": redacted(dataset.uri_of(found.pair.mask)),
         "width": width,
         "height": height,
         "pixels": int(confusion.counts.sum()),

@@ -12,7 +12,9 @@ import logging
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -31,12 +33,13 @@ from pspnet_core.pspnet import PSPNet, PSPNetConfig
 __all__ = [
     "MLFLOW_SCHEMES",
     "Run",
+    "Start",
     "TrackingError",
     "load_model",
     "load_rgb_model",
-    "load_weights",
     "local_tracking",
     "promote",
+    "read_start",
     "redacted",
     "resume_run",
     "start_run",
@@ -92,44 +95,86 @@ def _from_store(uri: str, folder: str, *, field: str) -> Path:
     return Path(folder)
 
 
-def load_weights(uri: str, config: PSPNetConfig) -> dict[str, Tensor]:
-    """State of a network of this config to start training from.
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Start:
+    """Weights to start training from.
+
+    Attributes:
+        uri: where they were read.
+        weights: under our names.
+        config: their network.
+        backbone_only: whether only the backbone of them is trained.
+    """
+
+    uri: str
+    weights: dict[str, Tensor]
+    config: PSPNetConfig
+    backbone_only: bool
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The fields of a ``PSPNetConfig`` that decide what the weights compute."""
+        names = _BACKBONE_FIELDS if self.backbone_only else [field.name for field in dataclasses.fields(self.config)]
+        return {name: getattr(self.config, name) for name in names}
+
+    def state(self, config: PSPNetConfig) -> dict[str, Tensor]:
+        """State of a network of this config; what these weights have nothing for is freshly initialised.
+
+        Raises:
+            ConfigError: when the weights do not fit the network.
+        """
+        model = PSPNet(config)
+        own, fresh = model.state_dict(), self._fresh(model)
+        wrong = [name for name in own.keys() - fresh if not _same_shape(own[name], self.weights.get(name))]
+        if wrong:
+            remedy = f"its {min(wrong)} differs; start from the same backbone, stem and classes"
+            raise ConfigError("init", self.uri, remedy)
+        if not self.backbone_only:
+            _warn_of_differences(self.uri, self.config, config)
+        return {name: own[name] if name in fresh else self.weights[name] for name in own}
+
+    def _fresh(self, model: PSPNet) -> set[str]:
+        """Names of the model's weights that start afresh: beside a bare backbone all others, else the classifiers of
+        other classes, and an auxiliary head where there is none here."""
+        names = model.state_dict().keys()
+        if self.backbone_only:
+            return {name for name in names if not name.startswith("backbone.")}
+        fresh: set[str] = set()
+        if self.config.classes != model.config.classes:
+            fresh |= _classifier_weights(model)
+            counts = f"it has {self.config.classes} classes, the data {model.config.classes}"
+            listed = ", ".join(sorted(fresh))
+            log.info("weights of %s loaded but for the classifiers (%s): %s", self.uri, counts, listed)
+        if model.config.auxiliary and not self.config.auxiliary:
+            fresh |= {name for name in names if name.startswith("auxiliary.")}
+            log.info("%s has no auxiliary head: that one starts afresh", self.uri)
+        return fresh
+
+
+_BACKBONE_FIELDS = ("backbone", "stem", "avg_down", "mean", "std")
+
+
+def read_start(uri: str, *, bins: tuple[int, ...] | None = None) -> Start:
+    """Read weights to start training from.
 
     Args:
-        uri: a checkpoint (any model URI) of the same network, or a file (``.pth``, ``.pt`` or ``.safetensors``, local
-            or remote) of another project: ImageNet weights of the backbone or a whole PSPNet, see ``importers``. The
-            classifiers of a network with another number of classes are left out: they start afresh.
+        uri: a checkpoint (any model URI), or a file (``.pth``, ``.pt`` or ``.safetensors``, local or remote) of another
+            project: ImageNet weights of the backbone or a whole PSPNet, see ``importers``.
+        bins: sizes of the grids of another project's PSPNet, which leave no trace in its weights; by default what
+            ``importers`` takes for granted.
 
     Raises:
-        ConfigError: when the weights do not fit the network.
+        ConfigError: when there are no such weights.
     """
-    model = PSPNet(config)
-    weights, given, backbone_only = _start(uri)
-    own = model.state_dict()
-    fresh = _classifier_weights(model) if given.classes != config.classes else set()
-    taken = {name for name in own if name.startswith("backbone.")} if backbone_only else own.keys() - fresh
-    wrong = [name for name in own if name in taken and not _same_shape(own[name], weights.get(name))]
-    if wrong:
-        raise ConfigError("init", uri, f"its {wrong[0]} differs; start from the same backbone, stem and classes")
-    if not backbone_only:
-        _warn_of_differences(uri, given, config)
-        if fresh:
-            counts = f"it has {given.classes} classes, the data {config.classes}"
-            log.info("weights of %s loaded but for the classifiers (%s): %s", uri, counts, ", ".join(sorted(fresh)))
-    return {name: weights[name] if name in taken else own[name] for name in own}
-
-
-def _start(uri: str) -> tuple[dict[str, Tensor], PSPNetConfig, bool]:
-    """Weights under our names, their network, and whether only the backbone of them is trained."""
     if PurePosixPath(uri).suffix not in WEIGHT_FILES:
         checkpoint = load_model(uri, field="init")
-        return checkpoint.weights, checkpoint.config, False
+        return Start(uri=uri, weights=checkpoint.weights, config=checkpoint.config, backbone_only=False)
     with _local_file(uri) as file:
         try:
-            found = import_checkpoint(file, source=uri)
+            found = import_checkpoint(file, source=uri, overrides={"bins": bins} if bins else None)
         except ConfigError as error:
             raise ConfigError("init", uri, error.remedy) from error
-    return found.weights, found.config, found.backbone_only
+    return Start(uri=uri, weights=found.weights, config=found.config, backbone_only=found.backbone_only)
 
 
 @contextmanager

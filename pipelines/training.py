@@ -28,6 +28,7 @@ from pipelines.data_card import DataCard, check
 from pipelines.datasets import Dataset, LayoutOptions, open_dataset
 from pipelines.evaluation import EvaluateConfig, evaluate
 from pipelines.loading import TASK_CPUS, Crops
+from pipelines.patience import patient
 from pipelines.storage import Store, open_store, to_local
 from pipelines.training_loop import LoopConfig, train_loop
 from pspnet_core.checkpoints import Checkpoint, check_name
@@ -77,14 +78,16 @@ class TrainConfig:
     """Data-parallel workers: N, or MIN:MAX for as many as the cluster has room for, which may change meanwhile."""
     gpus: float | None = None
     """GPUs per worker; by default 1 when the cluster has any."""
-    backbone: str = "resnet50"
-    """resnet18, resnet34, resnet50, resnet101 or resnet152."""
-    stem: str = "plain"
-    """First layers of the backbone: plain (one 7x7), deep (three 3x3) or deep32 (three 3x3, narrower)."""
-    stride: int = 8
-    """Output stride of the backbone: 8 (the paper's), 16 or 32."""
-    bins: tuple[int, ...] = (1, 2, 3, 6)
-    """Grid sizes of the pyramid; none may exceed the feature map of the crop (crop / stride)."""
+    backbone: str | None = None
+    """resnet18, resnet34, resnet50, resnet101 or resnet152; by default that of --init, else resnet50."""
+    stem: str | None = None
+    """First layers of the backbone: plain (one 7x7), deep (three 3x3) or deep32 (three 3x3, narrower); by default those
+    of --init, else plain."""
+    stride: int | None = None
+    """Output stride of the backbone: 8 (the paper's), 16 or 32; by default that of the PSPNet of --init, else 8."""
+    bins: tuple[int, ...] | None = None
+    """Grid sizes of the pyramid, none above the feature map of the crop (crop / stride); by default those of the PSPNet
+    of --init, else 1,2,3,6."""
     crop: int = 473
     """Side of the square training crop, in pixels."""
     resize: float = 1.0
@@ -185,7 +188,7 @@ class TrainConfig:
                 raise ConfigError(field, getattr(self, field), "give a number of at least 0 and below 1")
         if not 0 <= self.ema < 1:
             raise ConfigError("ema", self.ema, "give a decay such as 0.999, or 0 for none")
-        if self.stride not in (8, 16, 32):
+        if self.stride not in (None, 8, 16, 32):
             raise ConfigError("stride", self.stride, "choose 8, 16 or 32")
         if self.optimiser not in OPTIMISERS:
             raise ConfigError("optimiser", self.optimiser, f"choose one of {', '.join(OPTIMISERS)}")
@@ -195,15 +198,17 @@ class TrainConfig:
         check_norm(self.norm)
         # The parts check their own settings: here, where no data has been read yet.
         self.loss_config()
-        self.augmentation(self.network(classes=2), ignore=255)
-        self._check_bins()
+        network = self.network(classes=2)
+        self.augmentation(network, ignore=255)
+        if self.init is None or (self.stride and self.bins):  # else --init tells them
+            self._check_bins(network)
         self.worker_range()
 
-    def _check_bins(self) -> None:
-        cells = math.ceil(self.crop / self.stride)
-        if max(self.bins) > cells:
-            remedy = f"the feature map of --crop {self.crop} at --stride {self.stride} has {cells}x{cells} cells"
-            raise ConfigError("bins", ",".join(map(str, self.bins)), f"{remedy}; give smaller bins or a larger crop")
+    def _check_bins(self, network: PSPNetConfig) -> None:
+        stride, cells = network.output_stride, math.ceil(self.crop / network.output_stride)
+        if max(network.bins) > cells:
+            remedy = f"the feature map of --crop {self.crop} at --stride {stride} has {cells}x{cells} cells"
+            raise ConfigError("bins", ",".join(map(str, network.bins)), f"{remedy}; give smaller bins or a larger crop")
 
     def worker_range(self) -> WorkerRange:
         """The numbers of workers that the batch is large enough for.
@@ -222,16 +227,33 @@ class TrainConfig:
             raise ConfigError("batch", self.batch, f"too small for {wanted.low} workers: give {least}")
         return WorkerRange(low=wanted.low, high=min(wanted.high, most))
 
-    def network(self, classes: int) -> PSPNetConfig:
-        """The network for this many classes."""
-        return PSPNetConfig(
-            classes=classes,
-            backbone=self.backbone,
-            stem=self.stem,  # type: ignore[arg-type]
-            output_stride=self.stride,  # type: ignore[arg-type]
-            bins=self.bins,
-            dropout=self.dropout,
-            auxiliary=self.auxiliary > 0,
+    def network(self, classes: int, start: tracking.Start | None = None) -> PSPNetConfig:
+        """The network for this many classes: what the flags leave open is as in the network of ``start``.
+
+        Raises:
+            ConfigError: when the weights of ``start`` are those of another backbone or stem, or not for RGB images.
+        """
+        for flag, theirs in (("backbone", start.config.backbone), ("stem", start.config.stem)) if start else ():
+            if getattr(self, flag) not in (None, theirs):
+                remedy = f"its {flag} {theirs} differs; start from the same {flag}, or leave out --{flag}"
+                raise ConfigError("init", self.init, remedy)
+        flags: dict[str, Any] = {
+            "backbone": self.backbone,
+            "stem": self.stem,
+            "output_stride": self.stride,
+            "bins": self.bins,
+        }
+        given = {field: value for field, value in flags.items() if value is not None}
+        given |= {"classes": classes, "dropout": self.dropout, "auxiliary": self.auxiliary > 0}
+        network = PSPNetConfig(**(start.shared if start else {}) | given)
+        if network.bands != 3:
+            raise ConfigError("init", self.init, f"takes {network.bands} bands; image files are read as 3, RGB")
+        return network
+
+    def settled(self, network: PSPNetConfig) -> "TrainConfig":
+        """The same config with every flag of the network as it turned out."""
+        return dataclasses.replace(
+            self, backbone=network.backbone, stem=network.stem, stride=network.output_stride, bins=network.bins
         )
 
     def loss_config(self) -> LossConfig:
@@ -279,6 +301,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
     )
     card = checked(config, dataset)
     loop = loop_config(config, dataset, card)
+    config = config.settled(loop.network)
     output = open_store(config.output, field="output")
     folder = CheckpointFolder(output, config.name)
     with ray_session():
@@ -286,7 +309,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
         check_norm(config.norm, gpu=scaling.share.gpus > 0)
         loop = dataclasses.replace(loop, feed_cpus=scaling.feed_cpus)
         output.check_writable_atomically()
-        run, begun = _open_run(config, output, dataset)
+        run, begun = _open_run(config, output, loop)
         try:
             if begun:
                 run.log_setting(dataclasses.asdict(config), card=card.to_json())
@@ -325,13 +348,14 @@ def checked(config: TrainConfig, dataset: Dataset) -> DataCard:
 
 def loop_config(config: TrainConfig, dataset: Dataset, card: DataCard) -> LoopConfig:
     """Gather what a worker needs."""
-    network = config.network(len(dataset.classes))
+    start = tracking.read_start(config.init, bins=config.bins) if config.init else None
+    network = config.network(len(dataset.classes), start)
     if config.norm == "frozen" and not config.init:
         log.warning("norm=frozen without --init: a fresh network's statistics (mean 0, variance 1) normalise nothing")
     resized = InferenceSettings(resize="scale", size=config.resize) if config.resize != 1 else InferenceSettings()
     return LoopConfig(
         crops=Crops(
-            dataset=dataset,
+            dataset=patient(dataset),
             pairs=dataset.split(config.train),
             blocks=dataset.blocks(config.train),
             augment=config.augmentation(network, dataset.classes.ignore),
@@ -342,7 +366,7 @@ def loop_config(config: TrainConfig, dataset: Dataset, card: DataCard) -> LoopCo
         network=network,
         loss=config.loss_config(),
         inference=resized,
-        init=tracking.load_weights(config.init, network) if config.init else None,
+        init=start.state(network) if start else None,
         pixels=tuple(card.splits[config.train].pixels.tolist()),
         progress=sys.stderr.isatty(),
         **{key: getattr(config, key) for key in _PASSED_ON},
@@ -355,15 +379,17 @@ _PASSED_ON = (
 )
 
 
-def _open_run(config: TrainConfig, output: Store, dataset: Dataset) -> tuple[tracking.Run, bool]:
+def _open_run(config: TrainConfig, output: Store, loop: LoopConfig) -> tuple[tracking.Run, bool]:
     """Start the run, or take up the one to resume; and whether MLflow has begun a new one for it.
 
     The output remembers its shape, on which the saved state depends (data and network, and what is kept of optimiser
     and average), so that a resume can be compared with it.
     """
     shape = {key: getattr(config, key) for key in ("backbone", "stem", "stride", "layout", "optimiser", "ema", "batch")}
-    shape |= {"bins": list(config.bins), "auxiliary": "on" if config.auxiliary else "off"}
-    shape |= {"data": dataset.store.root, "classes": len(dataset.classes)}
+    shape |= {"bins": list(loop.network.bins), "auxiliary": "on" if config.auxiliary else "off"}
+    shape |= {"data": loop.dataset.store.root, "classes": len(loop.dataset.classes)}
+    started = _of_init(loop.network)
+    names, kept = list(loop.dataset.classes.names), {key: getattr(config, key) for key in _KEPT}
     record, field, place = f"{config.name}/config.json", "output", output.uri_of(config.name)
     if output.exists(record):
         if not config.resume:
@@ -373,12 +399,44 @@ def _open_run(config: TrainConfig, output: Store, dataset: Dataset) -> tuple[tra
         for key, value in shape.items():
             if before.get(key) != value:
                 raise ConfigError(key, value, f"the run to resume has {before.get(key)}; give that, or another --name")
+        if before.get("init", {}) != started:
+            remedy = "the run to resume has another network; give the --init that it began with, or another --name"
+            raise ConfigError("init", config.init, remedy)
+        _refuse_other_classes(before.get("names", names), names)
+        _tell_changes(before.get("kept", kept), kept)
         run = tracking.resume_run(EXPERIMENT, config.name, before["run_id"])
         return run, run.run_id != before["run_id"]
     run = tracking.start_run(EXPERIMENT, config.name)
-    if not output.put_if_absent(record, json.dumps(shape | {"run_id": run.run_id}, indent=1).encode()):
+    content = shape | {"init": started, "names": names, "kept": kept, "run_id": run.run_id}
+    if not output.put_if_absent(record, json.dumps(content, indent=1).encode()):
         raise ConfigError(field, place, "another run began there just now; choose another --name or --output")
     return run, True
+
+
+_KEPT = ("seed", "crop", "resize", "epochs", "rate", "power", "warmup")
+"""What the images, crops and learning rate of a step are functions of, beside the batch."""
+
+
+def _refuse_other_classes(before: list[str], names: list[str]) -> None:
+    """A classifier of as many classes goes on with others, or in another order, without an error."""
+    for index, (old, new) in enumerate(zip(before, names, strict=True)):
+        if old != new:
+            remedy = f"class {index} of the run to resume is {old}; give its classes in its order, or another --name"
+            raise ConfigError("classes", new, remedy)
+
+
+def _tell_changes(before: dict[str, Any], kept: dict[str, Any]) -> None:
+    """A longer run, for one, may be wanted: it is told, and not refused."""
+    changes = [f"--{key} {value} (before: {before[key]})" for key, value in kept.items() if before[key] != value]
+    if changes:
+        log.warning("order, crops or learning rate go on in another way than they began: %s", ", ".join(changes))
+
+
+def _of_init(network: PSPNetConfig) -> dict[str, str]:
+    """What only --init can have changed of a network, whose flags are compared by themselves."""
+    flags = ("classes", "backbone", "stem", "output_stride", "bins", "dropout", "auxiliary")
+    fields = [field for field in dataclasses.fields(network) if field.name not in flags]
+    return {field.name: str(value) for field in fields if (value := getattr(network, field.name)) != field.default}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -33,6 +33,7 @@ from torch.nn.parallel import DistributedDataParallel
 from pipelines.checkpointing import CheckpointFolder, Progress, Snapshot
 from pipelines.datasets import Dataset, Pair
 from pipelines.loading import Batch, Crops, Shard, feed_ray, feed_threads
+from pipelines.patience import Patience
 from pipelines.recording import Clock, Record
 from pipelines.scoring import BATCH, chunked, compare, score, spread
 from pspnet_core import checkpoints
@@ -50,8 +51,8 @@ EXAMPLES = 6
 """Validation images that are drawn after each epoch, always the same."""
 
 
-class LossNotFinite(PspnetError):
-    """The loss is NaN or infinite; the weights are still those of the step before."""
+class NotFinite(PspnetError):
+    """Loss, gradient or weights are NaN or infinite; what was saved before is whole."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +118,10 @@ class LoopConfig:
         """Whether a validation follows this step, counted from 1: every ``validate`` epochs and after the last."""
         return step % (self.validate * self.crops.steps) == 0 or step == self.steps
 
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint follows this step: after each validation, and every ``every`` steps."""
+        return self.validates(step) or (self.every > 0 and step % self.every == 0)
+
 
 def train_loop(arguments: dict[str, Any]) -> str | None:
     """Entry point of a worker process.
@@ -135,26 +140,28 @@ def train_loop(arguments: dict[str, Any]) -> str | None:
     threads = max(1, (os.cpu_count() or 1) // context.get_local_world_size())
     torch.set_num_threads(threads)
     worker = Worker(config, shard, ray.train.torch.get_device())
-    newest = _newest(folder, worker)
+    newest = newest_of_all(folder, worker)
     worker.restore(newest)
     first = shard.rank == 0
     recording = Record.opened(arguments["run"], folder, newest, keep=config.keep) if first else contextlib.nullcontext()
     try:
         with recording as record, feed(config, shard, worker.steps_done, threads) as batches:
             run_steps(worker, batches, record)
-    except LossNotFinite as error:
+    except NotFinite as error:
         return str(error)
     return None
 
 
-def _newest(folder: CheckpointFolder, worker: "Worker") -> Snapshot | None:
+def newest_of_all(folder: CheckpointFolder, worker: "Worker") -> Snapshot | None:
     """The newest checkpoint that the first worker sees; all go on from that one, whatever is written just now."""
-    found = folder.newest() if worker.shard.rank == 0 else None
+    patience = Patience()
+    found = patience.outlast(folder.newest) if worker.shard.rank == 0 else None
     if worker.shard.world > 1:
         chosen = [found.folder if found else None]
         torch.distributed.broadcast_object_list(chosen, src=0, device=worker.device)
         if worker.shard.rank and chosen[0]:
-            return folder.read(folder.entry(chosen[0]))
+            place = chosen[0]
+            return patience.outlast(lambda: folder.read(folder.entry(place)))
     return found
 
 
@@ -188,7 +195,7 @@ def run_steps(worker: "Worker", batches: Iterator[Batch], record: Record | None)
                 record.save(worker.snapshot(model=model, metrics=metrics))
             ray.train.report(metrics)
             clock.restart()
-        elif record and config.every and worker.steps_done % config.every == 0:
+        elif record and config.saves(worker.steps_done):
             record.save(worker.snapshot(model=worker.current_model()))
 
 
@@ -267,7 +274,7 @@ class Worker:
         """Take the next step of the run with this worker's part of its batch.
 
         Raises:
-            LossNotFinite: names the step and the images of all workers.
+            NotFinite: names the step and the images of all workers; that of a checkpoint also when it has spoilt them.
         """
         if self.steps_done % self.config.crops.steps == 0:
             self.losses = 0.0
@@ -277,11 +284,13 @@ class Worker:
         images = batch.images.to(self.device, memory_format=training_layout(self.device))
         try:
             self.loss = float(self.step(images, batch.masks.to(self.device).long(), self.rate))
-        except LossNotFinite as error:
+            if self.average:
+                self.average.update(self.model, self.steps_done)
+            if self.config.saves(self.steps_done + 1):
+                self._refuse_spoilt_state()
+        except NotFinite as error:
             keys = ", ".join(self.config.crops.keys(self.steps_done))
-            raise LossNotFinite(f"{error} at step {self.steps_done + 1} on images {keys}") from error
-        if self.average:
-            self.average.update(self.model, self.steps_done)
+            raise NotFinite(f"{error} at step {self.steps_done + 1} on images {keys}") from error
         self.losses += self.loss
         self.steps_done += 1
 
@@ -297,7 +306,7 @@ class Worker:
             The loss of the batch, over all workers.
 
         Raises:
-            LossNotFinite: before anything is changed.
+            NotFinite: before anything is changed.
         """
         set_learning_rate(self.optimiser, rate)
         self.optimiser.zero_grad(set_to_none=True)
@@ -314,14 +323,41 @@ class Worker:
                 self.scaler.scale(loss * self.shard.world).backward()
             total += loss.detach()
         self._added_up(total)
-        if not torch.isfinite(total):
-            raise LossNotFinite(f"the loss is {total.item()}")
         self.scaler.unscale_(self.optimiser)
-        if self.config.clip:
-            torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        self._refuse_infinite(total, self._clipped_norm())
         self.scaler.step(self.optimiser)
         self.scaler.update()
         return total
+
+    def _clipped_norm(self) -> Tensor:
+        """The norm of the gradient of all weights together, the same on all workers, as it was before it is clipped."""
+        norm: Tensor
+        if self.config.clip:
+            norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip)
+        else:  # not by clipping to infinity, which writes every gradient once more
+            slopes = [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(slope) for slope in slopes]))
+        return norm
+
+    def _refuse_infinite(self, loss: Tensor, norm: Tensor) -> None:
+        """Stop before an update that would spoil the weights; both values travel from the device at once."""
+        value, length = torch.stack([loss, norm]).tolist()
+        if not math.isfinite(value):
+            raise NotFinite(f"the loss is {value}")
+        # The loss scaling of float16 leaves such a step out, and goes on with a smaller scale.
+        if not math.isfinite(length) and not self.scaler.is_enabled():
+            raise NotFinite(f"the norm of the gradient is {length}")
+
+    def _refuse_spoilt_state(self) -> None:
+        """Stop before a checkpoint that nothing can go on from, on all workers if on one: each has its own statistics.
+
+        They overflow in a forward pass whose loss and gradient may still be finite, as weights do in an update.
+        """
+        models = [self.model, self.average.model] if self.average else [self.model]
+        state = [tensor for model in models for tensor in model.state_dict().values() if tensor.is_floating_point()]
+        spoilt = torch.stack([~torch.isfinite(tensor).all() for tensor in state]).sum()
+        if self._added_up(spoilt):
+            raise NotFinite("weights or statistics of BatchNorm are not finite")
 
     def _loss(self, logits: Logits, targets: Tensor) -> Tensor:
         return pspnet_loss(logits, targets, ignore=self.config.ignore, weight=self.weights, config=self.config.loss)

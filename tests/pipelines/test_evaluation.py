@@ -20,19 +20,19 @@ from PIL import Image
 
 from jobs.cli import parse_config
 from pipelines import scoring
-from pipelines.datasets import open_dataset
+from pipelines.datasets import Dataset, Pair, open_dataset
 from pipelines.demo import draw_dataset
 from pipelines.evaluation import EvaluateConfig, evaluate
 from pipelines.labelling import LabelConfig, label
-from pipelines.score_tables import scores_of
-from pipelines.scoring import chunked, score
+from pipelines.score_tables import image_row, scores_of
+from pipelines.scoring import Compared, chunked, score
 from pipelines.storage import open_store
 from pspnet_core import checkpoints
 from pspnet_core.checkpoints import Checkpoint
 from pspnet_core.classes import ClassTable
 from pspnet_core.errors import ConfigError
 from pspnet_core.inference import Segmenter
-from pspnet_core.metrics import BoundaryCounts, ConfusionMatrix
+from pspnet_core.metrics import BoundaryCounts, ConfusionMatrix, Scores
 from pspnet_core.pspnet import PSPNet, PSPNetConfig
 from pspnet_core.scenes import SCENE_CLASSES
 
@@ -104,6 +104,20 @@ def tables(result: dict[str, Any]) -> Iterator[pa.Table]:
     """Classes, confusion and images, as they were written."""
     for name in ("classes", "confusion", "images"):
         yield pq.read_table(f"{result['output']}/{name}.parquet", partitioning=None)
+
+
+def test_the_table_of_images_holds_no_credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is logged to MLflow, where more people may look than into the bucket."""
+    monkeypatch.setenv("BUCKET_TOKEN", "open-sesame")
+    image, mask = "https://me:my-password@host/a.jpg?X-Amz-Signature=0a1b2c", "s3://bucket/open-sesame/a.png"
+    pair = Pair(key="a", image=image, mask=mask, split="val")
+    ids = np.zeros((2, 3), np.uint8)
+    dataset = Dataset(store=open_store(str(tmp_path), field="data"), classes=SCENE_CLASSES, splits={"val": (pair,)})
+    found = Compared(pair=pair, image=np.zeros((2, 3, 3), np.uint8), target=ids, mask=ids)
+    size = len(SCENE_CLASSES)
+    scores = Scores(confusion=ConfusionMatrix(size), boundary=BoundaryCounts(size))
+    row = image_row(found, scores, dataset)
+    assert (row["image"], row["mask"]) == ("https://***@host/a.jpg?X-Amz-Signature=***", "s3://bucket/***/a.png")
 
 
 def test_the_result_line_is_that_of_one_loop(

@@ -320,6 +320,33 @@ def test_a_missing_mask_is_named(layout: str, local: Store) -> None:
     assert MISSING_MASKS[layout] in str(caught.value)
 
 
+STRAY_MASKS = {
+    "folder": "masks/train/{}.png",
+    "ade20k": "annotations/training/{}.png",
+    "cityscapes": "gtFine/val/lindau/{}_gtFine_labelIds.png",
+    "voc2012": "SegmentationClass/{}.png",
+    "camvid": "valannot/{}.png",
+}
+
+
+@pytest.mark.parametrize("layout", STRAY_MASKS)
+def test_masks_without_an_image_are_passed_over_and_counted(
+    layout: str, local: Store, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = BUILDERS[layout](local)
+    before = [STRAY_MASKS[layout].format("no image")] if layout == "folder" else []
+    added = [STRAY_MASKS[layout].format(f"gone {number}") for number in range(7)]
+    named = ", ".join([*added, *before][:5])
+    with caplog.at_level("WARNING", "pipelines.layouts"):
+        open_dataset(local.root, layout)
+        assert len(caplog.messages) == len(before)
+        for path in added:
+            put_mask(local, path, ids(0))
+        dataset = open_dataset(local.root, layout)
+    assert contents(dataset) == expected.masks
+    assert caplog.messages[-1] == f"masks without an image: {7 + len(before)} passed over ({named}, ...)"
+
+
 # Each layout's own
 
 

@@ -22,7 +22,7 @@ from pipelines.mlflow_server import TrackingError, client_of
 from pipelines.registry import promote
 from pipelines.runs import Run, start_run
 from pipelines.storage import open_store
-from pipelines.tracking import load_model, load_weights
+from pipelines.tracking import load_model, read_start
 from pspnet_core import checkpoints
 from pspnet_core.checkpoints import Checkpoint
 from pspnet_core.classes import ClassTable
@@ -152,7 +152,7 @@ def test_what_is_registered(mlflow_server: MlflowServer, folders: dict[int, Path
         assert load_model(uri).fingerprint == checkpoint.fingerprint
         assert requests_for(mlflow_server, "GET", "weights") == weights + number
     assert requests_for(mlflow_server, "GET", "pspnet_core") == code
-    whole = load_weights(model, checkpoint.config)
+    whole = read_start(model).state(checkpoint.config)
     assert all(tensor.equal(checkpoint.weights[name]) for name, tensor in whole.items())
 
 
@@ -186,13 +186,13 @@ def test_training_starts_from_weights_at_any_place(mlflow_server: MlflowServer, 
     for file in (*(tmp_path / "small").iterdir(), tmp_path / "imagenet.safetensors"):
         store.put_if_absent(f"in/{file.name}", file.read_bytes())
     torch.manual_seed(1)
-    whole = load_weights(f"{s3_bucket}/in", made.config)
+    whole = read_start(f"{s3_bucket}/in").state(made.config)
     assert all(tensor.equal(made.weights[name]) for name, tensor in whole.items())
     for uri in (f"{s3_bucket}/in/imagenet.safetensors", f"runs:/{run.run_id}/weights/imagenet.safetensors"):
-        started = load_weights(uri, made.config)
+        started = read_start(uri).state(made.config)
         assert all(started[prefix + name].equal(tensor) for name, tensor in backbone.items())
     with pytest.raises(ConfigError, match=r"^init=runs:"):
-        load_weights(f"runs:/{'0' * 32}/imagenet.pth", made.config)
+        read_start(f"runs:/{'0' * 32}/imagenet.pth").state(made.config)
 
 
 @pytest.mark.parametrize(

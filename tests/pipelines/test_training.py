@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,43 @@ def test_a_run_is_not_overwritten(trained: Trained) -> None:
         train(trained.config(resume=True, auxiliary=0.0))
 
 
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda names: [*names, "moon"], r"^classes=7: the run to resume has 6; give that, or another --name$"),
+        (
+            lambda names: [*names[:-1], "moon"],
+            r"^classes=moon: class 5 of the run to resume is Person; give its classes",
+        ),
+        (lambda names: [names[1], names[0], *names[2:]], r"^classes=Building: class 0 of the run to resume is Sky; "),
+    ],
+    ids=["more", "others", "in another order"],
+)
+def test_a_resume_with_other_classes_is_refused(
+    trained: Trained, tmp_path: Path, change: Callable[[list[str]], list[str]], line: str
+) -> None:
+    """More of them, others, or the same in another order."""
+    draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
+    classes = {"names": change(list(SCENE_CLASSES.names)), "ignore": SCENE_CLASSES.ignore}
+    (tmp_path / "data/classes.json").write_text(json.dumps(classes))
+    (tmp_path / "runs/scenes").mkdir(parents=True)
+    record = json.loads((trained.output / "scenes/config.json").read_text())
+    (tmp_path / "runs/scenes/config.json").write_text(json.dumps(record | {"data": str(tmp_path / "data")}))
+    with pytest.raises(ConfigError, match=line):
+        train(trained.config(resume=True, data=str(tmp_path / "data"), output=str(tmp_path / "runs")))
+
+
+def test_a_resume_tells_which_flags_are_others(
+    trained: Trained, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")  # it comes no further
+    with caplog.at_level("WARNING", "pipelines.training"), pytest.raises(tracking.TrackingError):
+        train(trained.config(resume=True, epochs=3, seed=4))
+    (line,) = [record.getMessage() for record in caplog.records if record.name == "pipelines.training"]
+    assert line.endswith("than they began: --seed 4 (before: 0), --epochs 3 (before: 1)")
+
+
 def test_synchronised_statistics_need_gpus(trained: Trained, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^norm=sync: torch has it on GPUs only; give auto, batch or frozen$"):
         train(trained.config(norm="sync", output=str(tmp_path / "runs")))
@@ -193,12 +231,12 @@ def test_weights_of_a_checkpoint_and_of_a_backbone_file(trained: Trained, tmp_pa
     import safetensors.torch
 
     checkpoint = load_model(trained.first["model"])
-    whole = tracking.load_weights(trained.first["model"], checkpoint.config)
+    whole = tracking.read_start(trained.first["model"]).state(checkpoint.config)
     assert all(tensor.equal(checkpoint.weights[name]) for name, tensor in whole.items())
     prefix = "backbone."
     backbone = {name.removeprefix(prefix): t for name, t in checkpoint.weights.items() if name.startswith(prefix)}
     safetensors.torch.save_file(backbone, tmp_path / "imagenet.safetensors")
-    started = tracking.load_weights(str(tmp_path / "imagenet.safetensors"), checkpoint.config)
+    started = tracking.read_start(str(tmp_path / "imagenet.safetensors")).state(checkpoint.config)
     assert all(started[prefix + name].equal(tensor) for name, tensor in backbone.items())
 
 
@@ -212,7 +250,7 @@ def test_other_classes_take_all_weights_but_the_classifiers(
     given.save(tmp_path / "three")
     torch.manual_seed(1)
     with caplog.at_level("INFO", "pipelines.tracking"):
-        found = tracking.load_weights(str(tmp_path / "three"), dataclasses.replace(config, classes=7))
+        found = tracking.read_start(str(tmp_path / "three")).state(dataclasses.replace(config, classes=7))
     fresh = {name for name, tensor in given.weights.items() if tensor.shape[:1] == (3,) and tensor.ndim in (1, 4)}
     assert fresh == {name for name in found if name.startswith(("decoder.1.", "auxiliary.4."))}
     assert len(fresh) == (4 if auxiliary else 2)
@@ -224,12 +262,12 @@ def test_other_classes_take_all_weights_but_the_classifiers(
     assert all(name in record.getMessage() for name in fresh)
     # Another network is refused all the same, and named where its weights would fit.
     caplog.clear()
-    tracking.load_weights(str(tmp_path / "three"), dataclasses.replace(config, align_corners=True))
+    tracking.read_start(str(tmp_path / "three")).state(dataclasses.replace(config, align_corners=True))
     assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
         f"the network of {tmp_path / 'three'} differs from the one to train: it has align_corners False"
     ]
     with pytest.raises(ConfigError, match="differs; start from the same backbone"):
-        tracking.load_weights(str(tmp_path / "three"), dataclasses.replace(config, classes=7, backbone="resnet34"))
+        tracking.read_start(str(tmp_path / "three")).state(dataclasses.replace(config, classes=7, backbone="resnet34"))
 
 
 def test_a_stray_id_is_found_before_anything_is_written(tmp_path: Path) -> None:
@@ -366,7 +404,7 @@ def test_a_tracking_server_that_cannot_be_used_is_told(tmp_path: Path, monkeypat
 def test_a_file_that_holds_no_weights_is_told(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "page.pth").write_text("<html>404</html>")
     with pytest.raises(ConfigError, match=r"^init=.*is no file of weights"):
-        tracking.load_weights(str(tmp_path / "page.pth"), load_model(trained.first["model"]).config)
+        tracking.read_start(str(tmp_path / "page.pth")).state(load_model(trained.first["model"]).config)
 
 
 def test_a_crop_that_no_image_fills(tmp_path: Path) -> None:
@@ -377,15 +415,16 @@ def test_a_crop_that_no_image_fills(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tracking_home")
-def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
+def test_training_that_blows_up_ends_at_once(tmp_path: Path) -> None:
     """At once, not after as many tries as failures are allowed; what was good before it is kept."""
     draw_dataset(tmp_path / "data", train=8, val=2, seed=0)
-    flags = SMALL | {"rate": 1e30, "optimiser": "sgd", "ema": 0.0, "clip": 0.0, "every": 1, "workers": "1"}
+    # A rate at which statistics overflow while the loss is still a number.
+    flags = SMALL | {"rate": 1e10, "optimiser": "sgd", "ema": 0.0, "clip": 0.0, "every": 1, "workers": "1"}
     config = TrainConfig(**(flags | {"epochs": 3, "data": str(tmp_path / "data"), "output": str(tmp_path / "runs")}))
     with pytest.raises(TrainingFailed) as caught:
         train(config)
     found = re.fullmatch(
-        r"training stopped: the loss is (?:nan|inf) at step (\d) on images (\S+, \S+, \S+, \S+); "
+        r"training stopped: (?:the .* is (?:nan|inf)|.* are not finite) at step (\d) on images (\S+, \S+, \S+, \S+); "
         r"the last good checkpoint is (\S+); try a lower --rate, --clip, or --precision float32",
         str(caught.value),
     )
@@ -395,6 +434,7 @@ def test_a_loss_that_is_no_number_ends_the_run(tmp_path: Path) -> None:
     assert len(keys) == 4
     progress = json.loads((Path(found[3]).parent / "progress.json").read_text())
     assert progress["step"] == int(found[1]) - 1
+    assert all(tensor.isfinite().all() for tensor in load_model(found[3]).weights.values())
 
 
 def test_more_images_per_step_than_there_are(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from pipelines.datasets import Dataset, open_dataset
 from pipelines.demo import draw_dataset
 from pipelines.storage import open_store
 from pipelines.training import TrainConfig, checked, loop_config
-from pipelines.training_loop import LoopConfig, LossNotFinite, Worker, derived_seed, feed
+from pipelines.training_loop import LoopConfig, NotFinite, Worker, derived_seed, feed
 from pspnet_core.losses import LOSSES, pspnet_loss
 from pspnet_core.scenes import SCENE_CLASSES
 from tests.pipelines.ranks import make_worker, take_steps
@@ -285,9 +285,39 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm(data: Path) -> None:
         next(worker.model.decoder.parameters()).fill_(float("inf"))
     start = _state(worker)
     keys = ", ".join(worker.config.crops.keys(1))
-    with pytest.raises(LossNotFinite, match=rf"^the loss is nan at step 2 on images {keys}$"):
+    with pytest.raises(NotFinite, match=rf"^the loss is nan at step 2 on images {keys}$"):
         train_steps(worker, 1)
     assert _same(_state(worker), start)
+
+
+@pytest.mark.parametrize("clip", [0.0, 1.0])
+@pytest.mark.parametrize("value", [float("inf"), float("nan")])
+def test_a_gradient_that_is_no_number_stops_before_it_does_harm(data: Path, clip: float, value: float) -> None:
+    worker = make_worker(_loop(data, clip=clip, ema=0.9))
+    train_steps(worker, 1)
+    before = worker.snapshot(model=worker.current_model())
+    next(worker.model.decoder.parameters()).register_hook(lambda slope: slope.index_fill(0, torch.tensor(0), value))
+    keys = ", ".join(worker.config.crops.keys(1))
+    with pytest.raises(NotFinite, match=rf"^the norm of the gradient is {value} at step 2 on images {keys}$"):
+        train_steps(worker, 1)
+    after = worker.snapshot(model=worker.current_model())
+    assert before.weights is not None and after.weights is not None
+    assert _same(after.weights, before.weights)
+    assert _same(after.model.weights, before.model.weights)
+    assert _same(after.optimiser, before.optimiser)
+
+
+@pytest.mark.parametrize("spoilt", ["running_var", "average"])
+def test_what_cannot_be_gone_on_from_is_not_saved(data: Path, spoilt: str) -> None:
+    """Statistics overflow although loss and gradient are finite: only the steps with a checkpoint look for it."""
+    worker = make_worker(_loop(data, ema=0.9, every=3, epochs=4))
+    assert [step for step in range(1, 9) if worker.config.saves(step)] == [2, 3, 4, 6, 8]
+    assert worker.average is not None
+    train_steps(worker, 2)
+    state = worker.average.model.state_dict() if spoilt == "average" else worker.model.state_dict()
+    state["backbone.bn1.running_var"].fill_(float("inf"))
+    with pytest.raises(NotFinite, match=r"^weights or statistics of BatchNorm are not finite at step 3 on images "):
+        train_steps(worker, 1)
 
 
 def test_a_compiled_network_has_the_same_names(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
