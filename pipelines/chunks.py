@@ -3,7 +3,7 @@
 Kept apart from ``segmenting.py`` so that the processes of these two stages need not load torch.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyarrow as pa
@@ -14,7 +14,7 @@ from pipelines.coordinator import Coordinator
 from pipelines.ledger import Ledger, Plan
 from pipelines.redaction import redacted
 from pipelines.sources import find_source
-from pipelines.storage import Store
+from pipelines.storage import Retries, Store
 from pipelines.tables import LISTING, SCHEMA_VERSION, Stamp, from_ipc, to_ipc, to_parquet
 from pspnet_core import __version__
 from pspnet_core.classes import ClassTable
@@ -22,6 +22,9 @@ from pspnet_core.errors import ImageError
 
 ChunkRow = dict[str, Any]
 """A row of Ray Data: ``chunk`` (its number), ``payload`` (an IPC stream) and counters."""
+
+PATIENCE = Retries(attempts=12, longest_wait=16.0)
+"""With the output, while a run is under way: a bit over two minutes, so that an outage of one costs no run."""
 
 ENCODED = pa.schema([*LISTING, pa.field("data", pa.binary()), pa.field("error", pa.string())])
 
@@ -48,12 +51,17 @@ class Work:
         """The model's."""
         return self.ledger.paths.partition.rpartition("-")[2]
 
+    def patient(self) -> "Work":
+        """The same, with more patience for its output: what is under way has cost something already."""
+        output = type(self.output)(self.output.root, field=self.output.field, retries=PATIENCE)
+        return replace(self, output=output, ledger=Ledger(output, self.ledger.paths))
+
 
 class Read:
     """Stage 1, on a CPU task: the chunk's rows of the plan and the bytes of its images."""
 
     def __init__(self, work: Work, plan: Plan) -> None:
-        self.work, self.plan = work, plan
+        self.work, self.plan = work.patient(), plan
 
     def __call__(self, row: ChunkRow) -> ChunkRow:
         """Add ``payload``: an ``ENCODED`` table.
@@ -75,20 +83,21 @@ class Write:
     """Stage 3, on a CPU task: one Parquet object per chunk, put if absent; "already there" is success."""
 
     def __init__(self, work: Work, plan: Plan) -> None:
-        self.work, self.plan = work, plan
+        self.work, self.plan = work.patient(), plan
 
     def __call__(self, row: ChunkRow) -> ChunkRow:
         """Write the chunk; what is left of the row is a handful of numbers."""
         start = Start.now()
-        table = from_ipc(row["payload"])
-        # Where another driver was faster, it counts them.
-        mine = not len(table) or self._put(table, int(row["chunk"]))
+        with self.work.coordinator.writing(int(row["chunk"])):
+            table = from_ipc(row["payload"])
+            # Where another driver was faster, it counts them.
+            mine = not len(table) or self._put(table, row)
         return counters(row, since=start, counted=mine)
 
-    def _put(self, table: pa.Table, chunk: int) -> bool:
+    def _put(self, table: pa.Table, row: ChunkRow) -> bool:
         """Whether it was this call that wrote the chunk."""
-        path = self.work.ledger.paths.chunk(self.plan.date, self.plan.number, chunk)
-        return self.work.output.put_if_absent(path, to_parquet(table, metadata=file_metadata(self.work)))
+        path = self.work.ledger.paths.chunk(self.plan.date, self.plan.number, int(row["chunk"]))
+        return self.work.output.put_if_absent(path, to_parquet(table, metadata=file_metadata(self.work, row)))
 
 
 def fetched(source: str, rows: pa.Table, *, threads: int = 16) -> pa.Table:
@@ -119,14 +128,18 @@ def handed_back(chunk: int) -> ChunkRow:
 
 def counters(row: ChunkRow, *, since: Start, counted: bool) -> ChunkRow:
     """What is left of a chunk after the last stage; not ``counted`` are images that somebody else wrote."""
-    left = {key: value for key, value in row.items() if key != "payload"}
+    left = _without_payload(row)
     if not counted:
         left |= {"labelled": 0, "errors": 0, "kinds": ""}
     return left | since.spent("write")
 
 
-def file_metadata(work: Work) -> dict[str, object]:
-    """What explains a label file that is met alone."""
+def file_metadata(work: Work, row: ChunkRow) -> dict[str, object]:
+    """What explains a label file that is met alone.
+
+    ``counters`` are the chunk's until here, so that they outlive whoever finishes the plan. What it takes to write the
+    file is not among them: that is known only when it is written.
+    """
     return {
         "schema": SCHEMA_VERSION,
         "version": __version__,
@@ -134,4 +147,9 @@ def file_metadata(work: Work) -> dict[str, object]:
         "fingerprint": work.fingerprint,
         "classes": work.classes.to_json(),
         "run_id": work.stamp.run_id,
+        "counters": _without_payload(row),
     }
+
+
+def _without_payload(row: ChunkRow) -> ChunkRow:
+    return {key: value for key, value in row.items() if key != "payload"}

@@ -1,12 +1,14 @@
 """Labelling: ``LabelConfig`` in, an exact label table out. The driver's side; a chunk's side is ``segmenting.py``.
 
-list the input -> subtract the ledger -> write the plan -> Ray Data: chunk numbers -> read -> segment -> write -> tiny
-rows back to the driver -> class statistics and the run record. Guarantees: ``docs/guarantees.md``.
+finish the plan that is open -> list the input -> subtract the ledger -> write the plan -> Ray Data: chunk numbers ->
+read -> segment -> write -> tiny rows back to the driver -> class statistics and the run record. Guarantees:
+``docs/guarantees.md``.
 """
 
 import contextlib
 import dataclasses
 import datetime
+import functools
 import logging
 import os
 import time
@@ -26,7 +28,7 @@ from pipelines.dates import run_date, since_time
 from pipelines.finishing import Effort, finish
 from pipelines.label_runs import log_end, log_start
 from pipelines.ledger import ChunkLimits, Ledger, Order, Plan
-from pipelines.listing import Listing, spooled
+from pipelines.listing import VERSION, Listing, spooled
 from pipelines.metrics import LabelMetrics, watched
 from pipelines.progress import Progress
 from pipelines.registry import Origin, origin_of
@@ -145,11 +147,11 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
     Returns:
         ``run_id``, ``images`` (those listed and those of a plan that was open; or those tried again), which is the sum
         of ``labelled``, ``errors`` and ``skipped`` (done before, or by another driver meanwhile), ``seconds``,
-        ``images_per_second``, ``labels`` (a glob over the label table) and ``cpu_ms`` (CPU milliseconds per image,
-        stage by stage).
+        ``images_per_second``, ``damaged`` (archives and Parquet files that could not be listed in full), ``labels`` (a
+        glob over the label table) and ``cpu_ms`` (CPU milliseconds per image, stage by stage).
 
     Raises:
-        ConfigError: a mistake in the config; nothing was written.
+        ConfigError: a mistake in the config; nothing was written, unless a plan was open, which is finished first.
         LabellingFailed: the run broke off; run it again to finish it.
         Terminated: SIGTERM came; the chunks that were under way are written.
     """
@@ -159,7 +161,7 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
     checkpoint = checkpoint.with_inference(
         scales=config.scales, flip=config.flip, window=config.window, reduced=config.reduced
     )
-    output = open_store(config.output, field="output")
+    output = open_store(config.output, field="output", writable=True)
     ledger = Ledger(output, Paths(partition=checkpoint.partition))
     with (
         on_sigterm() as ending,
@@ -204,6 +206,7 @@ def _result(outcome: "_Outcome", seconds: float) -> dict[str, Any]:
         "labelled": totals.labelled,
         "skipped": images - totals.done,
         "errors": totals.errors,
+        "damaged": outcome.damaged,
         "seconds": round(seconds, 3),
         "images_per_second": round(totals.done / seconds, 2),
         "cpu_ms": {stage: round(1000 * cpu / max(1, totals.done), 3) for stage, cpu in sorted(totals.cpu.items())},
@@ -214,12 +217,16 @@ def _result(outcome: "_Outcome", seconds: float) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class _Outcome:
-    """What an invocation came to: ``images`` it was about, and whether it was stopped before it was through."""
+    """What an invocation came to: ``images`` it was about, and whether it was stopped before it was through.
+
+    ``damaged`` is how many files with many images could not be listed in full.
+    """
 
     images: int
     totals: Totals
     run_id: str | None
     stopped: bool = False
+    damaged: int = 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +242,7 @@ class _Job:
     ending: Ending
 
     def run(self) -> _Outcome:
-        """Carry out plans until nothing is pending."""
+        """Finish the plan that is open, if there is one; then list, and carry out plans until nothing is pending."""
         now = utc_now()
         inputs = self.config.inputs(now)
         order = Order(
@@ -244,29 +251,51 @@ class _Job:
             date=f"{run_date(self.config.date, now)}",
             mask=self.config.mask,
         )
-        with spooled(find_source(self.config.source).find(inputs)) as listing:
-            if not listing.images and inputs.since is None and not self._is_open(self.ledger.latest_plan()):
-                remedy = f"holds no images for --source {self.config.source}; check the prefix"
-                raise ConfigError("input", inputs, remedy)
-            return self._label(listing, order)
+        latest = self.ledger.latest_plan()
+        opened = latest if self._is_open(latest) else None
+        with contextlib.ExitStack() as stack:
+            crew = functools.cache(lambda: stack.enter_context(self._crew()))
+            before = self._resume(opened, crew) if opened else _Outcome(images=0, totals=Totals(), run_id=None)
+            if before.stopped:
+                return before
+            with spooled(find_source(self.config.source).find(inputs)) as listing:
+                if not opened:
+                    self._check_images(listing, inputs)
+                    self._begin()
+                gone = listing.absent(self.ledger.rows(opened, VERSION.names)) if opened else 0
+                outcome = self._label(listing, order, crew)
+        return dataclasses.replace(
+            outcome,
+            images=outcome.images + gone,
+            totals=before.totals + outcome.totals,
+            damaged=len(set(inputs.damaged)),
+        )
 
-    def _label(self, listing: Listing, order: Order) -> _Outcome:
-        self.ledger.store.check_writable_atomically()
-        self._begin_record()
+    def _resume(self, plan: Plan, crew: Callable[[], "_Crew"]) -> _Outcome:
+        """Finish an open plan. Before anything is listed: ``{date}`` may lead to a folder that is not there (yet)."""
+        self._begin()
+        log.info("going on with plan %d of run %s", plan.number, plan.run_id)
+        totals = self._carry_out(plan, crew())
+        return _Outcome(images=totals.done, totals=totals, run_id=plan.run_id, stopped=self._stopped)
+
+    def _check_images(self, listing: Listing, inputs: Inputs) -> None:
+        """ConfigError where there is nothing to label, which is no mistake with ``--since``."""
+        if not listing.images and inputs.since is None:
+            raise ConfigError("input", inputs, f"holds no images for --source {self.config.source}; check the prefix")
+
+    def _label(self, listing: Listing, order: Order, crew: Callable[[], "_Crew"]) -> _Outcome:
+        """Carry out plans until nothing of a listing is pending; ``images`` also has those of a driver beside it."""
         images = listing.images + self.ledger.unlisted(listing)
         log.info("%d images listed, to be labelled by %s", listing.images, self.checkpoint.partition)
         totals, latest = Totals(), self.ledger.latest_plan()
         pending = self._pending(latest, listing)
-        if pending is not None and not len(pending):
-            return _Outcome(images=images, totals=totals, run_id=latest.run_id if latest else None)
-        with self._crew() as crew:
-            while pending is None or len(pending):
-                latest = self._plan(latest, pending, order)
-                pending = None  # not held while the plan is carried out
-                totals += self._carry_out(latest, crew)
-                if self._stopped:
-                    break
-                pending = self._pending(latest, listing)
+        while pending is None or len(pending):
+            latest = self._plan(latest, pending, order)
+            pending = None  # not held while the plan is carried out
+            totals += self._carry_out(latest, crew())
+            if self._stopped:
+                break
+            pending = self._pending(latest, listing)
         return _Outcome(images=images, totals=totals, run_id=latest.run_id if latest else None, stopped=self._stopped)
 
     def replay(self, kinds: Sequence[str]) -> _Outcome:
@@ -291,6 +320,10 @@ class _Job:
     def _stopped(self) -> bool:
         """Whether the run was asked to end."""
         return self.ending.came
+
+    def _begin(self) -> None:
+        self.ledger.store.check_writable_atomically()
+        self._begin_record()
 
     def _begin_record(self) -> None:
         """From here on MLflow knows of the run; of one that a mistake in the config ends before, it need not."""

@@ -155,7 +155,10 @@ class Ledger:
             return pq.ParquetFile(stream, metadata=footer).read_row_group(chunk)
 
     def rows(self, plan: Plan, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
-        """Some columns of the label table's rows of one plan, in the order of the chunks; a few files at a time."""
+        """Some columns of the label table's rows of one plan, in the order of the chunks; a few files at a time.
+
+        There is one batch for each file, with the file's metadata in its schema.
+        """
         paths = [self.paths.chunk(plan.date, plan.number, chunk) for chunk in range(plan.chunks)]
         with ThreadPoolExecutor(THREADS) as pool:
             for table in map_ahead(pool, lambda path: read_label_file(self.store, path, columns), paths, depth=THREADS):

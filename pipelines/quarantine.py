@@ -8,23 +8,32 @@ guilty when it kills two.
 The child is this module run as a program: images come on its standard input, each with its length and its time limit
 in front; a byte goes out when it is ready, and one for each image that is decoded, or refused. The limit is the child's
 own alarm, which holds even when its parent is gone.
+
+Decoding that never ends would never bring an image here. So a process that decodes watches itself (``Decodes``), and
+ends when it takes too long with one.
 """
 
 import contextlib
+import logging
 import os
 import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from pipelines.environment import variables
+from pipelines.ticking import ticking
 from pspnet_core.errors import ImageError, PspnetError
 from pspnet_core.images import decode_image
 
+log = logging.getLogger(__name__)
 LONGEST_S = 120.0
-"""Seconds that one image may take to decode in the child."""
+"""Seconds that one image may take to decode, in the child or beside others."""
+LOOKS = 24
+"""How often a process looks at what it decodes in as many seconds."""
 
 _HEADER = struct.Struct("<QQd")  # largest image in pixels, bytes that follow, seconds that decoding may take
 _READY = b"!"
@@ -34,6 +43,42 @@ _LATE = signal.SIGALRM.name
 
 class QuarantineFailed(PspnetError):
     """The child cannot be started, which is no image's fault."""
+
+
+class Decodes:
+    """Which of a chunk's images are being decoded, and since when; one that takes too long ends the process.
+
+    Codecs do without the interpreter's lock, so that a thread beside them can watch.
+
+    Args:
+        name: what an image is called, by its index.
+    """
+
+    def __init__(self, name: Callable[[int], str]) -> None:
+        self.name = name
+        self.began: dict[int, float] = {}
+
+    @contextlib.contextmanager
+    def of(self, index: int) -> Iterator[None]:
+        """While an image is decoded; entered in any thread."""
+        self.began[index] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self.began[index]
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Look after all images that are decoded in this context."""
+        with ticking(LONGEST_S / LOOKS, self._look):
+            yield
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for index, began in self.began.copy().items():
+            if now - began > LONGEST_S:
+                log.error("decoding %s takes longer than %g s: this process ends", self.name(index), LONGEST_S)
+                os.kill(os.getpid(), signal.SIGKILL)  # no thread can be made to let go of a codec
 
 
 def survivors(images: Iterable[bytes | ImageError], *, pixels: int) -> Iterator[bytes | ImageError]:

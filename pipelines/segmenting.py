@@ -8,16 +8,19 @@ An actor has two chunks under way: while one is with the network, the other one'
 encoded and its table built, so that the network does not wait between chunks. It works for one chunk at a time.
 
 A process that dies with a chunk is started again by Ray, with the same chunk. From the second attempt on the chunk has
-the process to itself, so that no other one's fault counts as its own; its images go through ``quarantine`` first, and
-after some attempts the run gives up.
+the process to itself, so that no other one's fault counts as its own, and its images go through ``quarantine`` first.
+From the third on each of them is labelled alone before all are labelled together, which tells those that end the
+process elsewhere than in decoding. After some attempts that no image is to blame for the run gives up.
 """
 
+import collections
 import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
@@ -29,7 +32,7 @@ from pipelines.chunks import ChunkRow, Work
 from pipelines.clocks import Start, Stopwatch
 from pipelines.cluster import Share
 from pipelines.coordinator import ATTEMPTS, ChunkFailed
-from pipelines.quarantine import survivors
+from pipelines.quarantine import Decodes, survivors
 from pipelines.sources import ReadResult
 from pipelines.tables import CLASS_STATISTIC, LISTING, MASKS, from_ipc, to_ipc
 from pipelines.threads import SharedLock, map_ahead
@@ -41,10 +44,16 @@ from pspnet_core.statistics import ClassStatistics, class_statistics, image_conf
 
 T = TypeVar("T")
 R = TypeVar("R")
-Item = TypeVar("Item", bound="ImageFile | Prediction | ImageError")
 
 AHEAD_BYTES = 2**28
 """Decoded images that wait, or predictions, for each thread of an actor and chunk under way; one alone may be more."""
+
+ALONE_FIRST = 3
+"""The attempt from which on a chunk's images are labelled one by one before they are labelled together."""
+ALONE_ONLY = 5
+"""The attempt from which on they are not labelled together any more: that is what ends the process then."""
+PLAIN = np.full((64, 64, 3), 128, np.uint8)
+"""An image that is nobody's: what ends the process with it is no other image's fault."""
 
 
 class Predictor(Protocol):
@@ -94,6 +103,11 @@ class Labelled(NamedTuple):
     statistics: ClassStatistics
 
 
+Result = Labelled | ImageError
+Label = Callable[[Iterable[tuple[int, ReadResult]]], Iterator[tuple[int, Result]]]
+"""From encoded images to their outcomes, by index."""
+
+
 class Segment:
     """Stage 2, on an actor that holds the model: from encoded images to rows of the label table.
 
@@ -135,8 +149,7 @@ class Segment:
             return row | self._segmented(encoded, (), watch)
         with contextlib.ExitStack() as room:
             attempt = self._begin(row["chunk"], room)
-            images = self._images(encoded, row["chunk"], attempt)
-            done = self._segmented(encoded, self._label(images, watch), watch)
+            done = self._segmented(encoded, self._outcomes(encoded, row["chunk"], attempt, watch), watch)
             self.work.coordinator.done(row["chunk"])
         return row | done
 
@@ -151,9 +164,7 @@ class Segment:
             attempt = self.work.coordinator.begin(chunk)
         return attempt
 
-    def _segmented(
-        self, encoded: pa.Table, outcomes: Iterable[tuple[int, Labelled | ImageError]], watch: Stopwatch
-    ) -> ChunkRow:
+    def _segmented(self, encoded: pa.Table, outcomes: Iterable[tuple[int, Result]], watch: Stopwatch) -> ChunkRow:
         """What segmenting adds to a chunk's row, or replaces in it."""
         reasons: dict[int, ImageError] = {}
         labelled: dict[int, Labelled] = {}
@@ -182,24 +193,64 @@ class Segment:
             held = {"actor": 1.0, "gpu": self.share.gpus, "cpu": self.share.cpus}
             return watch.spent() | {f"held_{what}": seconds * each for what, each in held.items()}
 
-    def _images(self, encoded: pa.Table, chunk: int, attempt: int) -> Iterator[ReadResult]:
-        """The chunk's images, without those that have killed a process."""
-        if attempt > ATTEMPTS:
-            raise ChunkFailed(
-                f"chunk {chunk} ended the process that segments it {ATTEMPTS} times, although its images can be "
-                "decoded: look for the reason in the workers' logs (too little memory? a smaller --batch helps)"
-            )
-        images = _encoded(encoded)
-        return images if attempt == 1 else survivors(images, pixels=self.work.pixels)
+    def _outcomes(self, encoded: pa.Table, chunk: int, attempt: int, watch: Stopwatch) -> Iterator[tuple[int, Result]]:
+        """Each image's outcome, with its index; those that have ended processes are errors."""
+        decodes = Decodes(lambda index: str(encoded["uri"][index]))
+        label = partial(self._label, watch=watch, decodes=decodes)
+        with decodes.watched():
+            if attempt == 1:
+                yield from label(enumerate(_encoded(encoded)))
+                return
+            deadly = self.work.coordinator.deadly(chunk)
+            images = survivors(_without(deadly, _encoded(encoded)), pixels=self.work.pixels)
+            if attempt < ALONE_FIRST:
+                yield from label(enumerate(images))
+            else:
+                yield from self._outcomes_of_suspects(list(images), chunk, attempt, label)
 
-    def _label(self, images: Iterator[ReadResult], watch: Stopwatch) -> Iterator[tuple[int, Labelled | ImageError]]:
-        """Each image's outcome, with its index."""
+    def _outcomes_of_suspects(
+        self, images: Sequence[ReadResult], chunk: int, attempt: int, label: Label
+    ) -> Iterator[tuple[int, Result]]:
+        """As ``_outcomes``, once something else than decoding has ended the process.
+
+        Who shares a forward pass with whom may change the last bits of a mask. So what images come to alone counts only
+        where they cannot be together.
+        """
+        alone = self._alone(images, chunk, label)
+        if attempt >= ALONE_ONLY:
+            yield from alone
+        else:
+            collections.deque(alone, maxlen=0)
+            yield from label(enumerate(images))
+
+    def _alone(self, images: Sequence[ReadResult], chunk: int, label: Label) -> Iterator[tuple[int, Result]]:
+        """Each image's outcome when nothing is in hand but this image, which the coordinator is told before."""
+        collections.deque(self.predictor.predict([self.predictor.prepare(PLAIN)]), maxlen=0)
+        for index, image in enumerate(images):
+            self.work.coordinator.announce(chunk, index)
+            yield from label([(index, image)])
+        self.work.coordinator.announce(chunk, None)
+
+    def _label(
+        self, images: Iterable[tuple[int, ReadResult]], watch: Stopwatch, decodes: Decodes
+    ) -> Iterator[tuple[int, Result]]:
+        """Each image's outcome, with the index that came with it."""
         good: list[int] = []
         bad: list[tuple[int, ImageError]] = []
 
+        def opened() -> Iterator[tuple[int, ImageFile | ImageError]]:
+            for index, data in images:
+                with decodes.of(index):
+                    file = self._open(data)
+                yield index, file
+
+        def decode(item: tuple[int, ImageFile | ImageError]) -> tuple[int, Prepared | ImageError]:
+            index, file = item
+            with decodes.of(index):
+                return index, self._decode(file, watch)
+
         def prepared() -> Iterator[Prepared]:
-            decoded = self._in_threads(lambda file: self._decode(file, watch), map(self._open, images))
-            for index, result in enumerate(decoded):
+            for index, result in self._in_threads(decode, opened(), lambda item: _size(item[1])):
                 if isinstance(result, ImageError):
                     bad.append((index, result))
                 else:
@@ -209,14 +260,14 @@ class Segment:
         # Decoded before it is the chunk's turn, as far as the depth goes.
         ready = watch.waiting("images", _begun(prepared()))
         with contextlib.closing(self._in_turn(watch.waiting("predict", self.predictor.predict(ready)))) as outcomes:
-            finished = self._in_threads(lambda item: self._encode(item, watch), outcomes)
+            finished = self._in_threads(lambda item: self._encode(item, watch), outcomes, _size)
             for position, result in enumerate(finished):
                 yield good[position], result
         yield from bad
 
-    def _in_threads(self, function: Callable[[Item], R], items: Iterable[Item]) -> Iterator[R]:
+    def _in_threads(self, function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int]) -> Iterator[R]:
         """``map``, some images ahead."""
-        return map_ahead(self.pool, function, items, depth=self.depth, weight=_size, most=self.most)
+        return map_ahead(self.pool, function, items, depth=self.depth, weight=size, most=self.most)
 
     def _in_turn(self, items: Iterable[T]) -> Generator[T, None, None]:
         """The same items, one chunk's after the other's."""
@@ -243,7 +294,7 @@ class Segment:
         finally:
             watch.add("decode", start)
 
-    def _encode(self, outcome: Outcome, watch: Stopwatch) -> Labelled | ImageError:
+    def _encode(self, outcome: Outcome, watch: Stopwatch) -> Result:
         if isinstance(outcome, ImageError):
             return outcome
         start = Start.now()
@@ -303,6 +354,12 @@ def _size(item: ImageFile | Outcome) -> int:
 def _begun(items: Iterator[T]) -> Iterator[T]:
     """The same items; the first is asked for now."""
     return itertools.chain(list(itertools.islice(items, 1)), items)
+
+
+def _without(deadly: Collection[int], images: Iterable[ReadResult]) -> Iterator[ReadResult]:
+    """The same images; those that have ended processes are errors."""
+    for index, image in enumerate(images):
+        yield ImageError("Crashed", "labelling it alone ends the process") if index in deadly else image
 
 
 def _encoded(table: pa.Table) -> Iterator[ReadResult]:

@@ -45,6 +45,10 @@ class Totals:
         """Images that have a row now."""
         return self.labelled + self.errors
 
+    def of_stage(self, stage: str) -> "Totals":
+        """The seconds of one stage alone."""
+        return Totals(cpu=Counter({stage: self.cpu[stage]}), wall=Counter({stage: self.wall[stage]}))
+
     def __add__(self, other: "Totals") -> "Totals":
         """Both together."""
         return Totals(

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 import re
 import socket
 import struct
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterator
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -119,6 +121,8 @@ class Rule:
         times: how many fail, at most.
         share: of those after the first failure, which part fails too.
         seed: draws that part.
+        seconds: how long they fail, from the first failure on.
+        clock: seconds that go by; for tests.
 
     Attributes:
         hits: the requests that failed so far.
@@ -134,11 +138,14 @@ class Rule:
         times: int | None = None,
         share: float = 1.0,
         seed: int = 0,
+        seconds: float = math.inf,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.fault, self.share, self.times = fault, share, times
+        self.fault, self.share, self.times, self.seconds, self.clock = fault, share, times, seconds, clock
         self.hits: list[Request] = []
         self._method, self._path = re.compile(method), re.compile(path)
         self._to_pass = first - 1
+        self._end = math.inf
         self._random = random.Random(seed)
         self._changed = threading.Condition()
         self._let_go: Future[None] = Future()
@@ -160,8 +167,12 @@ class Rule:
                 return False
             if self.times is not None and len(self.hits) >= self.times:
                 return False
+            if self.clock() >= self._end:
+                return False
             if self.hits and self._random.random() >= self.share:
                 return False
+            if not self.hits:
+                self._end = self.clock() + self.seconds
             self.hits.append(request)
             self._changed.notify_all()
             return True

@@ -23,7 +23,7 @@ import pyarrow as pa
 from pipelines.sources.base import Damaged, ReadResult, Row, batched, place_of
 from pipelines.sources.containers import members_of, read_members
 from pipelines.sources.inputs import Inputs, is_hidden
-from pipelines.storage import ObjectChanged, ObjectError, Store, StoredObject
+from pipelines.storage import ObjectChanged, Store, StoredObject
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ImageError, PspnetError
 from pspnet_core.images import IMAGE_SUFFIXES
@@ -57,15 +57,15 @@ class WebDataset:
 
     def find(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
         """As ``Source.find``. What is wrong with an archive is logged; what can be read of it is listed."""
-        return batched(members_of(inputs, SUFFIXES, _images_of))
+        return batched(members_of(inputs, SUFFIXES, lambda item: _images_of(item, inputs)))
 
     def read(self, rows: pa.Table, *, threads: int) -> list[ReadResult]:
         """As ``Source.read``; ``Truncated`` is what lies behind the damage of an archive."""
         return read_members(rows, SUFFIXES, functools.partial(_take, threads=threads))
 
 
-def _images_of(item: StoredObject) -> list[Row]:
-    """One row per image of an archive."""
+def _images_of(item: StoredObject, inputs: Inputs) -> list[Row]:
+    """One row per image of an archive; raises as ``containers.Look``."""
     store, path = place_of(item.uri, item.key)
     rows: list[Row] = []
     notes = _Notes()
@@ -75,21 +75,18 @@ def _images_of(item: StoredObject) -> list[Row]:
                 rows.append(Row(f"{item.uri}/{name}", f"{item.key}/{name}", item.etag, member.size))
     except Damaged as error:
         log.warning("%s is damaged (%s); the %d images before that are listed", item.uri, error, len(rows))
-    except ObjectError as error:
-        log.warning("%s; its images are left to the next run", error.message)
-        return []
-    if not _is_still(store, path, item.etag):
-        log.warning("%s has changed while it was listed; its images are left to the next run", item.uri)
-        return []
+        inputs.damaged.append(item.uri)
+    _check_still(store, path, item.etag)
     for note in notes:
         log.warning("%s: %s", item.uri, note)
     return rows
 
 
-def _is_still(store: Store, path: str, etag: str) -> bool:
-    """Whether an archive is the version that it was."""
-    found = store.stat(path)
-    return found is not None and found.etag == etag
+def _check_still(store: Store, path: str, etag: str) -> None:
+    """Raise ObjectChanged unless an archive is the version that it was."""
+    found = store.look_up(path)
+    if found is None or found.etag != etag:
+        raise ObjectChanged(store.uri_of(path), f"{store.uri_of(path)} has changed since it was listed")
 
 
 class _Notes:
@@ -193,8 +190,7 @@ def _places(store: Store, path: str, etag: str) -> Mapping[str, _Place]:
         for name, member, _ in _walk(store, path):
             if _is_image(name, member):
                 places.setdefault(name, _Place(member.offset_data, member.size))
-    if not _is_still(store, path, etag):  # raised, so that no other version's places are kept
-        raise ObjectChanged(store.uri_of(path), f"{store.uri_of(path)} has changed since it was listed")
+    _check_still(store, path, etag)  # raises, so that no other version's places are kept
     return places
 
 
@@ -233,7 +229,7 @@ def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfi
 
     Raises:
         Damaged: it cannot be followed any further.
-        ObjectChanged, ObjectMissing: it has changed or gone meanwhile.
+        ObjectError: it has changed or gone meanwhile, or may not be read.
     """
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(store.open(path))

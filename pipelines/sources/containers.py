@@ -5,6 +5,7 @@ member lies in the file is found anew by whoever reads (and kept in memory while
 would be one more thing that may be wrong, and replays would not have it.
 """
 
+import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
@@ -13,27 +14,53 @@ from concurrent.futures import ThreadPoolExecutor
 import pyarrow as pa
 
 from pipelines.sources import base
-from pipelines.sources.base import ReadResult, Row, explained, place_of, rows_of, too_large
-from pipelines.sources.inputs import Inputs
-from pipelines.storage import ObjectError, Store, StoredObject
+from pipelines.sources.base import DENIED, ReadResult, Row, explained, place_of, rows_of, too_large
+from pipelines.sources.inputs import FIELD, Inputs
+from pipelines.storage import ObjectArchived, ObjectDenied, ObjectError, Store, StoredObject
 from pipelines.threads import map_ahead
-from pspnet_core.errors import ImageError
+from pspnet_core.errors import ConfigError, ImageError
 
+log = logging.getLogger(__name__)
 FILES_AHEAD = 8
 """Files that are looked through at the same time; their rows wait in memory for their turn."""
+
+Look = Callable[[StoredObject], Iterable[Row]]
+"""A file -> a row for each of its images. Raises ObjectError when the file cannot be had."""
 
 Take = Callable[[Store, str, str, Sequence[str]], Mapping[str, ReadResult]]
 """(store, path, etag, members) -> each member's bytes or error. Raises ObjectError when the file cannot be had."""
 
 
-def members_of(
-    inputs: Inputs, suffixes: Collection[str], look: Callable[[StoredObject], Iterable[Row]]
-) -> Iterator[Row]:
-    """The rows of all files that are new enough, file by file; several are looked through at the same time."""
+def members_of(inputs: Inputs, suffixes: Collection[str], look: Look) -> Iterator[Row]:
+    """The rows of all files that are new enough, file by file; several are looked through at the same time.
+
+    A file that cannot be had is logged, left out and among ``inputs.damaged``.
+
+    Raises:
+        ConfigError: none of the files may be read, for want of permission.
+    """
     files = (item for item in inputs.objects(suffixes) if inputs.keeps(item.modified))
+    denied: ObjectDenied | None = None
+    readable = False
     with ThreadPoolExecutor(FILES_AHEAD) as pool:
-        for rows in map_ahead(pool, look, files, depth=FILES_AHEAD):
-            yield from rows
+        for found in map_ahead(pool, lambda item: _looked_through(item, look, inputs), files, depth=FILES_AHEAD):
+            if isinstance(found, ObjectDenied) and not isinstance(found, ObjectArchived):
+                denied = denied or found
+            else:
+                readable = True
+            if not isinstance(found, ObjectError):
+                yield from found
+    if denied and not readable:
+        raise ConfigError(FIELD, inputs, f"none of the files there may be read: grant access; {denied.message}")
+
+
+def _looked_through(item: StoredObject, look: Look, inputs: Inputs) -> Iterable[Row] | ObjectError:
+    try:
+        return look(item)
+    except ObjectError as error:
+        log.warning("%s; its images are left to the next run", error.message)
+        inputs.damaged.append(item.uri)
+        return error
 
 
 def read_members(rows: pa.Table, suffixes: Collection[str], take: Take) -> list[ReadResult]:
@@ -71,9 +98,17 @@ class _Splitter:
 
     def _etag(self, store: Store, path: str) -> str:
         if (store, path) not in self.etags:
-            item = store.stat(path)
-            self.etags[store, path] = item.etag if item else ""
+            self.etags[store, path] = _etag_now(store, path)
         return self.etags[store, path]
+
+
+def _etag_now(store: Store, path: str) -> str:
+    """The etag of a file; empty where there is none, ``DENIED`` where it may not be looked at."""
+    try:
+        item = store.look_up(path)
+    except ObjectDenied:
+        return DENIED
+    return item.etag if item else ""
 
 
 def _read_file(store: Store, path: str, etag: str, members: Sequence[str], take: Take) -> Mapping[str, ReadResult]:
@@ -92,7 +127,10 @@ def _read_file(store: Store, path: str, etag: str, members: Sequence[str], take:
 
 def _problem(store: Store, path: str, etag: str) -> ImageError | None:
     """Why the listed version of a file cannot be read, if so."""
-    item = store.stat(path)
+    try:
+        item = store.look_up(path)
+    except ObjectDenied as error:
+        return explained(error)
     if item is None:
         # Asked for in this way, a store also notices that the whole folder is not mounted on this machine.
         (answer,) = store.read_many([(path, etag)])

@@ -5,15 +5,16 @@ import functools
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from fsspec.utils import glob_translate
 
 from pipelines.dates import with_date
 from pipelines.storage import THREADS, StoredObject, open_store
 from pipelines.storage.base import split_scheme
+from pipelines.threads import map_ahead
 from pspnet_core.errors import ConfigError
 
 FIELD = "input"
@@ -65,17 +66,16 @@ class Input:
         below = uri[len(top) :]
         return not is_hidden(below) and (not self.pattern or self._matches(below))
 
-    def objects(self, suffixes: Collection[str]) -> Iterator[StoredObject]:
-        """The objects with such names, in the order of the storage."""
+    def parts(self, suffixes: Collection[str]) -> Iterator[Iterator[StoredObject]]:
+        """The objects with such names, in streams that may be drawn from at the same time."""
         if not self.pattern and self.root.lower().endswith(tuple(suffixes)):
             folder, _, name = self.root.rpartition("/")
             found = open_store(folder or "/", field=FIELD).stat(name)
             if found is not None:
-                yield found
+                yield iter([found])
                 return
-        for item in open_store(self.root, field=FIELD).list(suffixes=suffixes):
-            if not self.pattern or self._matches(item.key):
-                yield item
+        for part in open_store(self.root, field=FIELD).list_in_parts(suffixes):
+            yield filter(lambda item: self._matches(item.key), part) if self.pattern else part
 
     def _matches(self, key: str) -> bool:
         return _compiled(self.pattern).match(key) is not None
@@ -93,10 +93,12 @@ class Inputs:
     Attributes:
         places: the folders, globs and objects; what an earlier one holds is left out of the later ones.
         since: only what was modified then or later counts; None for everything.
+        damaged: URIs of the files with many images that could not be listed in full, as sources find them.
     """
 
     places: tuple[Input, ...]
     since: datetime.datetime | None = None
+    damaged: list[str] = field(default_factory=list, compare=False)
 
     @classmethod
     def of(cls, text: str, *, date: datetime.date, since: datetime.datetime | None = None) -> "Inputs":
@@ -125,7 +127,8 @@ class Inputs:
         return self.since is None or modified is None or modified >= self.since
 
     def objects(self, suffixes: Collection[str]) -> Iterator[StoredObject]:
-        """The objects of all inputs, of any age; each object comes once. Inputs are listed at the same time.
+        """The objects of all inputs, of any age; each object comes once. Inputs and their parts are listed at the
+        same time.
 
         Args:
             suffixes: ends of names, in lower case.
@@ -134,14 +137,18 @@ class Inputs:
             ConfigError: no such bucket or folder, or it may not be listed.
             TransientStorageError: storage does not answer.
         """
-        return interleaved([self._objects(number, suffixes) for number in range(len(self.places))])
+        with ThreadPoolExecutor(THREADS) as pool:
+            numbers = range(len(self.places))
+            parts = map_ahead(pool, lambda number: self._parts(number, suffixes), numbers, depth=THREADS)
+            yield from interleaved(itertools.chain.from_iterable(parts))
 
-    def _objects(self, number: int, suffixes: Collection[str]) -> Iterator[StoredObject]:
+    def _parts(self, number: int, suffixes: Collection[str]) -> list[Iterator[StoredObject]]:
         place = self.places[number]
         earlier = [other for other in self.places[:number] if other.overlaps(place)]
-        for item in place.objects(suffixes):
-            if not any(other.selects(item.uri) for other in earlier):
-                yield item
+        return [
+            (item for item in part if not any(other.selects(item.uri) for other in earlier))
+            for part in place.parts(suffixes)
+        ]
 
 
 def split_inputs(text: str) -> list[str]:
@@ -157,17 +164,17 @@ def split_inputs(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
-def interleaved(streams: Sequence[Iterator[StoredObject]]) -> Iterator[StoredObject]:
-    """Several streams as one, pulled at the same time and at most a slice ahead; each keeps its own order."""
-    if len(streams) == 1:
-        yield from streams[0]
-        return
+def interleaved(streams: Iterable[Iterator[StoredObject]]) -> Iterator[StoredObject]:
+    """Several streams as one, so many at the same time and each at most a slice ahead; each keeps its own order."""
+    coming = iter(streams)
     pool = ThreadPoolExecutor(THREADS)
+    waiting: dict[Future[list[StoredObject]], Iterator[StoredObject]] = {}
     try:
-        waiting: dict[Future[list[StoredObject]], Iterator[StoredObject]] = {
-            pool.submit(_slice, stream): stream for stream in streams
-        }
-        while waiting:
+        while True:
+            for stream in itertools.islice(coming, THREADS - len(waiting)):
+                waiting[pool.submit(_slice, stream)] = stream
+            if not waiting:
+                return
             for future in wait(waiting, return_when=FIRST_COMPLETED).done:
                 stream, items = waiting.pop(future), future.result()
                 if items:

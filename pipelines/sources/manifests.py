@@ -114,9 +114,15 @@ def _absolute(uri: str, folder: str) -> str:
 
 def _entries(item: StoredObject) -> Iterator[Entry]:
     store, path = place_of(item.uri, item.key)
-    if path.lower().endswith(".parquet"):
-        return _parquet_entries(store, path)
-    return _csv_entries(store, path) if path.lower().endswith(".csv") else _text_entries(store, path)
+    try:
+        if path.lower().endswith(".parquet"):
+            yield from _parquet_entries(store, path)
+        elif path.lower().endswith(".csv"):
+            yield from _csv_entries(store, path)
+        else:
+            yield from _text_entries(store, path)
+    except ObjectDenied as error:
+        raise _no_manifest(store, path, f"cannot be read ({error.message})") from error
 
 
 def _text_entries(store: Store, path: str) -> Iterator[Entry]:

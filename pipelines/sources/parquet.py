@@ -18,7 +18,7 @@ from pipelines.sources.base import Damaged, ReadResult, Row, batched, parquet_da
 from pipelines.sources.containers import members_of, read_members
 from pipelines.sources.inputs import FIELD, Inputs
 from pipelines.sources.manifests import rows_named_by
-from pipelines.storage import ObjectError, Store, StoredObject
+from pipelines.storage import Store, StoredObject
 from pspnet_core.errors import ConfigError, ImageError
 
 log = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class ParquetRows:
 
 
 def _images_of(item: StoredObject, inputs: Inputs) -> Iterable[Row]:
-    """One row per image of a file."""
+    """One row per image of a file; raises as ``containers.Look``."""
     store, path = place_of(item.uri, item.key)
     try:
         with store.open(path) as stream, parquet_damage_told():
@@ -56,9 +56,7 @@ def _images_of(item: StoredObject, inputs: Inputs) -> Iterable[Row]:
                 return rows_named_by(item, inputs)
     except Damaged as error:
         log.warning("%s is damaged (%s); it is left out", item.uri, error)
-        return ()
-    except ObjectError as error:
-        log.warning("%s; its images are left to the next run", error.message)
+        inputs.damaged.append(item.uri)
         return ()
     raise ConfigError(FIELD, item.uri, "has no column image or bytes with encoded images, and no column uri")
 

@@ -8,6 +8,7 @@ written is a ``Store`` and one row of ``ATOMIC_SCHEMES``.
 
 from pipelines.storage.base import (
     THREADS,
+    ObjectArchived,
     ObjectChanged,
     ObjectDenied,
     ObjectError,
@@ -22,6 +23,7 @@ from pipelines.storage.opening import ATOMIC_SCHEMES, open_store, to_local
 __all__ = [
     "ATOMIC_SCHEMES",
     "THREADS",
+    "ObjectArchived",
     "ObjectChanged",
     "ObjectDenied",
     "ObjectError",

@@ -9,7 +9,8 @@ literally: nothing is percent-encoded or decoded, so that a listed ``uri`` or ``
     ObjectError             one object cannot be had, its neighbours can; ``str()`` is "Kind: message"
     ├── ObjectChanged       it is not the object that was listed
     ├── ObjectMissing       it is gone
-    └── ObjectDenied        it may not be read (permissions, archived)
+    └── ObjectDenied        it may not be read
+        └── ObjectArchived  not for want of permission: it has to be restored first
 
 Everything else that a user can mend (no such bucket or folder, wrong credentials) is a ``ConfigError``.
 """
@@ -19,7 +20,7 @@ from __future__ import annotations
 import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, BinaryIO, ClassVar, TypeAlias
@@ -75,9 +76,13 @@ class ObjectMissing(ObjectError):
 
 
 class ObjectDenied(ObjectError):
-    """The object exists and may not be read: permissions, or archived by the storage."""
+    """The object may not be read, or not even looked at: for want of permission, or as the storage archived it."""
 
     kind = "Denied"
+
+
+class ObjectArchived(ObjectDenied):
+    """The storage archived the object: whoever may read it has to restore it first."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -242,13 +247,18 @@ class Store(ABC):
             TransientStorageError: storage does not answer.
         """
         prefix = prefix.strip("/")
-        endings = None if suffixes is None else tuple(suffix.lower() for suffix in suffixes)
-        for item in self._list(prefix):
-            below = item.key[len(prefix) :].lstrip("/")
-            if _is_hidden(below) or below.endswith("/") or not below:
-                continue
-            if endings is None or item.key.lower().endswith(endings):
-                yield item
+        return _visible(self._list(prefix), prefix, suffixes)
+
+    def list_in_parts(self, suffixes: Collection[str] | None = None) -> Iterator[Iterator[StoredObject]]:
+        """What ``list`` gives, in one or more streams that may be drawn from at the same time.
+
+        Each object is in one of them. Raises as ``list``, and so do the streams.
+        """
+        return (_visible(part, "", suffixes) for part in self._parts())
+
+    def _parts(self) -> Iterator[Iterator[StoredObject]]:
+        """As ``list_in_parts``, hidden objects too."""
+        yield self._list("")
 
     def read(self, path: str) -> bytes:
         """All bytes of ``path``.
@@ -280,17 +290,10 @@ class Store(ABC):
             One entry per request, in order: the bytes, or why this object cannot be had.
 
         Raises:
-            ConfigError: no such bucket or wrong credentials; also when every object of several is denied, as then
-                the permissions are wrong and not one object.
+            ConfigError: no such bucket or wrong credentials.
             TransientStorageError: storage does not answer.
         """
-        if not requests:
-            return []
-        results = self._read_many(requests, max(1, min(threads, len(requests))))
-        denied = [result for result in results if isinstance(result, ObjectDenied)]
-        if len(results) == len(denied) > 1:
-            raise ConfigError(self.field, self.root, f"none of its objects may be read; {denied[0].message}")
-        return results
+        return self._read_many(requests, max(1, min(threads, len(requests)))) if requests else []
 
     def _read_or_error(self, request: Request) -> bytes | ObjectError:
         try:
@@ -336,6 +339,17 @@ class Store(ABC):
     def _overwrites(self, condition: str) -> ConfigError:
         remedy = f"this storage overwrites although asked not to; use one that honours {condition}"
         return ConfigError(self.field, self.root, remedy)
+
+
+def _visible(objects: Iterable[StoredObject], prefix: str, suffixes: Collection[str] | None) -> Iterator[StoredObject]:
+    """Those of some objects that a listing of the folder ``prefix`` shows."""
+    endings = None if suffixes is None else tuple(suffix.lower() for suffix in suffixes)
+    for item in objects:
+        below = item.key[len(prefix) :].lstrip("/")
+        if _is_hidden(below) or below.endswith("/") or not below:
+            continue
+        if endings is None or item.key.lower().endswith(endings):
+            yield item
 
 
 def _is_hidden(key: str) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import functools
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
 from typing import Any, BinaryIO, TypeVar, cast
@@ -27,7 +27,7 @@ from pipelines.storage.base import (
     TransientStorageError,
     split_scheme,
 )
-from pipelines.storage.opening import ATOMIC_SCHEMES
+from pipelines.storage.opening import not_writable
 from pspnet_core.errors import ConfigError
 
 T = TypeVar("T")
@@ -63,18 +63,32 @@ class DriverStore(Store):
 
     def _list(self, prefix: str) -> Iterator[StoredObject]:
         top = self.path_of(prefix)
-        try:
-            found = self._retry(lambda: self.filesystem.find(top, detail=True), top)
-            present = bool(found or prefix) or self._retry(lambda: self.filesystem.isdir(top), top)
-        except ObjectDenied as error:
-            raise ConfigError(self.field, self.root, error.message) from error
-        except ObjectMissing:
-            found, present = {}, bool(prefix)
-        if not present:
+        entries = self._entries(top)
+        if not (entries or prefix or self._retry(lambda: self.filesystem.isdir(top), top)):
             raise ConfigError(self.field, self.root, "no such folder: give an existing one")
         base = self.path_of("").rstrip("/") + "/"
-        for name in sorted(found):
-            yield self._object(name.removeprefix(base), self._complete(name, found[name]))
+        for name, info in self._walk(entries):
+            yield self._object(name.removeprefix(base), self._complete(name, info))
+
+    def _walk(self, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+        """The files among a folder's entries and below them, one folder of each depth in memory at a time."""
+        for name, info in entries:
+            if info["type"] == "directory":
+                yield from self._walk(self._entries(name))
+            else:
+                yield name, info
+
+    def _entries(self, folder: str) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        """Names and descriptions of what lies in a folder, sorted as the keys below them; none if it has vanished."""
+        try:
+            found = self._retry(lambda: self.filesystem.ls(folder, detail=True), folder)
+        except ObjectMissing:
+            return ()
+        except ObjectDenied as error:
+            raise ConfigError(self.field, self.root, error.message) from error
+        # Some drivers list a folder within itself.
+        named = [(info["name"], info) for info in found if info["name"].rstrip("/") != folder.rstrip("/")]
+        return sorted(named, key=lambda entry: f"{entry[0].rstrip('/')}{'/' * (entry[1]['type'] == 'directory')}")
 
     def _complete(self, name: str, info: Mapping[str, Any]) -> Mapping[str, Any]:
         """``info``, asked for once more where a listing does not tell sizes (http)."""
@@ -104,7 +118,7 @@ class DriverStore(Store):
         data = cast(bytes, self._retry(lambda: self.filesystem.cat_file(name), name))
         # No conditional GET that all drivers know: the tag is compared after reading.
         if etag is not None:
-            found = self.stat(path)
+            found = self.look_up(path)
             if found is None or found.etag != etag:
                 uri = self.uri_of(path)
                 raise ObjectChanged(uri, f"{uri} has changed since it was listed")
@@ -119,17 +133,13 @@ class DriverStore(Store):
         return cast(BinaryIO, self._retry(lambda: self.filesystem.open(name, "rb"), name))
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
-        raise self._read_only()
+        raise not_writable(self)
 
     def put_if_match(self, path: str, data: bytes, etag: str) -> bool:
-        raise self._read_only()
+        raise not_writable(self)
 
     def delete(self, path: str) -> None:
-        raise self._read_only()
-
-    def _read_only(self) -> ConfigError:
-        schemes = ", ".join(f"{scheme}://" for scheme in ATOMIC_SCHEMES)
-        return ConfigError(self.field, self.root, f"this scheme has no atomic put-if-absent here; use {schemes}")
+        raise not_writable(self)
 
     def _retry(self, action: Callable[[], T], name: str) -> T:
         def attempt() -> T:

@@ -36,7 +36,7 @@ ATOMIC_SCHEMES: Mapping[str, Callable[[], type[Store]]] = {"file": _local, "s3":
 """Schemes with an atomic put-if-absent, the ones that may be written to, and what loads their store."""
 
 
-def open_store(uri: str, *, field: str, retries: Retries | None = None) -> Store:
+def open_store(uri: str, *, field: str, retries: Retries | None = None, writable: bool = False) -> Store:
     """The store at ``uri``: a plain path, ``file://``, ``s3://`` or any scheme that fsspec knows.
 
     Nothing is asked of the storage yet.
@@ -45,15 +45,25 @@ def open_store(uri: str, *, field: str, retries: Retries | None = None) -> Store
         uri: the folder.
         field: the config field that holds ``uri``, for error messages.
         retries: how patiently requests are repeated.
+        writable: whether its scheme must have an atomic put-if-absent.
 
     Raises:
-        ConfigError: ``uri`` is empty or incomplete, or there is no driver for its scheme.
+        ConfigError: ``uri`` is empty or incomplete, or there is no driver for its scheme, or none that may write.
     """
     scheme, rest = split_scheme(uri)
     if not rest.strip("/") and not (scheme == "file" and rest):
         raise ConfigError(field, uri or "''", "give a folder: a local path, file://... or s3://bucket/folder")
     kind = ATOMIC_SCHEMES.get(scheme, _driver)()
-    return kind(kind.normalise(scheme, rest), field=field, retries=retries or Retries())
+    store = kind(kind.normalise(scheme, rest), field=field, retries=retries or Retries())
+    if writable and scheme not in ATOMIC_SCHEMES:
+        raise not_writable(store)
+    return store
+
+
+def not_writable(store: Store) -> ConfigError:
+    """What to tell of a store whose scheme is for reading only."""
+    schemes = ", ".join(f"{scheme}://" for scheme in ATOMIC_SCHEMES)
+    return ConfigError(store.field, store.root, f"this scheme has no atomic put-if-absent here; use {schemes}")
 
 
 @contextlib.contextmanager

@@ -11,10 +11,10 @@ import functools
 import io
 import os
 from collections.abc import Coroutine, Iterator, Mapping
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from http import HTTPStatus
-from typing import Any, BinaryIO, ClassVar, TypeVar, cast
+from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
 import tenacity
@@ -28,6 +28,7 @@ from s3fs import S3FileSystem
 
 from pipelines.environment import variables
 from pipelines.storage.base import (
+    ObjectArchived,
     ObjectChanged,
     ObjectDenied,
     ObjectError,
@@ -102,6 +103,8 @@ class S3Store(Store):
     """
 
     page_keys: ClassVar[int] = 1000  # of one answer to a listing; the most that S3 gives
+    parts: ClassVar[int] = 16  # so many folders are enough to be listed at the same time
+    level_pages: ClassVar[int] = 4  # of what lies in a folder itself; one that holds more is a part as it is
 
     def __init__(self, root: str, *, field: str, retries: Retries) -> None:
         super().__init__(root, field=field, retries=retries)
@@ -117,21 +120,55 @@ class S3Store(Store):
         return _s3_filesystem(os.getpid(), _aws_environment())
 
     def _list(self, prefix: str) -> Iterator[StoredObject]:
-        folder = self._prefix + (f"{prefix}/" if prefix else "")
-        where = {"Bucket": self._bucket, "Prefix": folder, "MaxKeys": self.page_keys}
-        next_page: Future[dict[str, Any]] | None = self._submit(self._request("list_objects_v2", prefix, where))
+        return self._below(self._prefix + (f"{prefix}/" if prefix else ""))
+
+    def _below(self, folder: str) -> Iterator[StoredObject]:
+        """All objects whose full key starts with ``folder``."""
+        for page in self._pages(folder):
+            yield from self._objects(page)
+
+    def _parts(self) -> Iterator[Iterator[StoredObject]]:
+        """Goes down level by level until there are enough folders; pages of a single one come one after the other."""
+        folders, whole = [self._prefix], list[str]()
+        with ThreadPoolExecutor(self.parts) as pool:
+            while folders and len(folders) + len(whole) < self.parts:
+                levels = list(pool.map(self._level, folders))
+                whole += [folder for folder, level in zip(folders, levels, strict=True) if level is None]
+                folders = [folder for level in levels if level for folder in level.folders]
+                yield from (iter(level.objects) for level in levels if level)
+        yield from map(self._below, (*whole, *folders))
+
+    def _level(self, folder: str) -> _Level | None:
+        """What lies in a folder itself; None where that is more than is worth knowing."""
+        objects: list[StoredObject] = []
+        folders: list[str] = []
+        for number, page in enumerate(self._pages(folder, Delimiter="/")):
+            if number == self.level_pages:
+                return None
+            objects += self._objects(page)
+            folders += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
+        return _Level(objects, folders)
+
+    def _pages(self, folder: str, **how: str) -> Iterator[Mapping[str, Any]]:
+        """The answers to a listing, each but the first asked for while the one before it is used."""
+        where = {"Bucket": self._bucket, "Prefix": folder, "MaxKeys": self.page_keys, **how}
+        path = folder[len(self._prefix) :].rstrip("/")
+        next_page: Future[dict[str, Any]] | None = self._submit(self._request("list_objects_v2", path, where))
         try:
             while next_page is not None:
                 page = next_page.result()
                 next_page = None
-                if page.get("IsTruncated"):  # asked for at once, so that it comes while this one is used
+                if page.get("IsTruncated"):
                     more = {**where, "ContinuationToken": page["NextContinuationToken"]}
-                    next_page = self._submit(self._request("list_objects_v2", prefix, more))
-                for entry in page.get("Contents", ()):
-                    yield self._object(entry["Key"][len(self._prefix) :], entry["Size"], entry)
+                    next_page = self._submit(self._request("list_objects_v2", path, more))
+                yield page
         finally:
             if next_page is not None:
                 next_page.cancel()
+
+    def _objects(self, page: Mapping[str, Any]) -> Iterator[StoredObject]:
+        for entry in page.get("Contents", ()):
+            yield self._object(entry["Key"][len(self._prefix) :], entry["Size"], entry)
 
     def _object(self, path: str, size: int, answer: Mapping[str, Any]) -> StoredObject:
         return StoredObject(
@@ -187,7 +224,7 @@ class S3Store(Store):
         return cast(bytes, answer["Body"])
 
     def open(self, path: str) -> BinaryIO:
-        found = self.stat(path)
+        found = self.look_up(path)
         if found is None:
             raise ObjectMissing(self.uri_of(path), f"there is no object {self.uri_of(path)}")
         return cast(BinaryIO, io.BufferedReader(_Ranges(self, found), _RANGE_BUFFER))
@@ -267,7 +304,7 @@ class S3Store(Store):
         if code in _CHANGED_CODES:
             return self._changed(path)
         if code == "InvalidObjectState":
-            return ObjectDenied(uri, f"{uri} is archived: restore it first")
+            return ObjectArchived(uri, f"{uri} is archived: restore it first")
         if code in _DENIED_CODES:
             remedy = f"these credentials may not {_deed(operation)} it ({code})"
             of_one = operation in ("get_object", "head_object")
@@ -288,6 +325,13 @@ class S3Store(Store):
             f"{self.uri_of(path)}: no good answer from {endpoint} after {self.retries.attempts} attempts "
             f"({reason}): check that the server runs, the network, and AWS_ENDPOINT_URL"
         )
+
+
+class _Level(NamedTuple):
+    """The objects in a folder itself, and the full prefixes of the folders in it."""
+
+    objects: list[StoredObject]
+    folders: list[str]
 
 
 class _Ranges(io.RawIOBase):

@@ -132,10 +132,10 @@ class Arena:
         self._outputs += 1
         return open_store(f"s3://{BUCKET}/out-{self._outputs}", field="output")
 
-    def start(self, output: Store) -> Job:
-        """Start labelling into an output."""
+    def start(self, output: Store, **more: Any) -> Job:
+        """Start labelling into an output, with more flags if need be."""
         flags = FLAGS | {"input": self.input.root, "output": output.root, "model": self.folder / "model"}
-        flags |= {"workers": self.workers}
+        flags |= {"workers": self.workers, **more}
         command = [sys.executable, str(ROOT / "jobs/label.py"), *(f"--{name}={value}" for name, value in flags.items())]
         name = f"job-{len(list(self.folder.glob('job-*.log')))}.log"
         return Job(command, os.environ | {"RAY_ADDRESS": self.cluster.address}, self.folder / name)

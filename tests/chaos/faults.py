@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import signal
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
+from typing import Any
 
 from tests import faultproxy
 from tests.chaos.arena import BUCKET, KILLERS, NODE, Arena, Job, owner_of, picture, until
 from tests.chaos.checks import check, check_newer
 from tests.faultproxy import Request, Rule
 
-READING = {"method": "GET", "path": rf"/{BUCKET}/in/.*\.jpg"}
-WRITING = {"method": "PUT", "path": r"/masks/model=.*\.parquet"}
+READING: dict[str, Any] = {"method": "GET", "path": rf"/{BUCKET}/in/.*\.jpg"}
+WRITING: dict[str, Any] = {"method": "PUT", "path": r"/masks/model=.*\.parquet"}
+RECORDING: dict[str, Any] = {"method": "PUT", "path": r"/(class_stats|runs)/", "most": 2}
 STORM = 0.1
 """Share of the requests that fail in a storm; that one of them fails as often as it is tried is unlikely."""
+
+AWAY_S = 60.0
+"""Seconds for which nobody reaches an output that comes back in time."""
 
 
 class Round:
@@ -29,6 +35,7 @@ class Round:
     Attributes:
         random: draws when things happen.
         soon: what happens, happens at one of so many requests.
+        flags: of the jobs that are started next, besides those that all have.
         jobs: all that were started.
         outcome: error kinds of images that end otherwise than undisturbed, by key.
         overwritten: the planned content of images that have another one now, by key.
@@ -38,6 +45,7 @@ class Round:
     def __init__(self, arena: Arena, seed: int, *, soon: int = 6) -> None:
         self.arena, self.random, self.soon = arena, random.Random(seed), soon
         self.output = arena.planned_output()
+        self.flags: dict[str, Any] = {}
         self.jobs: list[Job] = []
         self.outcome: dict[str, str] = {}
         self.overwritten: dict[str, bytes] = {}
@@ -50,12 +58,12 @@ class Round:
 
     def start(self) -> Job:
         """Start the command, once more."""
-        self.jobs.append(self.arena.start(self.output))
+        self.jobs.append(self.arena.start(self.output, **self.flags))
         return self.driver
 
-    def holding(self, *, method: str, path: str) -> Rule:
-        """Let one of the first such requests hang, until the rule lets go."""
-        first = self.random.randint(1, self.soon)
+    def holding(self, *, method: str, path: str, most: int | None = None) -> Rule:
+        """Let one of the first such requests hang, until the rule lets go; ``most`` where there are but few of them."""
+        first = self.random.randint(1, min(self.soon, most or self.soon))
         return self.arena.proxy.add(Rule(faultproxy.hang, method=method, path=path, first=first, times=1))
 
     def held(self, rule: Rule) -> Request:
@@ -217,10 +225,10 @@ def _overwritten(round: Round) -> Deed:
     rule.release()
 
 
-def _killers(round: Round) -> Deed:
-    """Images that kill the process that decodes them."""
+def _killers(round: Round, how: str = "killers") -> Deed:
+    """Images that kill the process that decodes them, or never let it go on."""
     round.outcome |= dict.fromkeys(KILLERS, "Crashed")
-    with round.arena.switched_on("killers"):
+    with round.arena.switched_on(how):
         yield
         yield  # they are at it until the round is over
 
@@ -252,6 +260,50 @@ def _outage(round: Round) -> Deed:
     round.start()
 
 
+def _output_away(round: Round) -> Deed:
+    """An output that nobody reaches for a minute, while all else is at hand; the run outlasts it."""
+    rule = round.holding(**round.random.choice([READING, WRITING]))
+    yield
+    round.held(rule)
+    output = re.escape(round.output.root.rpartition("/")[2])
+    away = round.arena.proxy.add(Rule(faultproxy.reset, path=f"[/=]{output}/", seconds=AWAY_S))
+    rule.release()
+    round.driver.end()
+    assert away.hits
+
+
+def _all_too_large(round: Round) -> None:
+    """A table in which all images are errors, and jobs that try them again from now on."""
+    round.flags = {"pixels": 1}
+    round.start().end()
+    round.flags = {"retry-errors": "TooLarge"}
+
+
+def _retry_killed(round: Round) -> Deed:
+    """The driver of a retry; the same retry again, and then the command without it, which finds nothing to do."""
+    _all_too_large(round)
+    rule = round.holding(**round.random.choice([READING, WRITING, RECORDING]))
+    yield
+    round.held(rule)
+    round.driver.signal(signal.SIGKILL, expected=-signal.SIGKILL)
+    round.driver.end()
+    rule.release()
+    round.start().end()
+    round.flags = {}
+    round.start()
+
+
+def _second_retry(round: Round) -> Deed:
+    """The same retry twice at once; then the command without it."""
+    _all_too_large(round)
+    yield
+    first = round.driver
+    round.start().end()
+    first.end()
+    round.flags = {}
+    round.start()
+
+
 FAULTS: dict[str, Fault] = {
     "reader-killed": _reader_killed,
     "writer-killed": _writer_killed,
@@ -265,10 +317,14 @@ FAULTS: dict[str, Fault] = {
     "second-driver": _second_driver,
     "overwritten": _overwritten,
     "killers": _killers,
+    "endless": partial(_killers, how="endless"),
     "resets": partial(_storm, fault=faultproxy.reset),
     "slow-downs": partial(_storm, fault=faultproxy.slow_down),
     "truncations": partial(_storm, fault=faultproxy.truncate, method="GET"),
     "lost-answers": partial(_storm, fault=faultproxy.lose_answer),
     "hung": _hung,
     "outage": _outage,
+    "output-away": _output_away,
+    "retry-killed": _retry_killed,
+    "second-retry": _second_retry,
 }

@@ -36,6 +36,12 @@ def test_the_counters_of_chunks_add_up() -> None:
     assert one + Totals() == Totals() + one == one
 
 
+def test_one_stage_alone() -> None:
+    found = Totals.of(ROW | {"cpu_write": 0.5, "wall_write": 2.0}).of_stage("write")
+    assert found == Totals(cpu=Counter({"write": 0.5}), wall=Counter({"write": 2.0}))
+    assert dict(Totals.of(ROW).of_stage("write").cpu) == {"write": 0}
+
+
 def test_the_cost_of_a_thousand_images() -> None:
     found = spent(Totals.of(ROW), Prices(gpu=2.0, cpu=0.04))
     assert (found["images"], found["bytes_read"]) == (5, 1000)

@@ -79,6 +79,22 @@ def test_which_requests_fail(store: Store, s3_proxy: FaultProxy) -> None:
     assert not never.hits
 
 
+def test_a_rule_that_holds_for_a_while(store: Store, s3_proxy: FaultProxy) -> None:
+    """From its first failure on, by its own clock."""
+    now = 100.0
+    rule = s3_proxy.add(Rule(slow_down, method="PUT", path="/x/b$", seconds=60, clock=lambda: now))
+    store.put_if_absent("a", DATA)
+    now = 200.0
+    with pytest.raises(TransientStorageError):
+        store.put_if_absent("b", DATA)
+    now = 259.0
+    with pytest.raises(TransientStorageError):
+        store.put_if_absent("b", DATA)
+    now = 260.0
+    assert store.put_if_absent("b", DATA)
+    assert len(rule.hits) == 2 * PATIENT.attempts
+
+
 def test_a_share_of_the_requests_fails_the_same_each_time(s3_proxy: FaultProxy) -> None:
     def tried(seed: int) -> list[bool]:
         s3_proxy.clear()

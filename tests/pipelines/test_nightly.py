@@ -119,6 +119,46 @@ def test_each_day_has_a_folder_and_each_camera_a_bucket(tmp_path: Path, night: C
     assert len(rows(again, "uri")) == 4
 
 
+def interrupt(labels: Path, result: dict[str, Any]) -> None:
+    """Take away what a run that was killed in the middle of its last plan would have left undone."""
+    (labels / "runs" / f"{result['run_id']}.json").unlink()
+    min(labels.glob("masks/*/*/*.parquet")).unlink()
+
+
+@pytest.mark.parametrize("next_day", ["missing", "empty", "filled"])
+def test_a_night_after_an_interrupted_one_finishes_that_first(
+    next_day: str, tmp_path: Path, night: Callable[..., dict[str, Any]]
+) -> None:
+    """The same command, after midnight: ``{date}`` leads to another folder, which may not be there yet."""
+    labels = tmp_path / "labels"
+    for number in range(5):
+        add(tmp_path / "bucket", f"2026-01-30/{number}.jpg", number)
+    flags = {"input": f"{tmp_path}/bucket/{{date}}"}
+    first = night(**flags, date="2026-01-30")
+    whole = rows(first, "uri, etag, mask_lengths, run_id, dt")
+    interrupt(labels, first)
+    assert len(rows(first, "uri")) == 2
+
+    if next_day == "missing":
+        with pytest.raises(ConfigError, match=r"^input=.*/2026-01-31: no such folder"):
+            night(**flags, date="2026-01-31")
+    elif next_day == "empty":
+        (tmp_path / "bucket" / "2026-01-31").mkdir()
+        second = night(**flags, date="2026-01-31")
+        assert counts(second) == (3, 2, 0)
+        assert second["run_id"] == first["run_id"]
+    else:
+        add(tmp_path / "bucket", "2026-01-31/a.jpg", 9)
+        second = night(**flags, date="2026-01-31")
+        assert counts(second) == (4, 2, 0)
+        assert rows(second, "uri, CAST(dt AS VARCHAR)")[5:] == [(f"{tmp_path}/bucket/2026-01-31/a.jpg", "2026-01-31")]
+    assert rows(first, "uri, etag, mask_lengths, run_id, dt")[:5] == whole
+    assert (labels / "runs" / f"{first['run_id']}.json").exists()
+
+    add(tmp_path / "bucket", "2026-02-01/b.jpg", 10)
+    assert counts(night(**flags, date="2026-02-01")) == (1, 0, 0)
+
+
 @pytest.fixture(scope="module")
 def masks_of_loose_images(
     tmp_path_factory: pytest.TempPathFactory, scene_model: Path, ray_cluster: None
@@ -146,14 +186,17 @@ def test_every_source_gives_the_same_masks(
     folder.mkdir()
     if source == "webdataset":
         (folder / "x.tgz").write_bytes(tar(list(images.items()), "x.tgz"))
+        (folder / "torn.tar").write_bytes(b"no archive")
     elif source == "parquet":
         (folder / "x.parquet").write_bytes(parquet(pa.table({"key": list(images), "image": list(images.values())})))
+        (folder / "torn.parquet").write_bytes(b"no table")
     else:
         for name, data in images.items():
             (tmp_path / name).write_bytes(data)
         (folder / "x.txt").write_text("".join(f"../{name}\n" for name in images))
     result = night(input=str(folder), source=source, chunk=256)
     assert counts(result) == (5, 0, 0)
+    assert result["damaged"] == (0 if source == "manifest" else 1)
     assert rows(result, "bytes, mask_classes, mask_lengths, confidence") == masks
     assert counts(night(input=str(folder), source=source)) == (0, 5, 0)
 

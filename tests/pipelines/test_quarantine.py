@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 from PIL import Image
@@ -21,7 +22,7 @@ from pipelines.labelling import LabelConfig, label
 from pipelines.quarantine import QuarantineFailed, survivors
 from pspnet_core.errors import ImageError
 from pspnet_core.scenes import draw_scene
-from tests.chaos.deadly import Deadly, Unborn
+from tests.chaos.deadly import Choosy, Deadly, Unborn
 
 ROOT = Path(__file__).parents[2]
 PIXELS = 10**6
@@ -105,7 +106,24 @@ def test_the_child_finds_the_code_where_its_parent_did(monkeypatch: pytest.Monke
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_chunk_that_kills_although_its_images_decode_ends_the_run(
+def test_an_image_that_kills_elsewhere_than_in_decoding_is_a_row(
+    tmp_path: Path, scene_model: Path, make_bucket: Callable[[int], Path]
+) -> None:
+    bucket = make_bucket(2)
+    (bucket / "deadly.jpg").write_bytes(picture(2, height=Choosy.HEIGHT))
+    config = LabelConfig(input=str(bucket), output=str(tmp_path / "labels"), model=str(scene_model))
+    found = label(config, make_predictor=Choosy)
+    assert (found["labelled"], found["errors"]) == (2, 1)
+    rows = pq.read_table(tmp_path / "labels" / "masks").sort_by("key").select(["key", "error"]).to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        ("0.jpg", None),
+        ("1.jpg", None),
+        ("deadly.jpg", "Crashed: labelling it alone ends the process"),
+    ]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_model_that_kills_with_any_image_ends_the_run(
     tmp_path: Path, scene_model: Path, make_bucket: Callable[[int], Path]
 ) -> None:
     config = LabelConfig(input=str(make_bucket(4)), output=str(tmp_path / "labels"), model=str(scene_model), chunk=2)

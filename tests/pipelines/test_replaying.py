@@ -1,5 +1,6 @@
 """Error rows that are tried again, and runs that stop because too much fails."""
 
+import http.server
 import json
 from collections import Counter
 from collections.abc import Callable
@@ -24,10 +25,21 @@ from pspnet_core import checkpoints
 from pspnet_core.errors import ConfigError
 from pspnet_core.masks import from_run_lengths
 from pspnet_core.scenes import draw_scene
+from tests.pipelines.test_storage import serving
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL, LARGE = (64, 48), (96, 64)
 ONLY_SMALL = SMALL[0] * SMALL[1]
+
+
+class Refusing(http.server.BaseHTTPRequestHandler):
+    """A server that lets nobody read anything."""
+
+    def do_GET(self) -> None:
+        self.send_error(403)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
 
 
 def jpeg(seed: int, size: tuple[int, int]) -> bytes:
@@ -167,15 +179,40 @@ def test_only_the_chosen_kinds_are_found(make_night: Callable[..., Night], scene
     }
 
 
+def test_what_may_not_be_read_is_rows_however_much_it_is(make_night: Callable[..., Night], tmp_path: Path) -> None:
+    """All images of a chunk, and again when they are tried again."""
+    with serving(Refusing) as root:
+        lines = [f"{root}/{index}.jpg,of-old,9" for index in range(3)]
+        (tmp_path / "list.csv").write_text("\n".join(["uri,etag,bytes", *lines]))
+        night = make_night("labels", input=str(tmp_path / "list.csv"), source="manifest")
+        assert (night.result["images"], night.result["errors"]) == (3, 3)
+        again = label(replace(night.config, retry_errors=("Denied",)))
+    assert (again["images"], again["labelled"], again["errors"]) == (3, 0, 3)
+    for row in night.rows().values():
+        assert row["error"].startswith("Denied: may not read http://")
+        assert row["error"].endswith("(attempt 2)")
+
+
 def test_too_many_errors_end_the_run_and_keep_what_is_done(
-    make_night: Callable[..., Night], monkeypatch: pytest.MonkeyPatch
+    make_night: Callable[..., Night], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(labelling, "ENOUGH_TO_JUDGE", 4)
-    with pytest.raises(LabellingFailed, match=r"cannot be labelled \(TooLarge \d"):
-        make_night("labels", pixels=ONLY_SMALL, max_errors=0.3)
-    night = make_night("labels", pixels=ONLY_SMALL, max_errors=0.5)
-    assert len(night.rows()) == 9
-    assert night.result["images"] == 9
+    images = 150
+    (tmp_path / "strange").mkdir()
+    for index in range(images):
+        (tmp_path / "strange" / f"{index:03d}.jpg").write_bytes(b"no image")
+    flags = {"input": str(tmp_path / "strange"), "chunk": 1, "workers": "1"}
+    with pytest.raises(LabellingFailed, match=r"cannot be labelled \(Unreadable \d"):
+        make_night("labels", **flags, max_errors=0.9)
+    written = list((tmp_path / "labels").glob("masks/*/*/*.parquet"))
+    assert 4 <= len(written) < images
+    assert not (tmp_path / "labels" / "runs").exists()
+    kept = {path: path.read_bytes() for path in written}
+    night = make_night("labels", **flags)
+    assert len(night.rows()) == night.result["images"] == images
+    assert (night.result["errors"], night.result["skipped"]) == (images - len(written), len(written))
+    assert {path: path.read_bytes() for path in written} == kept
+    assert night.record()["errors"] == {"Unreadable": images}
 
 
 @pytest.mark.parametrize(

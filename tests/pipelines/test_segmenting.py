@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
+import os
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, cast
@@ -17,11 +23,12 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
+from pipelines import quarantine
 from pipelines.chunks import ENCODED, ChunkRow, Work
 from pipelines.cluster import Share
-from pipelines.coordinator import Coordinator
+from pipelines.coordinator import ATTEMPTS, Coordinator, _State
 from pipelines.ledger import Ledger
-from pipelines.segmenting import Predictor, Segment
+from pipelines.segmenting import ALONE_ONLY, Predictor, Segment
 from pipelines.storage import open_store
 from pipelines.tables import Paths, Stamp, from_ipc, to_ipc
 from pspnet_core.errors import ImageError
@@ -30,7 +37,10 @@ from pspnet_core.inference import Outcome, Prediction, Prepared
 from pspnet_core.masks import from_run_lengths
 from pspnet_core.scenes import SCENE_CLASSES
 
+ROOT = Path(__file__).parents[2]
 PATIENCE_S = 30
+NO_IMAGES = {0: b"not an image", 253: b"ENDLESS!"}
+"""What stands for some values; decoding the second never ends where ``tests/chaos/sabotage`` is at work."""
 
 
 class Alone(Share):
@@ -71,8 +81,37 @@ class Watchful(Calm):
         self.told.append(f"withdraw {chunk}")
         self.withdrawn.set()
 
+    def deadly(self, chunk: int) -> frozenset[int]:
+        return frozenset()
+
     def done(self, chunk: int) -> None:
         self.told.append(f"done {chunk}")
+
+
+class Counting(Calm):
+    """The real state of a coordinator, without its process."""
+
+    def __init__(self) -> None:
+        self.state = _State()
+
+    def begin(self, chunk: int) -> int:
+        return self.state.begin(chunk)
+
+    def withdraw(self, chunk: int) -> None:
+        self.state.withdraw(chunk)
+
+    def announce(self, chunk: int, image: int | None) -> None:
+        self.state.announce(chunk, image)
+
+    def deadly(self, chunk: int) -> frozenset[int]:
+        return frozenset(self.state.deadly(chunk))
+
+    def done(self, chunk: int) -> None:
+        self.state.done(chunk)
+
+
+class Death(BaseException):
+    """Stands for the end of the process: nothing of ours catches it."""
 
 
 class Grey:
@@ -101,13 +140,32 @@ class Grey:
         """Called with each image, inside."""
 
 
+class Mortal(Grey):
+    """Dies as ``dies`` says, of the values that it has met in one call; keeps those of calls that it survived."""
+
+    def __init__(self, dies: Callable[[list[int]], bool]) -> None:
+        super().__init__()
+        self.dies = dies
+        self.calls: list[list[int]] = []
+
+    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+        self.met_now: list[int] = []
+        yield from super().predict(images)
+        self.calls.append(self.met_now)
+
+    def attend(self, image: Prepared) -> None:
+        self.met_now.append(int(image.views[0][0, 0, 0]))
+        if self.dies(self.met_now):
+            raise Death
+
+
 def chunk_of(number: int, values: Sequence[int]) -> ChunkRow:
     """A chunk of grey PNGs of 8 x 6 pixels."""
     data = []
     for value in values:
         buffer = BytesIO()
         Image.fromarray(np.full((6, 8, 3), value, np.uint8)).save(buffer, "PNG")
-        data.append(buffer.getvalue() if value else b"not an image")
+        data.append(NO_IMAGES.get(value, buffer.getvalue()))
     count = len(values)
     uris = [f"{number}-{value}" for value in values]
     columns: dict[str, Any] = {"uri": uris, "key": uris, "etag": uris, "bytes": [1] * count}
@@ -117,21 +175,21 @@ def chunk_of(number: int, values: Sequence[int]) -> ChunkRow:
 
 @pytest.fixture
 def make_segment(tmp_path: Path) -> Callable[..., Segment]:
-    store = open_store(str(tmp_path), field="output")
+    return partial(segment_in, tmp_path)
 
-    def make(predictor: Predictor, coordinator: Calm | None = None) -> Segment:
-        work = Work(
-            output=store,
-            ledger=Ledger(store, Paths(partition="grey-0")),
-            stamp=Stamp(run_id="run", made=datetime.datetime.now(datetime.timezone.utc), mask="rle"),
-            model="grey",
-            classes=SCENE_CLASSES,
-            pixels=10_000,
-            coordinator=cast(Coordinator, coordinator or Calm()),
-        )
-        return Segment(work, lambda: predictor, Alone(workers=1, cpus=1.0, gpus=0.5))
 
-    return make
+def segment_in(folder: Path, predictor: Predictor, coordinator: Calm | None = None) -> Segment:
+    store = open_store(str(folder), field="output")
+    work = Work(
+        output=store,
+        ledger=Ledger(store, Paths(partition="grey-0")),
+        stamp=Stamp(run_id="run", made=datetime.datetime.now(datetime.timezone.utc), mask="rle"),
+        model="grey",
+        classes=SCENE_CLASSES,
+        pixels=10_000,
+        coordinator=cast(Coordinator, coordinator or Calm()),
+    )
+    return Segment(work, lambda: predictor, Alone(workers=1, cpus=1.0, gpus=0.5))
 
 
 def rows_of(done: ChunkRow) -> list[dict[str, Any]]:
@@ -222,6 +280,72 @@ def test_a_chunk_that_has_ended_a_process_waits_until_it_has_one_to_itself(
         second = threads.submit(segment, chunk_of(1, [3]))
         assert (first.result()["labelled"], second.result()["labelled"]) == (2, 1)
     assert coordinator.told == ["begin 0", "begin 1", "withdraw 1", "done 0", "begin 1", "done 1"]
+
+
+def deaths_of(make_segment: Callable[..., Segment], predictor: Mortal, row: ChunkRow) -> tuple[int, ChunkRow]:
+    """How many processes a chunk ends before it is done, each with an actor of its own, and what it comes to."""
+    coordinator = Counting()
+    for deaths in range(20):
+        with contextlib.suppress(Death):
+            return deaths, make_segment(predictor, coordinator)(row)
+    raise AssertionError("it is tried for ever")
+
+
+def test_images_that_end_the_process_elsewhere_than_in_decoding_are_told_from_their_neighbours(
+    make_segment: Callable[..., Segment],
+) -> None:
+    predictor = Mortal(lambda values: values[-1] in (66, 77))
+    deaths, done = deaths_of(make_segment, predictor, chunk_of(3, [1, 251, 66, 0, 2, 77, 3]))
+    # Two with all images, and then two with each of the deadly ones alone.
+    assert deaths == 6
+    errors = [(row["error"] or "").partition(":")[0] for row in rows_of(done)]
+    assert errors == ["", "TooLarge", "Crashed", "Unreadable", "", "Crashed", ""]
+    assert (done["labelled"], done["errors"]) == (3, 4)
+    # In the end the others share a forward pass, as they would have without the deadly ones.
+    assert predictor.calls[-1] == [1, 251, 2, 3]
+
+
+def test_one_death_with_an_image_alone_proves_nothing(make_segment: Callable[..., Segment]) -> None:
+    left = [[1, 2], [1, 2], [2]]  # what the process has in hand whenever it dies, for reasons of others
+    predictor = Mortal(lambda values: values in left[:1] and bool(left.pop(0)))
+    deaths, done = deaths_of(make_segment, predictor, chunk_of(0, [1, 2, 3]))
+    assert (deaths, left, done["labelled"]) == (3, [], 3)
+
+
+def test_images_that_only_together_end_the_process_are_labelled_alone(make_segment: Callable[..., Segment]) -> None:
+    predictor = Mortal(lambda values: len(values) > 2)
+    deaths, done = deaths_of(make_segment, predictor, chunk_of(0, [1, 2, 3]))
+    assert (deaths, done["labelled"], done["errors"]) == (ALONE_ONLY - 1, 3, 0)
+    assert predictor.calls[-3:] == [[1], [2], [3]]
+
+
+def test_a_model_that_ends_the_process_with_any_image_blames_none(make_segment: Callable[..., Segment]) -> None:
+    coordinator = Counting()
+    for _ in range(ATTEMPTS):
+        with pytest.raises(Death):
+            make_segment(Mortal(lambda values: True), coordinator)(chunk_of(0, [1]))
+    assert coordinator.deadly(0) == frozenset()
+    assert coordinator.begin(0) > ATTEMPTS
+
+
+def label_endless(folder: str) -> None:
+    """What a process does that ``test_a_process_that_decodes_for_ever_ends`` watches."""
+    quarantine.LONGEST_S = 1.0
+    segment_in(Path(folder), Grey())(chunk_of(5, [253]))
+
+
+def test_a_process_that_decodes_for_ever_ends(tmp_path: Path) -> None:
+    (tmp_path / "killers").touch()
+    places = os.pathsep.join([str(ROOT / "tests" / "chaos" / "sabotage"), str(ROOT)])
+    found = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import label_endless; label_endless({str(tmp_path)!r})"],
+        env=os.environ | {"PYTHONPATH": places, "CHAOS_FOLDER": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=10 * PATIENCE_S,
+    )
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    assert "decoding 5-253 takes longer than 1 s: this process ends" in found.stderr
 
 
 def test_seconds_are_told_once(make_segment: Callable[..., Segment]) -> None:

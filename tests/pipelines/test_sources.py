@@ -1,15 +1,19 @@
 """The contract of every input format: what is listed can be read, and what cannot be had is an error of its image."""
 
 import random
+import re
 from pathlib import Path
 
+import pyarrow as pa
 import pytest
 
 from pipelines.sources import SOURCES, Inputs, base, find_source
 from pipelines.storage import Store, open_store
 from pipelines.tables import LISTING
 from pspnet_core.errors import ConfigError
+from tests.faultproxy import FaultProxy, Rule, forbid
 from tests.pipelines.buckets import DATE, LATER, WRITERS, Bucket, listed, outcomes, put
+from tests.pipelines.test_storage_s3 import archived
 
 
 def test_every_source_is_tested() -> None:
@@ -108,6 +112,42 @@ def test_a_machine_without_the_folder_is_no_missing_image(source: str, tmp_path:
     mount.rename(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="mount it on every node"):
         SOURCES[source].read(table, threads=2)
+
+
+def test_what_may_not_be_read_is_told_per_image(source: str, s3_bucket: str, s3_proxy: FaultProxy) -> None:
+    """All of it, too: nobody's mistake stops a plan that is made."""
+    bucket = WRITERS[source](open_store(s3_bucket, field="input"))
+    table = listed(source, bucket.input)
+    s3_proxy.add(Rule(forbid, method="GET|HEAD", path="|".join(map(re.escape, bucket.holders.values()))))
+    assert outcomes(source, table) == dict.fromkeys(bucket.images, "Denied")
+
+
+@pytest.mark.parametrize("source", ["webdataset", "parquet"])
+def test_a_file_that_may_not_be_read_is_left_out(
+    source: str, s3_bucket: str, s3_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    bucket = WRITERS[source](open_store(s3_bucket, field="input"))
+    first, second = sorted(set(bucket.holders.values()))
+    rule = s3_proxy.add(Rule(forbid, method="HEAD", path=re.escape(first)))
+    left = [key for key, holder in bucket.holders.items() if holder == second]
+    inputs = Inputs.of(bucket.input, date=DATE)
+    found = pa.Table.from_batches(SOURCES[source].find(inputs), LISTING)
+    assert sorted(found["key"].to_pylist()) == sorted(left)
+    assert inputs.damaged == [f"{s3_bucket}/{first}"]
+    assert f"{s3_bucket}/{first}: these credentials may not look at it" in caplog.text
+    assert "left to the next run" in caplog.text
+    assert rule.hits
+    s3_proxy.add(Rule(forbid, method="GET", path=re.escape(second)))
+    with pytest.raises(ConfigError, match=rf"^input={s3_bucket}: none of the files there may be read"):
+        listed(source, bucket.input)
+
+
+@pytest.mark.parametrize("source", ["webdataset", "parquet"])
+def test_archived_files_are_no_mistake(source: str, s3_bucket: str, s3_proxy: FaultProxy) -> None:
+    bucket = WRITERS[source](open_store(s3_bucket, field="input"))
+    rule = s3_proxy.add(Rule(archived, method="GET", path="|".join(map(re.escape, bucket.holders.values()))))
+    assert len(listed(source, bucket.input)) == 0
+    assert len(rule.hits) == 2
 
 
 def test_an_unknown_source_is_told() -> None:

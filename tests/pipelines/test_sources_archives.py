@@ -4,6 +4,7 @@ import gzip
 import io
 import logging
 import random
+import re
 import tarfile
 import tracemalloc
 from collections.abc import Sequence
@@ -20,6 +21,7 @@ from pipelines.sources.archives import _Place
 from pipelines.storage import Retries, Store, TransientStorageError, open_store
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ConfigError, PspnetError
+from tests.faultproxy import FaultProxy, Rule, forbid
 from tests.pipelines import buckets
 from tests.pipelines.buckets import outcomes, put, tar
 
@@ -207,6 +209,21 @@ def test_folders_may_be_named_like_archives(root: str, tmp_path: Path, request: 
     }
     store.delete("x.tar/z.tar")
     assert outcomes("webdataset", table)["x.tar/z.tar/y.tgz/1.jpg"] == "Missing"
+
+
+@pytest.mark.parametrize("name", ["x.tar/y.tgz", "x.tar/z.tar"])
+def test_of_folders_named_like_archives_one_may_not_be_looked_at(
+    name: str, s3_bucket: str, s3_proxy: FaultProxy
+) -> None:
+    store = open_store(s3_bucket, field="input")
+    content = {"x.tar/y.tgz": [("1.jpg", b"1")], "x.tar/z.tar": [("y.tgz/1.jpg", b"2")]}
+    for path, some in content.items():
+        put(store, path, tar(some, path.rpartition("/")[2]))
+    table = listed(store.root)
+    found = {"x.tar/y.tgz/1.jpg": b"1", "x.tar/z.tar/y.tgz/1.jpg": b"2"}
+    s3_proxy.add(Rule(forbid, method="HEAD", path=rf"/{re.escape(name)}$"))
+    denied = {key: "Denied" if key.startswith(name) else data for key, data in found.items()}
+    assert outcomes("webdataset", table) == denied
 
 
 class _Counted(io.FileIO):

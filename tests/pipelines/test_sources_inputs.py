@@ -59,7 +59,9 @@ def test_what_an_input_selects_is_what_it_lists(store: Store) -> None:
     everything = {store.uri_of(key) for key in KEYS}
     for text in texts:
         place = Input.parse(store.root + text)
-        assert {item.uri for item in place.objects({".jpg"})} == {uri for uri in everything if place.selects(uri)}
+        assert {item.uri for part in place.parts({".jpg"}) for item in part} == {
+            uri for uri in everything if place.selects(uri)
+        }
 
 
 def test_a_folder_may_be_named_like_an_object(store: Store) -> None:

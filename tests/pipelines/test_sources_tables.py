@@ -211,6 +211,14 @@ def test_when_no_image_may_be_looked_at_the_permissions_are_wrong(
         listed("manifest", manifest)
 
 
+@pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
+def test_a_manifest_that_may_not_be_read_is_told(kind: str, s3_bucket: str, s3_proxy: FaultProxy) -> None:
+    put(open_store(s3_bucket, field="input"), f"lists/x.{kind}", b"")
+    s3_proxy.add(Rule(forbid, method="HEAD", path=f"/x.{kind}"))
+    with pytest.raises(ConfigError, match=rf"^input={s3_bucket}/lists/x\.{kind}: cannot be read .*may not look at it"):
+        listed("manifest", f"{s3_bucket}/lists")
+
+
 def test_an_image_named_twice_counts_once(photos: Path, tmp_path: Path) -> None:
     manifest = write_list(tmp_path, "txt", [{"uri": f"{photos}/{name}.jpg"} for name in "abab"])
     with spooled(SOURCES["manifest"].find(Inputs.of(f"{manifest},{tmp_path}", date=DATE))) as listing:

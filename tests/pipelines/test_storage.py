@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+import functools
+import http.server
 import os
 import pickle
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -22,6 +25,7 @@ from hypothesis import strategies as st
 
 from pipelines.storage import (
     ATOMIC_SCHEMES,
+    ObjectArchived,
     ObjectChanged,
     ObjectDenied,
     ObjectError,
@@ -375,8 +379,7 @@ class TestLocalFolders:
         assert isinstance(denied, ObjectDenied)
         assert fine == b"2"
         (tmp_path / "b").chmod(0)
-        with pytest.raises(ConfigError, match="none of its objects"):
-            store.read_many(requests)
+        assert all(isinstance(result, ObjectDenied) for result in store.read_many(requests))
 
     @pytest.mark.skipif(os.geteuid() == 0, reason="root may list everything")
     def test_a_denied_folder_is_told(self, tmp_path: Path) -> None:
@@ -480,6 +483,26 @@ class TestToLocal:
             pass
 
 
+@contextlib.contextmanager
+def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
+    """A server on loopback; yields its URL."""
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{server.server_port}"
+        finally:
+            server.shutdown()
+            thread.join()
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    """Serves a folder and logs nothing."""
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
 class TestOtherDrivers:
     @pytest.fixture
     def memory(self) -> Iterator[str]:
@@ -505,12 +528,44 @@ class TestOtherDrivers:
             assert file.read() == b"1"
 
     def test_are_refused_for_writing(self, memory: str) -> None:
-        with pytest.raises(ConfigError, match=r"^output=memory://things: .*file://, s3://"):
-            open_store(memory, field="output").check_writable_atomically()
+        for refused in (
+            lambda: open_store(memory, field="output", writable=True),
+            lambda: open_store(memory, field="output").check_writable_atomically(),
+        ):
+            with pytest.raises(ConfigError, match=r"^output=memory://things: .*file://, s3://"):
+                refused()
 
     def test_missing_folder(self) -> None:
         with pytest.raises(ConfigError, match="no such folder"):
             keys(open_store("memory://nope", field="input"))
+
+    def test_are_walked_folder_by_folder(self, memory: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        files = fsspec.filesystem("memory")
+        names = ["a b.jpg", "a-b.jpg", "b/a.jpg", "b/z/ü#1.jpg", "b0.jpg", "c/d/e/f.jpg"]
+        files.pipe({f"/things/{name}": b"x" for name in names})
+        files.mkdir("/things/empty")
+        asked: list[str] = []
+        ls = type(files).ls
+
+        def noted(self: object, path: str, *args: bool, **how: bool) -> object:
+            asked.append(path)
+            return ls(self, path, *args, **how)
+
+        monkeypatch.setattr(type(files), "ls", noted)
+        listing = open_store(memory, field="input").list()
+        assert next(listing).key == "a b.jpg"
+        assert asked == ["/things", "/things/.d"]
+        assert [item.key for item in listing] == sorted([*names, "a.jpg", "b/c.jpg"])[1:]
+
+    def test_of_a_server_that_links_to_its_files(self, tmp_path: Path) -> None:
+        for name in ("a.jpg", "b c/d.jpg", "b c/deep/e.jpg"):
+            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+            (tmp_path / name).write_bytes(name.encode())
+        with serving(functools.partial(Quiet, directory=str(tmp_path))) as root:
+            found = {item.key: item.bytes for item in open_store(root, field="input", retries=QUICK).list()}
+            with pytest.raises(ConfigError, match="no such folder"):
+                keys(open_store(f"{root}/nope", field="input", retries=QUICK))
+        assert found == {"a.jpg": 5, "b%20c/d.jpg": 9, "b%20c/deep/e.jpg": 14}
 
 
 @pytest.mark.parametrize("scheme", ATOMIC_SCHEMES)
@@ -532,3 +587,4 @@ def test_local_paths_load_no_driver_of_another_storage() -> None:
 def test_object_errors_name_their_kind() -> None:
     kinds = {kind.__name__: kind.kind for kind in ObjectError.__subclasses__()}
     assert kinds == {"ObjectChanged": "Changed", "ObjectMissing": "Missing", "ObjectDenied": "Denied"}
+    assert ObjectArchived.kind == "Denied"
