@@ -4,6 +4,7 @@ Everything that is logged is redacted first (``redaction``). What is logged befo
 for a server that does not answer; metrics of the work itself go through ``metrics_log``, which never makes it wait.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import logging
@@ -46,6 +47,7 @@ T = TypeVar("T")
 LONGEST_PARAM = 6000
 LONGEST_TAG = 5000
 BATCH = 100  # most parameters or tags of one request
+_ROOMS = ("jobs", "pipelines", "pspnet_core")
 PACKAGES = ("torch", "numpy", "pillow", "ray", "pyarrow", "mlflow")
 
 
@@ -234,9 +236,9 @@ def environment() -> dict[str, Any]:
 
 
 def code_version() -> dict[str, str]:
-    """Tags that say which code this is: the package's version and, in a git checkout, its commit."""
-    tags = {"code.version": __version__}
+    """Tags that say which code this is: version and contents of the packages and, in a git checkout, its commit."""
     root, git = Path(__file__).resolve().parents[1], shutil.which("git")
+    tags = {"code.version": __version__, "code.sha256": _contents(root)}
     if git is None or not (root / ".git").exists():
         return tags
     command = [git, "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
@@ -249,6 +251,15 @@ def code_version() -> dict[str, str]:
     tags["mlflow.source.git.commit"] = commit.removesuffix("-dirty")
     tags["code.modified"] = str(commit.endswith("-dirty")).lower()
     return tags
+
+
+def _contents(root: Path) -> str:
+    """SHA-256 over names and contents of all modules: what ``ray job submit`` uploads has no commit to name."""
+    digest = hashlib.sha256()
+    for path in sorted(path for room in _ROOMS for path in (root / room).rglob("*.py")):
+        content = path.read_bytes()
+        digest.update(f"{path.relative_to(root).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()
 
 
 def _cut(text: str, limit: int) -> str:

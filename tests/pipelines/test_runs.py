@@ -1,6 +1,7 @@
 """What a run logs, on a real server whose files lie in a bucket."""
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.tracking import MlflowClient
 
+from pipelines import runs
 from pipelines.mlflow_server import TrackingError, patiently, reaching
 from pipelines.redaction import HIDDEN
 from pipelines.runs import Run, code_version, environment, resume_run, start_run
@@ -157,3 +159,15 @@ def test_the_commit_is_that_of_the_checkout() -> None:
     if (root / ".git").exists():
         said = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         assert tags["mlflow.source.git.commit"] == said.stdout.strip()
+
+
+def test_the_code_is_known_by_its_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a submitted job is: without its repository."""
+    root = Path(__file__).resolve().parents[2]
+    for room in ("jobs", "pipelines", "pspnet_core"):
+        shutil.copytree(root / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+    here = code_version()
+    monkeypatch.setattr(runs, "__file__", str(tmp_path / "pipelines/runs.py"))
+    assert code_version() == {key: here[key] for key in ("code.version", "code.sha256")}
+    (tmp_path / "jobs/label.py").write_text("changed")
+    assert code_version()["code.sha256"] != here["code.sha256"]
