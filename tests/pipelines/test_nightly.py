@@ -261,7 +261,8 @@ VARIABLES = {
 
 def nightly(variables: dict[str, str], *arguments: str) -> list[str]:
     """The flags with which `make nightly` starts the job."""
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAKE")}
+    # Without what belongs to a make that runs the tests, such as its ARGS.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "ARGS"}
     # The stamp is taken for new: nothing shall be installed here.
     command = ["make", "--no-print-directory", "-n", "-o", ".venv/.stamp", "nightly", *arguments]
     done = subprocess.run(command, cwd=ROOT, env=inherited | variables, text=True, capture_output=True, check=True)
