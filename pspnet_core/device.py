@@ -94,14 +94,14 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
 
 
 def works_alone(device: torch.device) -> bool:
-    """Whether the device works on what it is given while the caller goes on."""
-    return device.type != "cpu"
+    """Whether the device works on what it is given while the caller goes on, and tells when it is through."""
+    return device.type == "cuda"
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """An array on the device. A GPU takes it from memory that stays in place, without being waited for."""
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True) if works_alone(device) else tensor.to(device)
 
 
 class ToHost:
@@ -112,9 +112,10 @@ class ToHost:
     """
 
     def __init__(self, *tensors: Tensor) -> None:
-        self._tensors = [tensor.to("cpu", non_blocking=True) for tensor in tensors]
+        alone = works_alone(tensors[0].device)
+        self._tensors = [tensor.to("cpu", non_blocking=alone) for tensor in tensors]
         self._arrival = None
-        if tensors[0].device.type == "cuda":
+        if alone:
             self._arrival = torch.cuda.Event()
             self._arrival.record()
 

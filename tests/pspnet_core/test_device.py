@@ -196,5 +196,5 @@ def test_to_the_cpu_and_back_nothing_is_copied_or_waited_for() -> None:
     np.testing.assert_array_equal(array, back)
 
 
-def test_only_the_cpu_needs_its_caller() -> None:
-    assert [works_alone(where) for where in (CPU, CUDA)] == [False, True]
+def test_a_gpu_does_not_need_its_caller() -> None:
+    assert [works_alone(where) for where in (CPU, META, CUDA)] == [False, False, True]
