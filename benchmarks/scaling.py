@@ -43,7 +43,7 @@ def run(folder: Path, *, chunks: int, nodes: tuple[int, ...] = NODES) -> dict[in
 def _rate(bucket: Path, labels: Path, model: Path, nodes: int) -> float:
     """Images per second in the middle of a run."""
     # A node with a GPU has more CPUs than these have, and keeps its processes.
-    os.environ.update(KEEP_IDLE)
+    os.environ.setdefault(*KEEP_IDLE)
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "dashboard_port": 0}
     )

@@ -25,10 +25,10 @@ ARRIVE_S = 900.0
 LONGEST_SILENCE_S = 6 * 3600.0
 """Seconds after which Ray Data takes a stream that brings forth nothing for stuck. A chunk of slow images, on a slow
 machine, may well take an hour."""
-KEEP_IDLE = {"RAY_idle_worker_killing_time_threshold_ms": "600000"}
-"""For the environment of a Ray that is about to start. Where a node has more processes than CPUs, Ray ends those that
-are idle for a second. So a node with few CPUs would start processes anew for each chunk that is read or written, at a
-second or two of CPU time each."""
+KEEP_IDLE = ("RAY_idle_worker_killing_time_threshold_ms", "600000")
+"""A variable for the environment of a Ray that is about to start. Where a node has more processes than CPUs, Ray ends
+those that are idle for a second. So a node with few CPUs would start processes anew for each chunk that is read or
+written, at a second or two of CPU time each."""
 LEAST_CPUS = 0.05
 """Least share of a CPU that an actor is given."""
 
@@ -87,7 +87,7 @@ def ray_session() -> Iterator[None]:
         yield
         return
     handler = signal.getsignal(signal.SIGTERM)
-    os.environ.update(KEEP_IDLE | os.environ)
+    os.environ.setdefault(*KEEP_IDLE)
     try:
         ray.init(logging_level=logging.WARNING)
         if callable(handler):

@@ -12,6 +12,8 @@ import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config, validate_config
 
+from pipelines.cluster import KEEP_IDLE
+
 ROOT = Path(__file__).resolve().parents[1]
 
 Config = dict[str, Any]
@@ -123,3 +125,8 @@ def test_the_dashboard_is_reached_by_tunnel_only(prepared: Config) -> None:
     start = " ".join(prepared["head_start_ray_commands"])
     assert "--dashboard-host=127.0.0.1" in start
     assert "--autoscaling-config=~/ray_bootstrap_config.yaml" in start
+
+
+@pytest.mark.parametrize("commands", ["head_start_ray_commands", "worker_start_ray_commands"])
+def test_nodes_keep_processes_that_are_idle_for_a_moment(prepared: Config, commands: str) -> None:
+    assert f"export {'='.join(KEEP_IDLE)};" in " ".join(prepared[commands])

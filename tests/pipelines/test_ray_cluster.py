@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.cluster import WorkerRange, share
+from pipelines.cluster import KEEP_IDLE, WorkerRange, share
 from pspnet_core.errors import ConfigError
 
 
@@ -67,6 +67,21 @@ with ray_session():
     environment = os.environ | {"RAY_ADDRESS": "local"}
     job = subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True)
     assert (job.returncode, job.stdout) == (0, "handled\n"), job.stderr
+
+
+@pytest.mark.parametrize("own", [None, "5000"])
+def test_a_ray_of_our_own_keeps_processes_that_are_idle_for_a_moment(own: str | None) -> None:
+    """Unless the user has set something else."""
+    script = """
+import psutil
+from pipelines.cluster import KEEP_IDLE, ray_session
+with ray_session():
+    started = psutil.Process().children(recursive=True)
+    print([process.environ().get(KEEP_IDLE[0]) for process in started if process.name() == "raylet"])
+"""
+    environment = os.environ | {"RAY_ADDRESS": "local"} | ({KEEP_IDLE[0]: own} if own else {})
+    job = subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True)
+    assert (job.returncode, job.stdout) == (0, f"{[own or KEEP_IDLE[1]]}\n"), job.stderr
 
 
 def test_a_cluster_address_that_is_none_is_told() -> None:
