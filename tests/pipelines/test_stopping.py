@@ -6,8 +6,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import duckdb
@@ -19,9 +17,9 @@ from PIL import Image
 from pipelines.labelling import LabelConfig, label
 from pipelines.stopping import on_sigterm
 from pspnet_core.scenes import draw_scene
+from tests.pipelines.waiting import PATIENCE_S, until
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 240
 IMAGES = 150
 
 
@@ -90,15 +88,6 @@ def test_outside_the_main_thread_nothing_happens() -> None:
     thread.start()
     thread.join()
     assert seen == [(False, before)]
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for a condition while the job runs."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.02)
 
 
 def fill(folder: Path) -> Path:

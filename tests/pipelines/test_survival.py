@@ -15,7 +15,8 @@ from ray.cluster_utils import Cluster
 
 from pipelines.demo import draw_dataset
 from tests.faultproxy import FaultProxy
-from tests.pipelines.trainjob import Job, result, until
+from tests.pipelines.trainjob import Job, result
+from tests.pipelines.waiting import until
 
 STEPS = 30  # 5 epochs of 24 images, 4 a step
 WORKERS = 3

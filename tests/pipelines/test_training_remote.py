@@ -19,7 +19,8 @@ from pipelines.demo import draw_dataset
 from tests.conftest import s3_settings
 from tests.faultproxy import FaultProxy, Rule, hang
 from tests.mlflowserver import MlflowServer
-from tests.pipelines.trainjob import PATIENCE_S, ROOT, Job, result, until
+from tests.pipelines.trainjob import ROOT, Job, result
+from tests.pipelines.waiting import PATIENCE_S, until
 from tests.s3server import S3Server
 
 EPOCHS, STEPS = 5, 20  # of 16 images, 4 a step

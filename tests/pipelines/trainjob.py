@@ -8,8 +8,7 @@ import json
 import os
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -18,9 +17,9 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.checkpointing import CheckpointFolder
 from pipelines.storage import open_store
+from tests.pipelines.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
-PATIENCE_S = 240
 FLAGS = {
     "backbone": "resnet18",
     "stride": 32,
@@ -102,15 +101,6 @@ class Job:
         assert newest is not None
         assert newest.progress.step == step
         return newest.model.fingerprint
-
-
-def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for a condition while the job runs."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not condition():
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
-        time.sleep(0.05)
 
 
 def result(process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
