@@ -12,6 +12,8 @@ from dataclasses import dataclass
 import ray
 import ray.data
 
+from pipelines.machine import machine_memory
+from pspnet_core.device import best_device, total_memory
 from pspnet_core.errors import ConfigError
 
 log = logging.getLogger(__name__)
@@ -29,6 +31,9 @@ KEEP_IDLE = ("RAY_idle_worker_killing_time_threshold_ms", "600000")
 """A variable for the environment of a Ray that is about to start. Where a node has more processes than CPUs, Ray ends
 those that are idle for a second. So a node with few CPUs would start processes anew for each chunk that is read or
 written, at a second or two of CPU time each."""
+PASS_SHARE = 0.5
+"""Share of an actor's memory that a forward pass may take by our count. The rest is for weights, images that wait, the
+kernels' own needs and, on CPUs, the object store."""
 LEAST_CPUS = 0.05
 """Least share of a CPU that an actor is given."""
 
@@ -62,15 +67,40 @@ class Share:
 
     def threads_here(self) -> int:
         """Threads that one of the actors may keep busy on the node that this is called on."""
-        node = ray.get_runtime_context().get_node_id()
-        resources = next(entry["Resources"] for entry in ray.nodes() if entry["NodeID"] == node)
-        return self.threads(resources)
+        return self.threads(_node_here())
 
-    def threads(self, node: Mapping[str, float]) -> int:
+    def threads(self, node: Resources) -> int:
         """The node's CPUs divided by the actors that fit on it (but no more than there are)."""
-        cpus = node.get("CPU", 0.0)
-        fitting = min(self.workers, cpus // self.cpus, *([node.get("GPU", 0.0) // self.gpus] if self.gpus else []))
-        return max(1, int(cpus // max(1, fitting)))
+        return max(1, int(node.get("CPU", 0.0) // self._fitting(node)))
+
+    def pass_memory_here(self) -> float:
+        """Bytes that a forward pass of one of the actors may take on the node that this is called on."""
+        own = total_memory(best_device())
+        return self.pass_memory(_node_here(), machine=machine_memory(), gpu=own)
+
+    def pass_memory(self, node: Resources, *, machine: int, gpu: int | None = None) -> float:
+        """A part of the GPU's memory, or of the machine's, divided by the actors that share it.
+
+        It follows from what there is, not from what is free at the moment, so that batches are the same each time.
+
+        Args:
+            machine: the node's memory in bytes.
+            gpu: a GPU's, where the actors use them.
+        """
+        if gpu is not None:
+            return PASS_SHARE * gpu * min(1.0, self.gpus or 1.0)
+        return PASS_SHARE * machine / self._fitting(node)
+
+    def _fitting(self, node: Resources) -> float:
+        """Actors that fit on a node, at least 1."""
+        gpus = [node.get("GPU", 0.0) // self.gpus] if self.gpus else []
+        return max(1, min(self.workers, node.get("CPU", 0.0) // self.cpus, *gpus))
+
+
+def _node_here() -> Resources:
+    node = ray.get_runtime_context().get_node_id()
+    resources: Resources = next(entry["Resources"] for entry in ray.nodes() if entry["NodeID"] == node)
+    return resources
 
 
 @contextlib.contextmanager

@@ -122,7 +122,8 @@ class Score:
         torch.set_num_threads(self.threads)
         model: Checkpoint = ray.get(checkpoint)
         self.dataset, self.pairs = dataset, pairs
-        self.segmenter = Segmenter(model.model, model.inference, batch=batch, compile=compile)
+        memory = share.pass_memory_here()
+        self.segmenter = Segmenter(model.model, model.inference, batch=batch, memory=memory, compile=compile)
         self.batched = True if compile else None  # what is compiled is for one thread at a time
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:

@@ -73,7 +73,7 @@ class LabelConfig:
     chunk: int = 256
     """Images per chunk, which is one Parquet file."""
     batch: int = 8
-    """Most images in one forward pass."""
+    """Most images in one forward pass; fewer where an actor's memory does not hold them."""
     mask: str = "rle"
     """Mask columns to fill: rle (run lengths), png or both."""
     scales: tuple[float, ...] | None = None
@@ -335,14 +335,11 @@ class _Job:
     def _crew(self) -> Iterator["_Crew"]:
         """A Ray session with what all chains of this invocation share."""
         with ray_session(), coordinated() as coordinator:
+            pool = Pool.of(self.config.workers, self.config.gpus, reserve=0.5)
             make_predictor = self.make_predictor or segmenter_of(
-                self.checkpoint, batch=self.config.batch, compile=self.config.compile
+                self.checkpoint, batch=self.config.batch, compile=self.config.compile, share=pool.share
             )
-            yield _Crew(
-                pool=Pool.of(self.config.workers, self.config.gpus, reserve=0.5),
-                coordinator=coordinator,
-                make_predictor=make_predictor,
-            )
+            yield _Crew(pool=pool, coordinator=coordinator, make_predictor=make_predictor)
 
     def _pending(self, latest: Plan | None, listing: Listing) -> pa.Table | None:
         """What a new plan would hold; None while the latest plan is open, which comes first."""

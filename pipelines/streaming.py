@@ -8,7 +8,7 @@ import ray.data
 
 from pipelines.blocks import rows_of
 from pipelines.chunks import ChunkRow, Work
-from pipelines.cluster import Pool, quiet_ray_data
+from pipelines.cluster import Pool, Share, quiet_ray_data
 from pipelines.segmenting import Predictor, Segment
 from pspnet_core.checkpoints import Checkpoint
 from pspnet_core.inference import Segmenter
@@ -84,18 +84,21 @@ class MakeSegmenter:
     Attributes:
         checkpoint: in the object store, which carries the weights to every node once; no shared folder is needed.
         batch, compile: as for ``Segmenter``.
+        share: of the actor, whose memory bounds the batches, too.
     """
 
     checkpoint: "ray.ObjectRef[Checkpoint]"
     batch: int
     compile: bool
+    share: Share
 
     def __call__(self) -> Segmenter:
         """On the best device there is."""
         model: Checkpoint = ray.get(self.checkpoint)
-        return Segmenter(model.model, model.inference, batch=self.batch, compile=self.compile)
+        memory = self.share.pass_memory_here()
+        return Segmenter(model.model, model.inference, batch=self.batch, memory=memory, compile=self.compile)
 
 
-def segmenter_of(checkpoint: Checkpoint, *, batch: int, compile: bool) -> MakeSegmenter:
+def segmenter_of(checkpoint: Checkpoint, *, batch: int, compile: bool, share: Share) -> MakeSegmenter:
     """What builds a model's segmenter on an actor."""
-    return MakeSegmenter(checkpoint=ray.put(checkpoint), batch=batch, compile=compile)
+    return MakeSegmenter(checkpoint=ray.put(checkpoint), batch=batch, compile=compile, share=share)

@@ -6,10 +6,11 @@ that the images tell.
 """
 
 import logging
+import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Generic, TypeVar
 
 import torch
 
@@ -87,22 +88,23 @@ def one_ahead(items: Iterable[T]) -> Iterator[T]:
     yield from held
 
 
-class Limits:
+class Limits(Generic[K]):
     """How many inputs of each size go through the network at once.
 
     Args:
         most: for sizes with which memory has not run out; at least 1.
+        fitting: how many of a size memory should hold; one is tried whatever it says.
     """
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self._lowered: dict[Hashable, int] = {}
+    def __init__(self, most: int, fitting: Callable[[K], float] = lambda size: math.inf) -> None:
+        self.most, self.fitting = most, fitting
+        self._lowered: dict[K, int] = {}
 
-    def of(self, size: Hashable) -> int:
+    def of(self, size: K) -> int:
         """Most inputs of this size."""
-        return self._lowered.get(size, self.most)
+        return self._lowered.get(size) or int(max(1, min(self.most, self.fitting(size))))
 
-    def lower(self, size: Hashable, failed: int) -> None:
+    def lower(self, size: K, failed: int) -> None:
         """Memory ran out with ``failed`` inputs of this size, 2 or more: from now on half as many, and a log line."""
         self._lowered[size] = min(self.of(size), failed // 2)
         log.warning("out of memory with %d inputs of %s: from now on %d of them", failed, size, self.of(size))

@@ -98,6 +98,11 @@ def works_alone(device: torch.device) -> bool:
     return device.type == "cuda"
 
 
+def total_memory(device: torch.device) -> int | None:
+    """Bytes of a GPU's own memory, whoever uses them; None for a device that has none."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
     """An array on the device. A GPU takes it from memory that stays in place, without being waited for."""
     tensor = torch.from_numpy(array)

@@ -26,6 +26,7 @@ from pspnet_core.deciding import Tile, View, decide
 from pspnet_core.device import ToHost, best_device, compiled, inference_dtype, to_device, works_alone
 from pspnet_core.errors import ConfigError, ImageError
 from pspnet_core.folding import deploy
+from pspnet_core.footprint import bytes_per_pixel
 from pspnet_core.images import MAX_PIXELS, ImageFile, decode_image, decode_views
 from pspnet_core.pspnet import PSPNet
 from pspnet_core.windows import windows
@@ -122,7 +123,8 @@ def prediction_of(outcome: Outcome) -> Prediction:
 class Segmenter:
     """A model with its settings on a device.
 
-    When memory runs out with a batch, it is tried again in halves, and batches of that size of image stay so small.
+    Batches are as large as ``batch`` and ``memory`` allow. When memory runs out with one all the same, it is tried
+    again in halves, and batches of that size of image stay so small.
 
     Args:
         model: a PSPNet; it stays as it is, a copy is deployed on the device in the number format that suits it.
@@ -130,6 +132,8 @@ class Segmenter:
         device: where to run; by default the best there is.
         batch: most images, or windows of images, in one forward pass; at least 1. The last bits of a network's answer
             depend on how many there are.
+        memory: bytes that a forward pass may take, by ``footprint.bytes_per_pixel``, which watches one pass for it; by
+            default unlimited. An image that takes more is tried alone.
         compile: whether the network is compiled for each size of input: see ``device.compiled``.
 
     Raises:
@@ -143,6 +147,7 @@ class Segmenter:
         *,
         device: torch.device | None = None,
         batch: int = 8,
+        memory: float = math.inf,
         compile: bool = False,
     ) -> None:
         if batch < 1:
@@ -150,9 +155,12 @@ class Segmenter:
         self.settings = settings or InferenceSettings()
         self.device = device or best_device()
         self.batch = batch
-        self.limits = Limits(batch)
+        self.limits = Limits(batch, self._inputs_that_fit)
         self.window = Window(items=WAITING_BATCHES * batch, bytes=WAITING_BYTES)
         self.model = deploy(model, inference_dtype(self.device), device=self.device)
+        self.pixels = math.inf  # of the inputs of one pass
+        if memory < math.inf:
+            self.pixels = memory / bytes_per_pixel(self.model.coarse, bands=model.config.bands, device=self.device)
         self.coarse = compiled(self.model.coarse, self.device) if compile else self.model.coarse
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
@@ -215,6 +223,9 @@ class Segmenter:
     def _images_at_once(self, size: "Sizes") -> int:
         """Images whose windows all fit into one pass share it; an image with more windows is alone."""
         return max(1, self.limits.of(size) // self._windows(size))
+
+    def _inputs_that_fit(self, size: "Sizes") -> float:
+        return self.pixels / _most_pixels(size, self.settings.window)
 
     def _windows(self, size: "Sizes") -> int:
         return _most_windows(size, self.settings.window)
@@ -294,6 +305,11 @@ def _most_bytes(image: Prepared) -> int:
 @functools.lru_cache(maxsize=1024)
 def _most_windows(size: Sizes, side: int) -> int:
     return max(len(windows(height, width, side)) for height, width, _ in size)
+
+
+def _most_pixels(size: Sizes, side: int) -> int:
+    """Of the largest input that an image of this size brings."""
+    return max(min(height, side or height) * min(width, side or width) for height, width, _ in size)
 
 
 def _too_large(image: Prepared) -> ImageError:

@@ -11,6 +11,8 @@ from hypothesis import strategies as st
 from pipelines.cluster import KEEP_IDLE, WorkerRange, share
 from pspnet_core.errors import ConfigError
 
+GIB = 2**30
+
 
 @pytest.mark.parametrize(("text", "low", "high"), [("4", 4, 4), ("1:8", 1, 8), ("3:3", 3, 3)])
 def test_worker_ranges(text: str, low: int, high: int) -> None:
@@ -49,6 +51,24 @@ def test_threads_follow_the_node_and_not_the_head() -> None:
     part = share(8, 1.0, reserve=0.5, resources={"CPU": 6})  # an idle cluster: only the head is there
     assert part.threads({"CPU": 8, "GPU": 1}) == 8
     assert part.threads({"CPU": 48, "GPU": 4}) == 12
+
+
+def test_memory_for_a_pass_is_half_of_an_actors_share() -> None:
+    part = share(4, None, reserve=0.5, resources={"CPU": 16})
+    assert part.pass_memory({"CPU": 16}, machine=64 * GIB) == 8 * GIB
+    assert part.pass_memory({"CPU": 4}, machine=64 * GIB) == 16 * GIB  # two fit
+    assert part.pass_memory({"CPU": 1}, machine=64 * GIB) == 32 * GIB  # the node is smaller than the others
+
+
+@pytest.mark.parametrize(("gpus", "expected"), [(1.0, 40), (0.25, 10), (2.0, 40)])
+def test_memory_for_a_pass_is_the_gpus_where_there_is_one(gpus: float, expected: float) -> None:
+    part = share(2, gpus, reserve=0.5, resources={"CPU": 16, "GPU": 4})
+    assert part.pass_memory({"CPU": 16, "GPU": 4}, machine=64 * GIB, gpu=80 * GIB) == expected * GIB
+
+
+def test_logical_gpus_divide_the_machine() -> None:
+    part = share(2, 0.5, reserve=0.5, resources={"CPU": 16, "GPU": 1})
+    assert part.pass_memory({"CPU": 16, "GPU": 1}, machine=64 * GIB) == 16 * GIB
 
 
 def test_gpus_may_be_asked_for_before_the_autoscaler_has_brought_them() -> None:

@@ -73,7 +73,7 @@ def test_images_of_one_size_fill_their_batch_whatever_it_takes() -> None:
 
 
 def test_a_limit_only_falls() -> None:
-    limits = Limits(8)
+    limits: Limits[str] = Limits(8)
     limits.lower("a", 8)
     assert (limits.of("a"), limits.of("b")) == (4, 8)
     limits.lower("a", 8)  # by another thread, which began before

@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -21,6 +22,7 @@ from pspnet_core.device import (
     inference_dtype,
     place,
     to_device,
+    total_memory,
     training_dtype,
     training_layout,
     works_alone,
@@ -73,6 +75,13 @@ def test_cpu_takes_bfloat16_where_its_hardware_multiplies_it(
 def test_cpu_stays_at_float32_where_torch_cannot_tell(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(torch.cpu, QUESTION, raising=False)
     assert inference_dtype(CPU) == torch.float32
+
+
+def test_a_gpu_has_memory_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    properties = {CUDA: SimpleNamespace(total_memory=24 * 2**30)}
+    monkeypatch.setattr(torch.cuda, "get_device_properties", properties.__getitem__)
+    assert total_memory(CUDA) == 24 * 2**30
+    assert total_memory(CPU) is None
 
 
 @pytest.mark.parametrize(("present", "expected"), [(True, "cuda"), (False, "cpu")])

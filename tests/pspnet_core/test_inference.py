@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from pspnet_core import inference
 from pspnet_core.errors import ConfigError, ImageError
+from pspnet_core.footprint import bytes_per_pixel
 from pspnet_core.inference import (
     WAITING_BATCHES,
     InferenceSettings,
@@ -557,6 +558,50 @@ def test_an_image_that_does_not_fit_alone_is_an_error_in_its_place() -> None:
             assert "32 x 32 pixels" in outcome.message and "--window" in outcome.message
     with pytest.raises(ImageError, match=r"^TooLarge: "):
         segmenter(images[:1])
+
+
+@pytest.mark.parametrize(
+    ("pixels", "passes"),
+    [
+        (8 * 256, [(8, 16), (2, 32), (3, 16)]),
+        (3 * 256, [(3, 16), (3, 16), (3, 16), (1, 32), (1, 32), (2, 16)]),
+        (100, [(1, 16)] * 11 + [(1, 32)] * 2),
+    ],
+)
+def test_batches_are_as_large_as_memory_allows(pixels: int, passes: list[tuple[int, int]]) -> None:
+    images = [_image(16, 16, seed) for seed in range(11)] + [_image(32, 32, seed) for seed in range(2)]
+    memory = pixels * bytes_per_pixel(OneConvolution().coarse, bands=3, device=CPU)
+    segmenter = Segmenter(OneConvolution(), device=CPU, batch=8, memory=memory)
+    _inputs(segmenter).clear()
+    for found, expected in zip(segmenter(images), Segmenter(OneConvolution(), device=CPU)(images), strict=True):
+        _assert_same(found, expected)
+    assert [(shape[0], shape[2]) for shape in _inputs(segmenter)] == passes
+
+
+def test_as_many_windows_at_once_as_memory_allows() -> None:
+    memory = 2 * 32 * 32 * bytes_per_pixel(OneConvolution().coarse, bands=3, device=CPU)
+    segmenter = Segmenter(OneConvolution(), InferenceSettings(window=32), device=CPU, batch=8, memory=memory)
+    _inputs(segmenter).clear()
+    segmenter([_image(50, 64)])
+    assert [shape[0] for shape in _inputs(segmenter)] == [2, 2, 2]
+
+
+def test_memory_counts_for_the_largest_of_the_scales() -> None:
+    memory = 4 * 32 * 32 * bytes_per_pixel(OneConvolution().coarse, bands=3, device=CPU)
+    segmenter = Segmenter(OneConvolution(), InferenceSettings(scales=(0.5, 2.0)), device=CPU, batch=8, memory=memory)
+    _inputs(segmenter).clear()
+    segmenter([_image(16, 16)] * 5)
+    assert [(shape[0], shape[2]) for shape in _inputs(segmenter)] == [(4, 8), (4, 32), (1, 8), (1, 32)]
+
+
+def test_batches_that_should_fit_and_do_not_are_halved(caplog: pytest.LogCaptureFixture) -> None:
+    memory = 6 * 256 * bytes_per_pixel(OneConvolution().coarse, bands=3, device=CPU)
+    crowded = Crowded(2**40)
+    segmenter = Segmenter(crowded, device=CPU, batch=8, memory=memory)
+    cast(Crowded, segmenter.model).pixels = 4 * 256
+    _inputs(segmenter).clear()
+    segmenter([_image(16, 16)] * 8)
+    assert [shape[0] for shape in _inputs(segmenter)] == [6, 3, 3, 2]
 
 
 def test_what_the_failed_pass_held_is_free_before_the_next() -> None:

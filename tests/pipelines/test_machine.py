@@ -1,0 +1,29 @@
+"""The memory that there is, in a container and out of it."""
+
+from pathlib import Path
+
+import psutil  # type: ignore[import-untyped]
+import pytest
+
+from pipelines import machine
+from pipelines.machine import machine_memory
+
+
+@pytest.mark.parametrize("text", ["max\n", str(2**62)])  # no limit, by either version of control groups
+def test_without_a_limit_it_is_the_machines(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "limit"
+    limit.write_text(text)
+    monkeypatch.setattr(machine, "LIMITS", (limit, tmp_path / "absent"))
+    assert machine_memory() == psutil.virtual_memory().total
+
+
+def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    limit = tmp_path / "limit"
+    limit.write_text("536870912\n")
+    monkeypatch.setattr(machine, "LIMITS", (tmp_path / "absent", limit))
+    assert machine_memory() == 512 * 2**20
+
+
+def test_where_there_are_no_control_groups_it_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "LIMITS", ())
+    assert machine_memory() == psutil.virtual_memory().total

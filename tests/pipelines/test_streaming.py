@@ -1,0 +1,27 @@
+"""What an actor makes of a checkpoint, with the memory that it may use."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from pipelines import cluster
+from pipelines.cluster import PASS_SHARE, Share
+from pipelines.streaming import segmenter_of
+from pspnet_core import checkpoints
+from pspnet_core.footprint import bytes_per_pixel
+
+SIZE = ((48, 64, 3),)
+
+
+@pytest.mark.parametrize(("inputs", "expected"), [(100.0, 8), (3.5, 3), (0.1, 1)])
+def test_batches_are_sized_to_the_actors_memory(
+    inputs: float, expected: int, scene_model: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = Share(workers=1, cpus=1, gpus=0)
+    make = segmenter_of(checkpoints.load(scene_model), batch=8, compile=False, share=share)
+    network, device = make().model, make().device
+    each = 48 * 64 * bytes_per_pixel(network.coarse, bands=3, device=device)
+    monkeypatch.setattr(cluster, "machine_memory", lambda: round(inputs * each / PASS_SHARE))
+    assert make().limits.of(SIZE) == expected
