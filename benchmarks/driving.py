@@ -64,7 +64,6 @@ def run(folder: Path, *, chunks: int) -> Figures:
     with ray_session(), coordinated() as coordinator:
         store = open_store(str(folder), field="output")
         work = Work(
-            output=store,
             ledger=Ledger(store, Paths(partition="benchmark-0")),
             stamp=Stamp(run_id="benchmark", made=utc_now(), mask="rle"),
             model="",

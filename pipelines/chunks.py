@@ -3,7 +3,7 @@
 Kept apart from ``segmenting.py`` so that the processes of these two stages need not load torch.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -24,7 +24,7 @@ ChunkRow = dict[str, Any]
 """A row of Ray Data: ``chunk`` (its number), ``payload`` (an IPC stream) and counters."""
 
 PATIENCE = Retries(attempts=12, longest_wait=16.0)
-"""With the output, while a run is under way: a bit over two minutes, so that an outage of one costs no run."""
+"""With the output, while chunks are under way: a bit over two minutes, so that an outage of one costs no run."""
 
 ENCODED = pa.schema([*LISTING, pa.field("data", pa.binary()), pa.field("error", pa.string())])
 
@@ -34,11 +34,11 @@ class Work:
     """What every stage needs to know about the run.
 
     Attributes:
+        ledger: over an output that is waited for with ``PATIENCE``.
         stamp: what its rows have in common.
         pixels: the largest image, in pixels.
     """
 
-    output: Store
     ledger: Ledger
     stamp: Stamp
     model: str
@@ -47,21 +47,21 @@ class Work:
     coordinator: Coordinator
 
     @property
+    def output(self) -> Store:
+        """Where the label table goes."""
+        return self.ledger.store
+
+    @property
     def fingerprint(self) -> str:
         """The model's."""
         return self.ledger.paths.partition.rpartition("-")[2]
-
-    def patient(self) -> "Work":
-        """The same, with more patience for its output: what is under way has cost something already."""
-        output = type(self.output)(self.output.root, field=self.output.field, retries=PATIENCE)
-        return replace(self, output=output, ledger=Ledger(output, self.ledger.paths))
 
 
 class Read:
     """Stage 1, on a CPU task: the chunk's rows of the plan and the bytes of its images."""
 
     def __init__(self, work: Work, plan: Plan) -> None:
-        self.work, self.plan = work.patient(), plan
+        self.work, self.plan = work, plan
 
     def __call__(self, row: ChunkRow) -> ChunkRow:
         """Add ``payload``: an ``ENCODED`` table.
@@ -83,7 +83,7 @@ class Write:
     """Stage 3, on a CPU task: one Parquet object per chunk, put if absent; "already there" is success."""
 
     def __init__(self, work: Work, plan: Plan) -> None:
-        self.work, self.plan = work.patient(), plan
+        self.work, self.plan = work, plan
 
     def __call__(self, row: ChunkRow) -> ChunkRow:
         """Write the chunk; what is left of the row is a handful of numbers."""

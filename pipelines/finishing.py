@@ -44,7 +44,6 @@ class Effort:
 
 def finish(work: Work, plan: Plan, effort: Effort) -> dict[str, Any]:
     """Write what follows the last chunk; returns the run record."""
-    work = work.patient()
     paths, store = work.ledger.paths, work.output
     store.put_if_absent(paths.classes, to_parquet(class_table(work.classes)))
     summary = Summary.of(work.ledger, plan, work.classes)

@@ -20,13 +20,14 @@ import pyarrow as pa
 
 from pipelines import tracking
 from pipelines.background_run import BackgroundRun, background_run
-from pipelines.chunks import Read, Work, Write
+from pipelines.chunks import PATIENCE, Read, Work, Write
 from pipelines.cluster import Pool, WorkerRange, ray_session
 from pipelines.coordinator import Coordinator, coordinated
 from pipelines.costs import Prices, spent
 from pipelines.dates import run_date, since_time
 from pipelines.finishing import Effort, finish
 from pipelines.label_runs import log_end, log_start
+from pipelines.lease import leased
 from pipelines.ledger import ChunkLimits, Ledger, Order, Plan
 from pipelines.listing import VERSION, Listing, spooled
 from pipelines.metrics import LabelMetrics, watched
@@ -96,6 +97,8 @@ class LabelConfig:
     """Share of images that may become error rows before the run stops; judged from the first hundred on."""
     retry_errors: tuple[str, ...] | None = None
     """Label nothing new; try error rows of these kinds again (such as Missing,Denied), or all."""
+    wait: bool = True
+    """Whether to wait while another run labels with the same model into the same output; false works beside it."""
     price_gpu: float | None = None
     """Price of a GPU for an hour, in any currency: for the cost in the run record."""
     price_cpu: float | None = None
@@ -255,13 +258,16 @@ class _Job:
         opened = latest if self._is_open(latest) else None
         with contextlib.ExitStack() as stack:
             crew = functools.cache(lambda: stack.enter_context(self._crew()))
-            before = self._resume(opened, crew) if opened else _Outcome(images=0, totals=Totals(), run_id=None)
+            before = _Outcome(images=0, totals=Totals(), run_id=None)
+            if opened:  # before anything is listed: {date} may lead to a folder that is not there (yet)
+                stack.enter_context(self._under_way())
+                before = self._resume(opened, crew)
             if before.stopped:
                 return before
             with spooled(find_source(self.config.source).find(inputs)) as listing:
                 if not opened:
                     self._check_images(listing, inputs)
-                    self._begin()
+                    stack.enter_context(self._under_way())
                 gone = listing.absent(self.ledger.rows(opened, VERSION.names)) if opened else 0
                 outcome = self._label(listing, order, crew)
         return dataclasses.replace(
@@ -272,8 +278,7 @@ class _Job:
         )
 
     def _resume(self, plan: Plan, crew: Callable[[], "_Crew"]) -> _Outcome:
-        """Finish an open plan. Before anything is listed: ``{date}`` may lead to a folder that is not there (yet)."""
-        self._begin()
+        """Finish an open plan."""
         log.info("going on with plan %d of run %s", plan.number, plan.run_id)
         totals = self._carry_out(plan, crew())
         return _Outcome(images=totals.done, totals=totals, run_id=plan.run_id, stopped=self._stopped)
@@ -301,7 +306,10 @@ class _Job:
     def replay(self, kinds: Sequence[str]) -> _Outcome:
         """Try error rows again."""
         self.ledger.store.check_replaces_atomically()
-        self._begin_record()
+        with self._under_way():
+            return self._replay(kinds)
+
+    def _replay(self, kinds: Sequence[str]) -> _Outcome:
         failed = find_failed(self.ledger, kinds)
         images = sum(file.rows for file in failed)
         log.info("%d images in %d files to be tried again", images, len(failed))
@@ -321,15 +329,15 @@ class _Job:
         """Whether the run was asked to end."""
         return self.ending.came
 
-    def _begin(self) -> None:
+    @contextlib.contextmanager
+    def _under_way(self) -> Iterator[None]:
+        """From here on others are told of the run; of one that a mistake in the config ends before, they need not."""
         self.ledger.store.check_writable_atomically()
-        self._begin_record()
-
-    def _begin_record(self) -> None:
-        """From here on MLflow knows of the run; of one that a mistake in the config ends before, it need not."""
-        if self.record:
-            setting = dataclasses.asdict(self.config) | _identity(self.checkpoint)
-            self.record.log(lambda run: log_start(run, setting, self.origin))
+        with leased(self.ledger.store, self.ledger.paths.lease, wait=self.config.wait):
+            if self.record:
+                setting = dataclasses.asdict(self.config) | _identity(self.checkpoint)
+                self.record.log(lambda run: log_start(run, setting, self.origin))
+            yield
 
     @contextlib.contextmanager
     def _crew(self) -> Iterator["_Crew"]:
@@ -384,9 +392,9 @@ class _Job:
             self.record.log(lambda run: run.log_json(f"runs/{plan.run_id}.json", record))
 
     def _work(self, stamp: Stamp, crew: "_Crew") -> Work:
+        output = open_store(self.ledger.store.root, field="output", retries=PATIENCE)
         return Work(
-            output=self.ledger.store,
-            ledger=self.ledger,
+            ledger=Ledger(output, self.ledger.paths),
             stamp=stamp,
             model=self.config.model,
             classes=self.checkpoint.classes,

@@ -89,7 +89,7 @@ class ReadFailed:
     """Stage 1 of a replay: the images of a file's chosen rows."""
 
     def __init__(self, work: Work, files: Sequence[FailedFile], kinds: Sequence[str]) -> None:
-        self.work, self.files, self.kinds = work.patient(), files, kinds
+        self.work, self.files, self.kinds = work, files, kinds
 
     def __call__(self, row: ChunkRow) -> ChunkRow:
         """As ``Read``; an empty payload where somebody else has written the file meanwhile."""
@@ -109,7 +109,7 @@ class Rewrite:
     """Stage 3 of a replay: the new rows in the places of the old ones."""
 
     def __init__(self, work: Work, files: Sequence[FailedFile], kinds: Sequence[str]) -> None:
-        self.work, self.files, self.kinds = work.patient(), files, kinds
+        self.work, self.files, self.kinds = work, files, kinds
 
     def __call__(self, row: ChunkRow) -> ChunkRow:
         """Write the file anew unless it has changed; what is left of the row is a handful of numbers."""

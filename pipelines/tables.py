@@ -133,6 +133,11 @@ class Paths:
         """The record of one run."""
         return f"runs/{run_id}.json"
 
+    @property
+    def lease(self) -> str:
+        """What tells who is at work."""
+        return f".lease/model={self.partition}.json"
+
 
 def to_parquet(
     table: pa.Table,

@@ -196,14 +196,16 @@ def _driver_terminated(round: Round) -> Deed:
     round.start()
 
 
-def _second_driver(round: Round) -> Deed:
+def _second_driver(round: Round, wait: bool) -> Deed:
     """The same command twice at once."""
+    round.flags = {"wait": wait}
     yield
     round.start()
 
 
-def _driver_frozen(round: Round) -> Deed:
+def _driver_frozen(round: Round, wait: bool) -> Deed:
     """A driver that stands still while another one finishes its plan, and then wakes."""
+    round.flags = {"wait": wait}
     rule = round.holding(**round.random.choice([READING, WRITING]))
     yield
     round.held(rule)
@@ -296,6 +298,7 @@ def _retry_killed(round: Round) -> Deed:
 def _second_retry(round: Round) -> Deed:
     """The same retry twice at once; then the command without it."""
     _all_too_large(round)
+    round.flags |= {"wait": False}
     yield
     first = round.driver
     round.start().end()
@@ -313,8 +316,10 @@ FAULTS: dict[str, Fault] = {
     "coordinator-killed": _coordinator_killed,
     "driver-killed": _driver_killed,
     "driver-terminated": _driver_terminated,
-    "driver-frozen": _driver_frozen,
-    "second-driver": _second_driver,
+    "driver-frozen": partial(_driver_frozen, wait=False),
+    "driver-frozen-past-its-lease": partial(_driver_frozen, wait=True),
+    "second-driver": partial(_second_driver, wait=False),
+    "second-driver-waits": partial(_second_driver, wait=True),
     "overwritten": _overwritten,
     "killers": _killers,
     "endless": partial(_killers, how="endless"),

@@ -88,7 +88,6 @@ def test_a_chunk_that_ends_its_writers_is_not_written_for_ever(writer: str, tmp_
     store = open_store(str(tmp_path), field="output")
     with coordinated() as coordinator:
         work = Work(
-            output=store,
             ledger=Ledger(store, Paths(partition="grey-0")),
             stamp=Stamp(run_id="run", made=utc_now(), mask="rle"),
             model="grey",

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from io import BytesIO
 from pathlib import Path
@@ -22,8 +22,11 @@ import pytest
 import ray
 from PIL import Image
 
+from pipelines import labelling
+from pipelines.chunks import Work
 from pipelines.labelling import LabelConfig, label
-from pipelines.ledger import Ledger
+from pipelines.lease import Holder
+from pipelines.ledger import Ledger, Plan
 from pipelines.storage import open_store
 from pipelines.tables import MASKS, Paths, metadata_of
 from pspnet_core import checkpoints
@@ -289,6 +292,7 @@ JOB = [sys.executable, "jobs/label.py"]
 def test_two_drivers_at_once_and_one_killed_leave_one_row_per_image(finished: Finished, tmp_path: Path) -> None:
     made = finished.config(chunk=1, output=str(tmp_path / "contested"))
     flags = [f"--{key}={getattr(made, key)}" for key in ("input", "output", "model", "date", "chunk")]
+    flags.append("--wait=false")
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": os.getcwd()}
 
     def start() -> "subprocess.Popen[str]":
@@ -310,6 +314,36 @@ def test_two_drivers_at_once_and_one_killed_leave_one_row_per_image(finished: Fi
     assert label(made)["skipped"] == IMAGES
     plans = list(Path(made.output).glob("plans/*/*.parquet"))
     assert len(plans) == 1
+
+
+def test_chunks_under_way_outlast_an_output_that_is_away_for_two_minutes(
+    finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    found: list[Work] = []
+
+    class Stop(Exception):
+        pass
+
+    def read(work: Work, plan: Plan) -> None:
+        found.append(work)
+        raise Stop
+
+    monkeypatch.setattr(labelling, "Read", read)
+    with pytest.raises(Stop):
+        label(finished.config(output=str(tmp_path / "away")))
+    retries = found[0].output.retries
+    assert sum(min(retries.first_wait * 2**done, retries.longest_wait) for done in range(retries.attempts - 1)) >= 120
+
+
+def test_a_run_takes_over_from_one_that_was_killed_and_waits_for_nobody_if_told(finished: Finished) -> None:
+    """Leases are told apart by what they say of their holder."""
+    lease = finished.labels / ".lease" / f"{next(finished.labels.glob('masks/model=*')).name}.json"
+    here = Holder.here()
+    for holder, left in ((replace(here, started=0.0), False), (replace(here, host="far-away"), True)):
+        lease.parent.mkdir(exist_ok=True)
+        lease.write_text(json.dumps(asdict(holder)))
+        assert label(finished.config(wait=False))["skipped"] == IMAGES
+        assert lease.exists() is left
 
 
 def test_the_job_on_s3_from_flags_to_sql(s3_bucket: str, undisturbed: Finished, scene_model: Path) -> None:

@@ -181,7 +181,6 @@ def make_segment(tmp_path: Path) -> Callable[..., Segment]:
 def segment_in(folder: Path, predictor: Predictor, coordinator: Calm | None = None) -> Segment:
     store = open_store(str(folder), field="output")
     work = Work(
-        output=store,
         ledger=Ledger(store, Paths(partition="grey-0")),
         stamp=Stamp(run_id="run", made=datetime.datetime.now(datetime.timezone.utc), mask="rle"),
         model="grey",

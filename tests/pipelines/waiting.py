@@ -1,4 +1,4 @@
-"""Waiting for what a job in another process is to do."""
+"""Waiting for what another process, or thread, is to do."""
 
 import subprocess
 import time
@@ -8,10 +8,13 @@ from pathlib import Path
 PATIENCE_S = 240
 
 
-def until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
-    """Wait for a condition while the job runs."""
+def until(
+    condition: Callable[[], bool], process: subprocess.Popen[bytes] | None = None, log: Path | None = None
+) -> None:
+    """Wait for a condition; of a job that is to bring it about, as long as it runs."""
     deadline = time.monotonic() + PATIENCE_S
     while not condition():
-        assert process.poll() is None, log.read_text()[-3000:]
-        assert time.monotonic() < deadline, log.read_text()[-3000:]
+        said = log.read_text()[-3000:] if log else ""
+        assert process is None or process.poll() is None, said
+        assert time.monotonic() < deadline, said
         time.sleep(0.05)
