@@ -264,7 +264,7 @@ class _Job:
                 before = self._resume(opened, crew)
             if before.stopped:
                 return before
-            with spooled(find_source(self.config.source).find(inputs)) as listing:
+            with spooled(self._found(inputs)) as listing:
                 if not opened:
                     self._check_images(listing, inputs)
                     stack.enter_context(self._under_way())
@@ -282,6 +282,13 @@ class _Job:
         log.info("going on with plan %d of run %s", plan.number, plan.run_id)
         totals = self._carry_out(plan, crew())
         return _Outcome(images=totals.done, totals=totals, run_id=plan.run_id, stopped=self._stopped)
+
+    def _found(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
+        """What there is, as it is listed."""
+        with Progress(None, "listing") as progress:
+            for batch in find_source(self.config.source).find(inputs):
+                progress.advance(len(batch))
+                yield batch
 
     def _check_images(self, listing: Listing, inputs: Inputs) -> None:
         """ConfigError where there is nothing to label, which is no mistake with ``--since``."""

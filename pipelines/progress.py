@@ -38,7 +38,7 @@ class Progress:
     """Counts images towards a total. A context; its last line comes on leaving, after an error too.
 
     Args:
-        total: images in all.
+        total: images in all; None while nobody knows.
         what: what is being done, such as ``labelling``.
         stream: where to show it; standard error by default.
         every: seconds between two lines.
@@ -47,7 +47,7 @@ class Progress:
 
     def __init__(
         self,
-        total: int,
+        total: int | None,
         what: str,
         *,
         stream: TextIO | None = None,
@@ -89,11 +89,11 @@ class Progress:
     def state(self, *, ended: bool) -> dict[str, Any]:
         """What a line holds: the rate and the seconds left follow from the last lines, at the end from the whole run.
 
-        ``eta_seconds`` is None as long as nothing moves.
+        ``eta_seconds`` is None as long as nothing moves, or nobody knows how much there is.
         """
         since, now = self.start if ended else self.marks[0], self.clock()
         rate = (self.done - since.done) / max(1e-9, now - since.time)
-        left = max(0, self.total - self.done)
+        left = None if self.total is None else max(0, self.total - self.done)
         return {
             "progress": self.what,
             "time": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
@@ -102,7 +102,7 @@ class Progress:
             "errors": self.errors,
             "chunks": self.chunks,
             "images_per_second": round(rate, 2),
-            "eta_seconds": round(left / rate) if rate else (None if left else 0),
+            "eta_seconds": 0 if left == 0 else round(left / rate) if left and rate else None,
             "ended": ended,
         }
 

@@ -7,6 +7,7 @@ import pty
 import struct
 import termios
 import threading
+from collections.abc import Callable
 from io import StringIO
 from typing import Any
 
@@ -60,6 +61,16 @@ def test_the_rate_is_that_of_the_last_lines_and_at_the_end_of_the_whole_run() ->
     assert last["progress"] == "labelling"
 
 
+def test_of_what_has_no_known_end_no_time_is_told() -> None:
+    clock, stream = Clock(), Lines()
+    with Progress(None, "listing", stream=stream, clock=clock, every=1e6) as progress:
+        clock.now += 2
+        progress.advance(100)
+        assert progress.state(ended=False)["eta_seconds"] is None
+    (last,) = stream.parsed
+    assert (last["images"], last["of"], last["images_per_second"], last["eta_seconds"]) == (100, None, 50.0, None)
+
+
 def test_lines_come_while_nothing_moves() -> None:
     stream = Lines()
     with Progress(5, "labelling", stream=stream, every=0.001):
@@ -94,18 +105,36 @@ def test_a_reader_that_went_away_does_not_end_the_work() -> None:
     assert progress.done == 5
 
 
-def test_a_bar_on_a_terminal() -> None:
+def shown_on_a_terminal(total: int | None, work: Callable[[Progress], None]) -> str:
+    """What is to be seen of some work."""
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 120, 0, 0))
-    with os.fdopen(theirs, "w") as terminal, Progress(10, "labelling", stream=terminal) as progress:
+    shown = b""
+    with os.fdopen(theirs, "w") as terminal:
+        with Progress(total, "labelling", stream=terminal) as progress:
+            work(progress)
+        terminal.write("\0")  # what was written may come in several parts
+        terminal.flush()
+        while not shown.endswith(b"\0"):
+            shown += os.read(ours, 65536)
+    os.close(ours)
+    return shown.decode()
+
+
+def test_a_bar_on_a_terminal() -> None:
+    def work(progress: Progress) -> None:
         progress.advance(4)
         progress.advance(6, errors=2)
-    shown = os.read(ours, 65536).decode()
-    os.close(ours)
+
+    shown = shown_on_a_terminal(10, work)
     assert "labelling: 100%" in shown
     assert "10/10" in shown
     assert "errors=2" in shown
     assert "{" not in shown
+
+
+def test_a_count_on_a_terminal() -> None:
+    assert "labelling: 4image" in shown_on_a_terminal(None, lambda progress: progress.advance(4))
 
 
 def test_ticks_end_with_the_context() -> None:
