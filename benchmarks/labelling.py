@@ -22,6 +22,7 @@ from benchmarks.stand_ins import HEIGHT, WIDTH, Instant, SleepingFor
 from pipelines.labelling import LabelConfig, label
 from pipelines.segmenting import Predictor
 from pspnet_core import checkpoints
+from pspnet_core.batching import Limits
 from pspnet_core.images import decode_image
 from pspnet_core.inference import InferenceSettings, Segmenter
 from pspnet_core.pspnet import PSPNet, PSPNetConfig
@@ -108,19 +109,38 @@ def sleeping(folder: Path, *, images: int, photographs: Path | None, chunk: int 
 
 
 def bare(folder: Path, *, images: int, backbone: str, chunk: int = 16, batch: int = 8) -> list[str]:
-    """Labelling with the real network against the loop over ready images, before and after it, with as many threads."""
+    """Labelling with the real network against loops over ready images, before and after it, with as many threads."""
     bucket = fill(folder / "bucket", images, None, width=SIDE, height=SIDE)
     model = save_model(folder, backbone=backbone)
     checkpoint = checkpoints.load(model)
-    segmenter = Segmenter(checkpoint.model, checkpoint.inference, batch=batch)
-    prepared = [segmenter.decode(path.read_bytes()) for path in sorted(bucket.iterdir())[: 2 * batch]]
-    before = _rate(segmenter, prepared)
+    threads = torch.get_num_threads()
+    plain = Segmenter(checkpoint.model, checkpoint.inference, batch=batch)
+    plain.limits = Limits(batch)
+    loops = {
+        f"in batches of {batch}, all threads on each": plain,
+        "in passes as large as ours, all threads on each": Segmenter(
+            checkpoint.model, checkpoint.inference, batch=batch
+        ),
+        "by our lanes, a thread for each": Segmenter(
+            checkpoint.model, checkpoint.inference, batch=batch, lanes=threads
+        ),
+    }
+    prepared = [plain.decode(path.read_bytes()) for path in sorted(bucket.iterdir())[: 6 * batch]]
+
+    def rates() -> list[float]:
+        found = []
+        for segmenter in loops.values():
+            torch.set_num_threads(threads)
+            found.append(_rate(segmenter, prepared))
+        return found
+
+    before = rates()
     found = run_over(bucket, folder / "labels", model, None, chunk=chunk).steady.rate
-    after = _rate(segmenter, prepared)
-    own = (before + after) / 2
+    rows = zip(loops, before, rates(), strict=True)
     return [
-        f"labelling, {backbone}, {images} JPEGs of {SIDE}x{SIDE}, against the loop over ready images",
-        f"  {found:.3f} images/s, {found / own:.1%} of the loop's {own:.3f} ({before:.3f} before, {after:.3f} after)",
+        f"labelling, {backbone}, {images} JPEGs of {SIDE}x{SIDE}, against loops over ready images, before and after",
+        f"  {found:.3f} images/s",
+        *(f"  {2 * found / (a + b):6.1%} of the loop {how} ({a:.3f}, {b:.3f})" for how, a, b in rows),
     ]
 
 

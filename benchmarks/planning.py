@@ -22,7 +22,7 @@ from pipelines.ledger import PLAN_CHUNKS, ChunkLimits, Ledger, Order
 from pipelines.listing import spooled
 from pipelines.storage import THREADS, open_store
 from pipelines.tables import LISTING, MASKS, Paths, to_parquet, utc_now
-from pipelines.threads import map_ahead
+from pspnet_core.threads import map_ahead
 
 CHUNK = 256
 PATHS = Paths(partition="benchmark-0")

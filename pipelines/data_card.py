@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.datasets import Dataset, Mask, Pair, PairError, Sample
-from pipelines.threads import map_ahead
+from pspnet_core.threads import map_ahead
 
 log = logging.getLogger(__name__)
 

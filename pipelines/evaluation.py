@@ -39,13 +39,13 @@ from pipelines.score_tables import (
 from pipelines.scoring import BATCH, Compared, chunked, compare
 from pipelines.storage import open_store
 from pipelines.tables import from_ipc, to_ipc
-from pipelines.threads import map_ahead
 from pspnet_core import __version__
 from pspnet_core.checkpoints import Checkpoint
 from pspnet_core.classes import ClassTable
 from pspnet_core.errors import ConfigError
 from pspnet_core.inference import Segmenter
 from pspnet_core.metrics import BoundaryCounts, ConfusionMatrix, Scores
+from pspnet_core.threads import map_ahead
 
 log = logging.getLogger(__name__)
 

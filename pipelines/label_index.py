@@ -20,8 +20,8 @@ import pyarrow.parquet as pq
 from pipelines.listing import VERSION, in_runs
 from pipelines.storage import THREADS, ObjectChanged, ObjectError, ObjectMissing, Store
 from pipelines.tables import Paths, metadata_of, to_parquet
-from pipelines.threads import map_ahead
 from pspnet_core.errors import ConfigError
+from pspnet_core.threads import map_ahead
 
 _PART_ROWS = 2**18  # about 30 MB in memory
 _FEWEST_FILES = 64  # fewer are not worth an object: they are as quickly read themselves

@@ -26,7 +26,7 @@ from pipelines.label_index import LabelIndex, read_label_file
 from pipelines.listing import VERSION, Listing
 from pipelines.storage import THREADS, Store
 from pipelines.tables import SCHEMA_VERSION, Paths, Stamp, metadata_of, to_parquet, utc_now
-from pipelines.threads import map_ahead
+from pspnet_core.threads import map_ahead
 
 PLAN_IMAGES = 2**20
 """Most images of one plan: some 200 MB on the driver while it is made."""

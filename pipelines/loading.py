@@ -28,7 +28,7 @@ from torch import Tensor
 from pipelines.blocks import blocks_of
 from pipelines.cluster import quiet_ray_data
 from pipelines.datasets import Dataset, Mask, Pair
-from pipelines.threads import map_ahead
+from pspnet_core.threads import map_ahead
 from pspnet_core.transforms import AugmentConfig, augment
 
 Crop = tuple[NDArray[np.uint8], Mask]

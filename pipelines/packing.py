@@ -37,9 +37,9 @@ from pipelines.shards import (
     write_index,
 )
 from pipelines.storage import Store, open_store
-from pipelines.threads import map_ahead
 from pspnet_core.errors import ConfigError, PspnetError
 from pspnet_core.masks import to_png
+from pspnet_core.threads import map_ahead
 
 log = logging.getLogger(__name__)
 

@@ -25,9 +25,9 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.datasets import Dataset, Mask, Pair
-from pipelines.threads import map_ahead
 from pspnet_core.inference import Outcome, Prepared, Segmenter, prediction_of
 from pspnet_core.metrics import ConfusionMatrix
+from pspnet_core.threads import map_ahead
 
 BATCH = 8
 """Most images of one forward pass, or on CPUs at a time, in training's validation and by default in evaluation."""

@@ -5,7 +5,8 @@ The walk of a chunk: ``Read`` (bytes from storage) -> ``Segment`` on an actor (d
 the three as Arrow IPC streams, one row of Ray Data per chunk.
 
 An actor has two chunks under way: while one is with the network, the other one's images are decoded, or its last masks
-encoded and its table built, so that the network does not wait between chunks. It works for one chunk at a time.
+encoded and its table built, so that the network does not wait between chunks. It takes one chunk's images after the
+other's.
 
 A process that dies with a chunk is started again by Ray, with the same chunk. From the second attempt on the chunk has
 the process to itself, so that no other one's fault counts as its own, and its images go through ``quarantine`` first.
@@ -35,12 +36,12 @@ from pipelines.coordinator import ATTEMPTS, ChunkFailed
 from pipelines.quarantine import Decodes, survivors
 from pipelines.sources import ReadResult
 from pipelines.tables import CLASS_STATISTIC, LISTING, MASKS, from_ipc, to_ipc
-from pipelines.threads import SharedLock, map_ahead
 from pspnet_core.errors import ImageError
 from pspnet_core.images import ImageFile, decode_image, open_image
 from pspnet_core.inference import Outcome, Prediction, Prepared
 from pspnet_core.masks import run_lengths, to_png
 from pspnet_core.statistics import ClassStatistics, class_statistics, image_confidence
+from pspnet_core.threads import SharedLock, map_ahead
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -63,7 +64,8 @@ class Predictor(Protocol):
         """Make one ``(H, W, 3)`` uint8 RGB image ready; called in threads."""
 
     def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
-        """Label prepared images, in order; called by one thread at a time."""
+        """Label prepared images, in order. Called by a thread for each chunk; one chunk's images can be drawn when the
+        last one's are, though these may not all be labelled."""
 
 
 @runtime_checkable
@@ -258,8 +260,8 @@ class Segment:
                     yield result
 
         # Decoded before it is the chunk's turn, as far as the depth goes.
-        ready = watch.waiting("images", _begun(prepared()))
-        with contextlib.closing(self._in_turn(watch.waiting("predict", self.predictor.predict(ready)))) as outcomes:
+        with contextlib.closing(self._in_turn(_begun(prepared()))) as ready:
+            outcomes = watch.waiting("predict", self.predictor.predict(watch.waiting("images", ready)))
             finished = self._in_threads(lambda item: self._encode(item, watch), outcomes, _size)
             for position, result in enumerate(finished):
                 yield good[position], result

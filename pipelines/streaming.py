@@ -11,6 +11,7 @@ from pipelines.chunks import ChunkRow, Work
 from pipelines.cluster import Pool, Share, quiet_ray_data
 from pipelines.segmenting import Predictor, Segment
 from pspnet_core.checkpoints import Checkpoint
+from pspnet_core.device import best_device, works_alone
 from pspnet_core.inference import Segmenter
 
 WAVE = 2048
@@ -95,8 +96,16 @@ class MakeSegmenter:
     def __call__(self) -> Segmenter:
         """On the best device there is."""
         model: Checkpoint = ray.get(self.checkpoint)
-        memory = self.share.pass_memory_here()
-        return Segmenter(model.model, model.inference, batch=self.batch, memory=memory, compile=self.compile)
+        # What is compiled is for one thread at a time.
+        lanes = 1 if self.compile or works_alone(best_device()) else self.share.threads_here()
+        return Segmenter(
+            model.model,
+            model.inference,
+            batch=self.batch,
+            memory=self.share.pass_memory_here(),
+            lanes=lanes,
+            compile=self.compile,
+        )
 
 
 def segmenter_of(checkpoint: Checkpoint, *, batch: int, compile: bool, share: Share) -> MakeSegmenter:

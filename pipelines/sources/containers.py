@@ -17,8 +17,8 @@ from pipelines.sources import base
 from pipelines.sources.base import DENIED, ReadResult, Row, explained, place_of, rows_of, too_large
 from pipelines.sources.inputs import FIELD, Inputs
 from pipelines.storage import ObjectArchived, ObjectDenied, ObjectError, Store, StoredObject
-from pipelines.threads import map_ahead
 from pspnet_core.errors import ConfigError, ImageError
+from pspnet_core.threads import map_ahead
 
 log = logging.getLogger(__name__)
 FILES_AHEAD = 8

@@ -14,8 +14,8 @@ from fsspec.utils import glob_translate
 from pipelines.dates import with_date
 from pipelines.storage import THREADS, StoredObject, open_store
 from pipelines.storage.base import split_scheme
-from pipelines.threads import map_ahead
 from pspnet_core.errors import ConfigError
+from pspnet_core.threads import map_ahead
 
 FIELD = "input"
 SLICE = 4096

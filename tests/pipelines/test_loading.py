@@ -19,7 +19,7 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from pipelines.datasets import Dataset, open_dataset
 from pipelines.demo import draw_dataset
 from pipelines.loading import TASK_STEPS, Batch, Crops, Shard, epoch_order, feed_ray, feed_threads
-from pipelines.threads import map_ahead
+from pspnet_core.threads import map_ahead
 from pspnet_core.transforms import AugmentConfig
 
 BATCH = 4

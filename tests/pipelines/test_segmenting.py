@@ -119,7 +119,7 @@ class Grey:
 
     def __init__(self) -> None:
         self.prepared: set[int] = set()
-        self.inside = self.most_inside = 0
+        self.drawn: list[int] = []
         self.met = threading.Event()
 
     def prepare(self, image: NDArray[np.uint8]) -> Prepared:
@@ -127,17 +127,15 @@ class Grey:
         return Prepared(image.shape[0], image.shape[1], (image,))
 
     def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
-        self.inside += 1
-        self.most_inside = max(self.most_inside, self.inside)
         for image in images:
             self.attend(image)
             value = int(image.views[0][0, 0, 0])
+            self.drawn.append(value)
             mask = np.full((image.height, image.width), value % 4, np.uint8)
             yield Prediction(mask, np.ones(mask.shape, np.float32)) if value < 250 else ImageError("TooLarge", "alas")
-        self.inside -= 1
 
     def attend(self, image: Prepared) -> None:
-        """Called with each image, inside."""
+        """Called with each image."""
 
 
 class Mortal(Grey):
@@ -242,7 +240,31 @@ def test_while_one_chunk_is_with_the_network_the_next_ones_images_are_decoded(
         first = threads.submit(segment, chunk_of(0, range(1, 11)))
         other = threads.submit(segment, chunk_of(1, sorted(second)))
         assert [row["status"] for row in rows_of(first.result()) + rows_of(other.result())] == ["ok"] * 20
-    assert predictor.most_inside == 1
+    assert [set(predictor.drawn[:10]), set(predictor.drawn[10:])] in (
+        [set(range(1, 11)), second],
+        [second, set(range(1, 11))],
+    )
+
+
+def test_the_next_chunks_images_are_with_the_network_before_the_last_one_is_done(
+    make_segment: Callable[..., Segment],
+) -> None:
+    class Slow(Grey):
+        """Answers for the first chunk when the second one's images have come."""
+
+        def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+            for outcome in list(super().predict(images)):
+                assert self.met.wait(PATIENCE_S)
+                yield outcome
+
+        def attend(self, image: Prepared) -> None:
+            if self.drawn:
+                self.met.set()
+
+    segment = make_segment(Slow())
+    with ThreadPoolExecutor(2) as threads:
+        done = list(threads.map(segment, [chunk_of(0, [1]), chunk_of(1, [2])]))
+    assert [row["labelled"] for row in done] == [1, 1]
 
 
 def test_a_chunk_that_fails_lets_the_next_one_in(make_segment: Callable[..., Segment]) -> None:

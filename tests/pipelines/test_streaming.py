@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
-from pipelines import cluster
+from pipelines import cluster, streaming
 from pipelines.cluster import PASS_SHARE, Share
 from pipelines.streaming import segmenter_of
-from pspnet_core import checkpoints
+from pspnet_core import checkpoints, inference
 from pspnet_core.footprint import bytes_per_pixel
 
 SIZE = ((48, 64, 3),)
@@ -25,3 +26,17 @@ def test_batches_are_sized_to_the_actors_memory(
     each = 48 * 64 * bytes_per_pixel(network.coarse, bands=3, device=device)
     monkeypatch.setattr(cluster, "machine_memory", lambda: round(inputs * each / PASS_SHARE))
     assert make().limits.of(SIZE) == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "compile", "expected"), [("cpu", False, True), ("cpu", True, False), ("cuda", False, False)]
+)
+def test_on_cpus_each_thread_of_an_actor_is_a_lane(
+    device: str, compile: bool, expected: bool, scene_model: Path, ray_cluster: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    share = Share(workers=1, cpus=1, gpus=0)
+    assert share.threads_here() > 1
+    monkeypatch.setattr(streaming, "best_device", lambda: torch.device(device))
+    monkeypatch.setattr(inference, "compiled", lambda function, device: function)
+    segmenter = segmenter_of(checkpoints.load(scene_model), batch=8, compile=compile, share=share)()
+    assert (segmenter.lanes is not None) is expected

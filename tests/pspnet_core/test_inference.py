@@ -10,6 +10,7 @@ import functools
 import io
 import logging
 import math
+import threading
 import weakref
 from collections.abc import Iterator
 from typing import Any, cast
@@ -626,6 +627,93 @@ def test_another_error_is_not_taken_for_too_little_memory() -> None:
     with pytest.raises(RuntimeError, match="expected scalar type"):
         segmenter([_image(16, 16)] * 4)
     assert len(_inputs(segmenter)) == 1
+
+
+# --- lanes ---------------------------------------------------------------------------------------------------------
+
+
+def test_on_a_cpu_a_pass_has_no_more_pixels_than_the_caches_like(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "CPU_PIXELS", 2 * 256 + 100)
+    images = [_image(16, 16, seed) for seed in range(5)] + [_image(32, 32)] * 2
+    segmenter = Segmenter(OneConvolution(), device=CPU, batch=8)
+    for found, expected in zip(
+        segmenter(images), Segmenter(OneConvolution(), device=CPU, batch=1)(images), strict=True
+    ):
+        _assert_same(found, expected)
+    assert [(shape[0], shape[2]) for shape in _inputs(segmenter)] == [(2, 16), (2, 16), (1, 32), (1, 32), (1, 16)]
+    segmenter.device = torch.device("meta")  # any other
+    assert segmenter.limits.of(((473, 473, 3),)) == 8
+
+
+class Meeting(OneConvolution):
+    """Counts the passes under way; goes on when ``together`` of them have met."""
+
+    def __init__(self, together: int) -> None:
+        super().__init__()
+        self.together = together
+        self.now = self.most = 0
+        self.threads: set[int] = set()
+        self.changed: threading.Condition | None = None  # the segmenter's own copy gets one
+
+    def coarse(self, images: Tensor) -> Tensor:
+        assert self.changed is not None
+        with self.changed:
+            self.now += 1
+            self.most = max(self.now, self.most)
+            self.threads.add(torch.get_num_threads())
+            self.changed.notify_all()
+            assert self.changed.wait_for(lambda: self.most >= self.together, timeout=60)
+        logits = super().coarse(images)
+        with self.changed:
+            self.now -= 1
+        return logits
+
+
+@pytest.fixture
+def one_thread_after() -> Iterator[None]:
+    """Gives torch its threads back, which lanes take from all that comes."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+def _meeting(lanes: int, *, together: int, memory: float = math.inf) -> tuple[Segmenter, Meeting]:
+    segmenter = Segmenter(OneConvolution(), device=CPU, batch=1, lanes=lanes, memory=memory)
+    model = Meeting(together)
+    model.changed = threading.Condition()
+    segmenter.model, segmenter.coarse = model, model.coarse
+    return segmenter, model
+
+
+@pytest.mark.usefixtures("one_thread_after")
+def test_in_lanes_passes_are_under_way_side_by_side_on_one_thread_each() -> None:
+    images = [_image(16 + 8 * (seed % 3), 16, seed) for seed in range(20)]
+    segmenter, model = _meeting(3, together=3)
+    for found, expected in zip(segmenter(images), Segmenter(OneConvolution(), device=CPU)(images), strict=True):
+        _assert_same(found, expected)
+    assert (model.most, model.threads) == (3, {1})
+
+
+@pytest.mark.usefixtures("one_thread_after")
+def test_passes_under_way_side_by_side_share_the_memory() -> None:
+    memory = 2 * 256 * bytes_per_pixel(OneConvolution().coarse, bands=3, device=CPU)
+    segmenter, model = _meeting(4, together=2, memory=memory)
+    assert len(segmenter([_image(16, 16, seed) for seed in range(12)])) == 12
+    assert model.most == 2
+    segmenter, model = _meeting(4, together=1, memory=memory)
+    assert len(segmenter([_image(32, 32, seed) for seed in range(5)])) == 5
+    assert model.most == 1
+
+
+@pytest.mark.usefixtures("one_thread_after")
+def test_an_error_in_a_lane_comes_out_and_an_image_that_does_not_fit_stays_in_its_place() -> None:
+    images = [_image(16, 16, seed) if seed % 3 else _image(32, 32, seed) for seed in range(9)]
+    segmenter = Segmenter(Crowded(600), device=CPU, batch=2, lanes=2)
+    outcomes = list(segmenter.predict(map(segmenter.prepare, images)))
+    assert [isinstance(outcome, ImageError) for outcome in outcomes] == [seed % 3 == 0 for seed in range(9)]
+    broken = Segmenter(Crowded(100, RuntimeError("expected scalar type Float")), device=CPU, batch=2, lanes=2)
+    with pytest.raises(RuntimeError, match="expected scalar type"):
+        broken(images)
 
 
 # --- a device that works alone ------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.threads import SharedLock, map_ahead
+from pspnet_core.threads import SharedLock, map_ahead
 
 T = TypeVar("T")
 
