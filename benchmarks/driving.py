@@ -80,7 +80,7 @@ def _measured(chain: Chain, chunks: int) -> Figures:
     next(rows)
     started, cpu, memory = time.perf_counter(), time.process_time(), [_memory()]
     for done in rows:
-        if done % (chunks // QUARTERS) == 0:
+        if done % max(1, chunks // QUARTERS) == 0:
             memory.append(_memory())
     seconds, spent = time.perf_counter() - started, time.process_time() - cpu
     return Figures(

@@ -9,6 +9,7 @@ import ray.data
 from pipelines.blocks import rows_of
 from pipelines.chunks import ChunkRow, Work
 from pipelines.cluster import Pool, Share, quiet_ray_data
+from pipelines.machine import give_memory_back
 from pipelines.segmenting import Predictor, Segment
 from pspnet_core.checkpoints import Checkpoint
 from pspnet_core.device import best_device, works_alone
@@ -49,6 +50,7 @@ class Chain:
             if stopped():
                 return
             yield from rows_of(self._wave(chunks[start : start + WAVE]))
+            give_memory_back()
 
     def _wave(self, chunks: Sequence[int]) -> ray.data.Dataset:
         wave: ray.data.Dataset = ray.data.from_items(

@@ -1,12 +1,14 @@
 """The memory that there is, in a container and out of it."""
 
+import ctypes
+import weakref
 from pathlib import Path
 
 import psutil  # type: ignore[import-untyped]
 import pytest
 
 from pipelines import machine
-from pipelines.machine import machine_memory
+from pipelines.machine import give_memory_back, machine_memory
 
 
 @pytest.mark.parametrize("text", ["max\n", str(2**62)])  # no limit, by either version of control groups
@@ -27,3 +29,20 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_where_there_are_no_control_groups_it_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "LIMITS", ())
     assert machine_memory() == psutil.virtual_memory().total
+
+
+def test_memory_that_nothing_refers_to_is_let_go_of() -> None:
+    class Knot:
+        pass
+
+    knot = Knot()
+    knot.own = knot  # type: ignore[attr-defined]
+    seen = weakref.ref(knot)
+    del knot
+    give_memory_back()
+    assert seen() is None
+
+
+def test_a_c_library_without_a_way_to_give_memory_back_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    give_memory_back()
