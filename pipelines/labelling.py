@@ -246,6 +246,14 @@ class _Job:
 
     def run(self) -> _Outcome:
         """Finish the plan that is open, if there is one; then list, and carry out plans until nothing is pending."""
+        with contextlib.ExitStack() as stack:
+            outcome, begun = None, False
+            while outcome is None:  # where another run was waited for, what was found before is out of date
+                outcome, begun = self._run(stack, begun=begun), True
+            return outcome
+
+    def _run(self, run: contextlib.ExitStack, *, begun: bool) -> "_Outcome | None":
+        """As ``run``, which ends with ``run``; None where another run was waited for, and nothing was done yet."""
         now = utc_now()
         inputs = self.config.inputs(now)
         order = Order(
@@ -260,14 +268,16 @@ class _Job:
             crew = functools.cache(lambda: stack.enter_context(self._crew()))
             before = _Outcome(images=0, totals=Totals(), run_id=None)
             if opened:  # before anything is listed: {date} may lead to a folder that is not there (yet)
-                stack.enter_context(self._under_way())
+                if not begun and run.enter_context(self._under_way()):
+                    return None
                 before = self._resume(opened, crew)
             if before.stopped:
                 return before
             with spooled(self._found(inputs)) as listing:
                 if not opened:
                     self._check_images(listing, inputs)
-                    stack.enter_context(self._under_way())
+                    if not begun and run.enter_context(self._under_way()):
+                        return None
                 gone = listing.absent(self.ledger.rows(opened, VERSION.names)) if opened else 0
                 outcome = self._label(listing, order, crew)
         return dataclasses.replace(
@@ -337,14 +347,18 @@ class _Job:
         return self.ending.came
 
     @contextlib.contextmanager
-    def _under_way(self) -> Iterator[None]:
-        """From here on others are told of the run; of one that a mistake in the config ends before, they need not."""
+    def _under_way(self) -> Iterator[bool]:
+        """From here on others are told of the run; of one that a mistake in the config ends before, they need not.
+
+        Yields:
+            Whether another run was waited for.
+        """
         self.ledger.store.check_writable_atomically()
-        with leased(self.ledger.store, self.ledger.paths.lease, wait=self.config.wait):
+        with leased(self.ledger.store, self.ledger.paths.lease, wait=self.config.wait) as waited:
             if self.record:
                 setting = dataclasses.asdict(self.config) | _identity(self.checkpoint)
                 self.record.log(lambda run: log_start(run, setting, self.origin))
-            yield
+            yield waited
 
     @contextlib.contextmanager
     def _crew(self) -> Iterator["_Crew"]:

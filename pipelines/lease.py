@@ -16,17 +16,21 @@ import socket
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
-from pipelines.storage import ObjectChanged, ObjectMissing, Store
+from pipelines.storage import ObjectChanged, ObjectMissing, Store, TransientStorageError
 from pipelines.tables import utc_now
 from pipelines.ticking import ticking
 from pspnet_core.errors import PspnetError
 
 log = logging.getLogger(__name__)
 
+TROUBLE = (PspnetError, OSError, psutil.Error)
+"""What may go wrong with a lease, and concerns nothing else."""
+BOOT = Path("/proc/sys/kernel/random/boot_id")
 SAME_START_S = 2.0
 """Seconds by which two answers to when a process was started may differ."""
 
@@ -45,13 +49,15 @@ class Holder:
     """What a lease says.
 
     Attributes:
-        process, started: on ``host``; number, and seconds since the epoch.
+        host, machine: its name; what tells it from others of the same name, and one container on it from the other.
+        process, started: number, and seconds since the epoch.
         since: when it began to hold the lease, in ISO 8601.
         token: no other holder has it.
         renewals: how often the lease was renewed.
     """
 
     host: str
+    machine: str
     process: int
     started: float
     since: str
@@ -64,6 +70,7 @@ class Holder:
         own = psutil.Process()
         return cls(
             host=socket.gethostname(),
+            machine=_machine(),
             process=os.getpid(),
             started=own.create_time(),
             since=f"{utc_now():%Y-%m-%dT%H:%M:%SZ}",
@@ -74,33 +81,42 @@ class Holder:
 
     def has_ended(self) -> bool:
         """Whether it is known to be gone; of another machine nothing is known."""
-        if self.host != socket.gethostname():
+        if self.machine != _machine():
             return False
         try:
+            if not psutil.pid_exists(self.process):
+                return True
             found = psutil.Process(self.process)
             same = abs(found.create_time() - self.started) < SAME_START_S
             return not same or found.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
+        except psutil.AccessDenied:
+            return False
+
+
+UNKNOWN = Holder(host="a machine unknown", machine="", process=0, started=0.0, since="a time unknown", token="")
 
 
 @contextlib.contextmanager
-def leased(store: Store, path: str, *, wait: bool, terms: Terms | None = None) -> Iterator[None]:
-    """Hold the lease at ``path`` within the context, as far as that can be had.
+def leased(store: Store, path: str, *, wait: bool, terms: Terms | None = None) -> Iterator[bool]:
+    """Hold the lease at ``path`` within the context, as far as that can be had. What goes wrong with it is logged, and
+    does not concern the work.
 
     Args:
         wait: whether to wait while somebody else holds it; otherwise that is told, and work goes on beside them.
 
-    What goes wrong with the lease is logged and does not concern the work.
+    Yields:
+        Whether somebody else was waited for.
     """
     terms = terms or Terms()
     lease = _Lease(store, path, terms)
     if not lease.acquire(wait=wait):
-        yield
+        yield lease.waited
         return
     try:
         with ticking(terms.renewal, lease.renew):
-            yield
+            yield lease.waited
     finally:
         lease.release()
 
@@ -109,46 +125,59 @@ class _Lease:
     def __init__(self, store: Store, path: str, terms: Terms) -> None:
         self.store, self.path, self.terms = store, path, terms
         self.own = Holder.here()
-        self.held = False
+        self.held = self.waited = False
 
     def acquire(self, *, wait: bool) -> bool:
         """Whether the lease is held now."""
         try:
             self.held = self._acquire(wait=wait)
-        except PspnetError as error:
+        except TROUBLE as error:
             log.warning("others cannot be told that this run is under way: %s", error)
         return self.held
 
     def _acquire(self, *, wait: bool) -> bool:
-        seen, unchanged, told = "", time.monotonic(), ""
-        while not self.store.put_if_absent(self.path, _content(self.own)):
-            found = self._found()
-            if found is None:  # gone, or changed, this very moment
-                continue
-            holder, etag = found
+        seen, unchanged = "", time.monotonic()
+        while not self._created():
+            holder, etag = self._found() or (UNKNOWN, "")  # between two requests it was renewed or released
             if holder.token == self.own.token:  # the answer to an earlier attempt was lost
                 break
             if etag != seen:
                 seen, unchanged = etag, time.monotonic()
             if holder.has_ended() or time.monotonic() - unchanged > self.terms.life:
-                if self.store.put_if_match(self.path, _content(self.own), etag):
+                if etag and self.store.put_if_match(self.path, _content(self.own), etag):
                     log.warning("taking over from a run that gives no sign of life any more (%s)", holder)
                     break
-                continue
-            if not wait:
+                if not etag:
+                    log.warning("others cannot be told that this run is under way: %s cannot be written", self.path)
+                    return False
+            elif not wait:
                 log.warning("another run is at work on the same (%s); some work will be done twice", holder)
                 return False
-            if holder.token != told:
-                told = holder.token
+            elif etag and not self.waited:
+                self.waited = True
                 log.warning("waiting for another run that is at work on the same (%s)", holder)
             time.sleep(self.terms.look)
         return True
 
+    def _created(self) -> bool:
+        """Whether nobody held the lease; False while storage is away from somebody who waits."""
+        try:
+            return self.store.put_if_absent(self.path, _content(self.own))
+        except TransientStorageError:
+            if not self.waited:
+                raise
+            return False
+
     def _found(self) -> tuple[Holder, str] | None:
         """Who holds the lease, and its version."""
-        with contextlib.suppress(ObjectMissing, ObjectChanged):  # between the two requests it was renewed or released
+        try:
             if found := self.store.stat(self.path):
                 return _holder(self.store.read_if(self.path, found.etag)), found.etag
+        except (ObjectMissing, ObjectChanged):
+            pass
+        except TransientStorageError:
+            if not self.waited:
+                raise
         return None
 
     def renew(self) -> None:
@@ -156,28 +185,35 @@ class _Lease:
         if not self.held:
             return
         try:
-            if found := self._own_version():
-                self.own = replace(self.own, renewals=self.own.renewals + 1)
-                self.store.put_if_match(self.path, _content(self.own), found)
-        except PspnetError as error:
+            self.own = replace(self.own, renewals=self.own.renewals + 1)
+            if self._is_own():
+                self.store.put_if_match(self.path, _content(self.own), self.version)
+            elif self.held:  # somebody has deleted it
+                self.store.put_if_absent(self.path, _content(self.own))
+        except TransientStorageError as error:
             log.warning("others may think that this run has ended: %s", error)
+        except TROUBLE as error:
+            self.held = False
+            log.warning("others are not told any more that this run is under way: %s", error)
 
     def release(self) -> None:
         """Let the next one have it."""
         try:
-            if self.held and self._own_version():
+            if self.held and self._is_own():
                 self.store.delete(self.path)
-        except PspnetError as error:
+        except TROUBLE as error:
             log.warning("the next run will wait up to %g s for this one: %s", self.terms.life, error)
 
-    def _own_version(self) -> str | None:
-        """The lease's version, as long as it is ours."""
+    def _is_own(self) -> bool:
+        """Whether the lease is there and ours, in which case ``version`` is its version now."""
         found = self._found()
-        if found and found[0].token == self.own.token:
-            return found[1]
-        self.held = False
-        log.warning("another run has taken over (%s); some work will be done twice", found[0] if found else "gone")
-        return None
+        if found is None:
+            return False
+        holder, self.version = found
+        if holder.token != self.own.token:
+            self.held = False
+            log.warning("another run has taken over (%s); some work will be done twice", holder)
+        return self.held
 
 
 def _content(holder: Holder) -> bytes:
@@ -189,4 +225,12 @@ def _holder(content: bytes) -> Holder:
         known: dict[str, Any] = json.loads(content)
         return Holder(**known)
     except (TypeError, ValueError):  # of another version, or damaged: it still counts, as long as it lives
-        return Holder(host="a machine unknown", process=0, started=0.0, since="a time unknown", token="")
+        return UNKNOWN
+
+
+def _machine() -> str:
+    """What tells the processes of one running system, or of one container of it, from all others."""
+    namespace = Path("/proc/self/ns/pid")
+    if BOOT.is_file() and namespace.is_symlink():
+        return f"{BOOT.read_text().strip()} {os.readlink(namespace)}"
+    return socket.gethostname()

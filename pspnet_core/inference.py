@@ -30,7 +30,7 @@ from pspnet_core.folding import deploy
 from pspnet_core.footprint import bytes_per_pixel
 from pspnet_core.images import MAX_PIXELS, ImageFile, decode_image, decode_views
 from pspnet_core.pspnet import PSPNet
-from pspnet_core.threads import map_ahead
+from pspnet_core.threads import Room, map_ahead
 from pspnet_core.windows import windows
 
 T = TypeVar("T")
@@ -163,12 +163,14 @@ class Segmenter:
         self.settings = settings or InferenceSettings()
         self.device = device or best_device()
         self.batch = batch
-        self.limits = Limits(batch, self._inputs_that_fit)
         self.window = Window(items=WAITING_BATCHES * batch, bytes=WAITING_BYTES)
         self.model = deploy(model, inference_dtype(self.device), device=self.device)
-        self.pixels = math.inf  # of the inputs of all passes under way
+        pixels = math.inf
         if memory < math.inf:
-            self.pixels = memory / bytes_per_pixel(self.model.coarse, bands=model.config.bands, device=self.device)
+            pixels = memory / bytes_per_pixel(self.model.coarse, bands=model.config.bands, device=self.device)
+        self.room = Room(pixels)  # for the inputs of all passes under way, whoever began them
+        of_one_pass = min(pixels, CPU_PIXELS) if self.device.type == "cpu" else pixels
+        self.limits = Limits(batch, functools.partial(_inputs_in, of_one_pass, side=self.settings.window))
         self.lanes = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,)) if lanes > 1 else None
         self.depth = 2 * lanes
         self.coarse = compiled(self.model.coarse, self.device) if compile else self.model.coarse
@@ -222,30 +224,27 @@ class Segmenter:
         """Positions and outcomes, batch by batch. A device that works alone has the next batch before they are asked
         for, so that it need not wait while they are fetched and more images are prepared."""
         if self.lanes:
-            weight, most = self._pixels_of, self.pixels
-            return itertools.chain.from_iterable(
-                map_ahead(self.lanes, self._launched, batches, depth=self.depth, weight=weight, most=most)
+            ahead = map_ahead(
+                self.lanes, self._launched, batches, depth=self.depth, weight=_bytes_of, most=WAITING_BYTES
             )
+            return itertools.chain.from_iterable(ahead)
         launched = map(self._launched, batches)
         return itertools.chain.from_iterable(one_ahead(launched) if works_alone(self.device) else launched)
 
     @torch.inference_mode()
     def _launched(self, batch: list[tuple[int, Prepared]]) -> list[tuple[int, "_InFlight"]]:
-        outcomes = self._outcomes([image for _, image in batch])
-        return list(zip([position for position, _ in batch], outcomes, strict=True))
+        positions, images = [position for position, _ in batch], [image for _, image in batch]
+        with self.room.taken(self._pixels_of(images)):
+            return list(zip(positions, self._outcomes(images), strict=True))
 
     def _images_at_once(self, size: "Sizes") -> int:
         """Images whose windows all fit into one pass share it; an image with more windows is alone."""
         return max(1, self.limits.of(size) // self._windows(size))
 
-    def _inputs_that_fit(self, size: "Sizes") -> float:
-        pixels = min(self.pixels, CPU_PIXELS) if self.device.type == "cpu" else self.pixels
-        return pixels / _most_pixels(size, self.settings.window)
-
-    def _pixels_of(self, batch: list[tuple[int, Prepared]]) -> float:
-        """Of all inputs of a pass."""
-        size = _sizes(batch[0][1])
-        return self._inputs(len(batch), size, self.limits.of(size)) * _most_pixels(size, self.settings.window)
+    def _pixels_of(self, images: Sequence[Prepared]) -> float:
+        """Of all inputs of a pass over images of one size."""
+        size = _sizes(images[0])
+        return self._inputs(len(images), size, self.limits.of(size)) * _most_pixels(size, self.settings.window)
 
     def _inputs(self, images: int, size: "Sizes", limit: int) -> int:
         """Of one pass over so many images: as many windows of each as the limit allows."""
@@ -329,6 +328,14 @@ def _most_bytes(image: Prepared) -> int:
 @functools.lru_cache(maxsize=1024)
 def _most_windows(size: Sizes, side: int) -> int:
     return max(len(windows(height, width, side)) for height, width, _ in size)
+
+
+def _bytes_of(batch: Sequence[tuple[int, Prepared]]) -> int:
+    return sum(_most_bytes(image) for _, image in batch)
+
+
+def _inputs_in(pixels: float, size: Sizes, *, side: int) -> float:
+    return pixels / _most_pixels(size, side)
 
 
 def _most_pixels(size: Sizes, side: int) -> int:

@@ -1,4 +1,4 @@
-"""Threads: working ahead in them, in order and within a bound, and a lock that some may share."""
+"""Threads: working ahead in them, in order and within a bound; room that they share, and a lock that some may share."""
 
 import collections
 import contextlib
@@ -39,6 +39,32 @@ def map_ahead(
             yield ahead.popleft()[0].result()
     while ahead:
         yield ahead.popleft()[0].result()
+
+
+class Room:
+    """Room for so much at a time; what is more than that is let in alone.
+
+    Args:
+        most: in the units of ``taken``.
+    """
+
+    def __init__(self, most: float) -> None:
+        self.most = most
+        self._changed = threading.Condition()
+        self._inside: list[float] = []
+
+    @contextlib.contextmanager
+    def taken(self, weight: float) -> Iterator[None]:
+        """Wait until there is room, and take it."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._inside or sum(self._inside) + weight <= self.most)
+            self._inside.append(weight)
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._inside.remove(weight)
+                self._changed.notify_all()
 
 
 class SharedLock:

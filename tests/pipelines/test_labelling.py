@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from io import BytesIO
@@ -36,6 +37,7 @@ from pspnet_core.inference import Segmenter
 from pspnet_core.masks import from_png, from_run_lengths
 from pspnet_core.scenes import SCENE_CLASSES, draw_scene
 from tests.labelfiles import substance
+from tests.pipelines.waiting import until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 IMAGES = 13
@@ -339,11 +341,29 @@ def test_a_run_takes_over_from_one_that_was_killed_and_waits_for_nobody_if_told(
     """Leases are told apart by what they say of their holder."""
     lease = finished.labels / ".lease" / f"{next(finished.labels.glob('masks/model=*')).name}.json"
     here = Holder.here()
-    for holder, left in ((replace(here, started=0.0), False), (replace(here, host="far-away"), True)):
+    for holder, left in ((replace(here, started=0.0), False), (replace(here, machine="far-away"), True)):
         lease.parent.mkdir(exist_ok=True)
         lease.write_text(json.dumps(asdict(holder)))
         assert label(finished.config(wait=False))["skipped"] == IMAGES
         assert lease.exists() is left
+
+
+def test_a_run_that_waited_for_another_one_labels_what_is_new_by_then(
+    tmp_path: Path, scene_model: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = configs(fill(tmp_path / "bucket"), tmp_path / "out", scene_model)()
+    partition = checkpoints.load(scene_model).partition
+    lease = tmp_path / "out" / Paths(partition=partition).lease
+    lease.parent.mkdir(parents=True)
+    lease.write_text(json.dumps(asdict(replace(Holder.here(), machine="far-away"))))
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(label, config)
+        until(lambda: "waiting for another run" in caplog.text)
+        assert not list((tmp_path / "out").glob("plans/*/*"))
+        (tmp_path / "bucket" / "late.png").write_bytes(encoded(scene(99), "PNG"))
+        lease.unlink()
+        assert waiting.result(timeout=240)["labelled"] == IMAGES + 1
+    assert not lease.exists()
 
 
 def test_the_job_on_s3_from_flags_to_sql(s3_bucket: str, undisturbed: Finished, scene_model: Path) -> None:

@@ -21,7 +21,7 @@ from pipelines.storage import Store, TransientStorageError, open_store
 from tests.pipelines.waiting import until
 
 PATH = ".lease/model=street.json"
-FAR = replace(Holder.here(), host="far-away", process=4711, token="far")
+FAR = replace(Holder.here(), host="far-away", machine="another", process=4711, token="far")
 QUICK = Terms(look=0.01)
 
 
@@ -156,7 +156,7 @@ def test_a_process_number_that_another_one_has_now_is_not_the_holder() -> None:
     own = Holder.here()
     assert not own.has_ended()
     assert replace(own, started=own.started - 3600).has_ended()
-    assert not replace(own, host="far-away", started=own.started - 3600).has_ended()
+    assert not replace(own, machine="another", started=own.started - 3600).has_ended()
 
 
 def test_whoever_was_taken_over_leaves_the_other_one_alone(store: Store, caplog: pytest.LogCaptureFixture) -> None:
@@ -187,12 +187,13 @@ def test_an_answer_that_was_lost_is_no_other_holder(store: Store, monkeypatch: p
     assert not store.exists(PATH)
 
 
+@pytest.mark.parametrize("error", [TransientStorageError("nobody answers"), OSError(38, "nobody answers")], ids=type)
 @pytest.mark.parametrize("request_", ["put_if_absent", "put_if_match", "delete"])
 def test_a_lease_that_cannot_be_had_stops_nobody(
-    request_: str, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    request_: str, error: Exception, store: Store, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     def fail(*_: object) -> bool:
-        raise TransientStorageError("nobody answers")
+        raise error
 
     monkeypatch.setattr(store, request_, fail)
     done = threading.Event()
@@ -202,3 +203,40 @@ def test_a_lease_that_cannot_be_had_stops_nobody(
         done.set()
     assert done.is_set()
     assert "nobody answers" in caplog.text
+
+
+def test_storage_that_is_away_while_somebody_waits_is_waited_for(
+    store: Store, monkeypatch: pytest.MonkeyPatch, make_clock: Callable[..., Clock]
+) -> None:
+    put(store, FAR)
+    put_if_absent = store.put_if_absent
+
+    def away(*_: object) -> bool:
+        raise TransientStorageError("nobody answers")
+
+    clock = make_clock(
+        lambda: monkeypatch.setattr(store, "put_if_absent", away),
+        lambda: store.delete(PATH),
+        lambda: monkeypatch.setattr(store, "put_if_absent", put_if_absent),
+    )
+    with leased(store, PATH, wait=True, terms=Terms(life=60, look=20)) as waited:
+        assert waited
+        assert clock.now == 60
+        assert holder_of(store).process == psutil.Process().pid
+
+
+def test_one_that_is_deleted_is_made_anew(store: Store) -> None:
+    with leased(store, PATH, wait=True, terms=Terms(renewal=0.01)) as waited:
+        assert not waited
+        store.delete(PATH)
+        until(lambda: store.exists(PATH))
+        until(lambda: holder_of(store).renewals > 3)
+    assert not store.exists(PATH)
+
+
+def test_a_place_that_nothing_can_be_written_to_is_given_up(tmp_path: Path, make_clock: Callable[..., Clock]) -> None:
+    store = open_store(str(tmp_path), field="output")
+    (tmp_path / PATH).mkdir(parents=True)  # neither absent nor a file
+    clock = make_clock()
+    with leased(store, PATH, wait=True, terms=Terms(life=60, look=20)) as waited:
+        assert (waited, clock.now) == (False, 80)

@@ -24,6 +24,7 @@ def test_batches_are_sized_to_the_actors_memory(
     make = segmenter_of(checkpoints.load(scene_model), batch=8, compile=False, share=share)
     network, device = make().model, make().device
     each = 48 * 64 * bytes_per_pixel(network.coarse, bands=3, device=device)
+    monkeypatch.setattr(cluster, "total_memory", lambda _: None)
     monkeypatch.setattr(cluster, "machine_memory", lambda: round(inputs * each / PASS_SHARE))
     assert make().limits.of(SIZE) == expected
 

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import copy
 import functools
+import gc
 import io
 import logging
 import math
 import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, cast
 
 import numpy as np
@@ -641,8 +643,8 @@ def test_on_a_cpu_a_pass_has_no_more_pixels_than_the_caches_like(monkeypatch: py
     ):
         _assert_same(found, expected)
     assert [(shape[0], shape[2]) for shape in _inputs(segmenter)] == [(2, 16), (2, 16), (1, 32), (1, 32), (1, 16)]
-    segmenter.device = torch.device("meta")  # any other
-    assert segmenter.limits.of(((473, 473, 3),)) == 8
+    elsewhere = Segmenter(OneConvolution(), device=torch.device("meta"), batch=8)
+    assert elsewhere.limits.of(((473, 473, 3),)) == 8
 
 
 class Meeting(OneConvolution):
@@ -703,6 +705,30 @@ def test_passes_under_way_side_by_side_share_the_memory() -> None:
     segmenter, model = _meeting(4, together=1, memory=memory)
     assert len(segmenter([_image(32, 32, seed) for seed in range(5)])) == 5
     assert model.most == 1
+
+
+@pytest.mark.parametrize("lanes", [1, 4])
+@pytest.mark.usefixtures("one_thread_after")
+def test_whoever_begins_passes_they_share_the_memory(lanes: int) -> None:
+    memory = 256 * bytes_per_pixel(OneConvolution().coarse, bands=3, device=CPU)
+    segmenter, model = _meeting(lanes, together=1, memory=memory)
+    images = [segmenter.prepare(_image(16, 16, seed)) for seed in range(12)]
+    with ThreadPoolExecutor(3) as callers:
+        for outcomes in callers.map(lambda _: list(segmenter.predict(images)), range(3)):
+            assert len(outcomes) == 12
+    assert model.most == 1
+
+
+def test_a_segmenter_goes_when_nobody_needs_it() -> None:
+    """With its copy of the network, at once: not when some collector comes by."""
+    gc.disable()
+    try:
+        segmenter = Segmenter(OneConvolution(), device=CPU)
+        seen = weakref.ref(segmenter.model)
+        del segmenter
+        assert seen() is None
+    finally:
+        gc.enable()
 
 
 @pytest.mark.usefixtures("one_thread_after")
