@@ -171,8 +171,8 @@ class Segmenter:
         self.room = Room(pixels)  # for the inputs of all passes under way, whoever began them
         of_one_pass = min(pixels, CPU_PIXELS) if self.device.type == "cpu" else pixels
         self.limits = Limits(batch, functools.partial(_inputs_in, of_one_pass, side=self.settings.window))
-        self.lanes = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,)) if lanes > 1 else None
-        self.depth = 2 * lanes
+        self.lanes = lanes
+        self.pool = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,)) if lanes > 1 else None
         self.coarse = compiled(self.model.coarse, self.device) if compile else self.model.coarse
 
     def __call__(self, images: Sequence[NDArray[np.uint8]]) -> list[Prediction]:
@@ -223,10 +223,9 @@ class Segmenter:
     def _in_flight(self, batches: Iterable[list[tuple[int, Prepared]]]) -> Iterator[tuple[int, "_InFlight"]]:
         """Positions and outcomes, batch by batch. A device that works alone has the next batch before they are asked
         for, so that it need not wait while they are fetched and more images are prepared."""
-        if self.lanes:
-            ahead = map_ahead(
-                self.lanes, self._launched, batches, depth=self.depth, weight=_bytes_of, most=WAITING_BYTES
-            )
+        if self.pool:
+            most = self.lanes * WAITING_BYTES
+            ahead = map_ahead(self.pool, self._launched, batches, depth=2 * self.lanes, weight=_bytes_of, most=most)
             return itertools.chain.from_iterable(ahead)
         launched = map(self._launched, batches)
         return itertools.chain.from_iterable(one_ahead(launched) if works_alone(self.device) else launched)
