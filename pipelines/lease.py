@@ -147,7 +147,7 @@ class _Lease:
                 if etag and self.store.put_if_match(self.path, _content(self.own), etag):
                     log.warning("taking over from a run that gives no sign of life any more (%s)", holder)
                     break
-                if not etag:
+                if not etag and not self.waited:  # nor is it that storage is away
                     log.warning("others cannot be told that this run is under way: %s cannot be written", self.path)
                     return False
             elif not wait:
