@@ -322,8 +322,7 @@ class _Job:
 
     def replay(self, kinds: Sequence[str]) -> _Outcome:
         """Try error rows again."""
-        self.ledger.store.check_replaces_atomically()
-        with self._under_way():
+        with self._under_way(replacing=True):
             return self._replay(kinds)
 
     def _replay(self, kinds: Sequence[str]) -> _Outcome:
@@ -347,14 +346,21 @@ class _Job:
         return self.ending.came
 
     @contextlib.contextmanager
-    def _under_way(self) -> Iterator[bool]:
+    def _under_way(self, *, replacing: bool = False) -> Iterator[bool]:
         """From here on others are told of the run; of one that a mistake in the config ends before, they need not.
+
+        Args:
+            replacing: whether label files are to be written again.
 
         Yields:
             Whether another run was waited for.
         """
-        self.ledger.store.check_writable_atomically()
-        with leased(self.ledger.store, self.ledger.paths.lease, wait=self.config.wait) as waited:
+        store = self.ledger.store
+        if replacing:
+            store.check_replaces_atomically()
+        else:
+            store.check_writable_atomically()
+        with leased(store, self.ledger.paths.lease, wait=self.config.wait) as waited:
             if self.record:
                 setting = dataclasses.asdict(self.config) | _identity(self.checkpoint)
                 self.record.log(lambda run: log_start(run, setting, self.origin))

@@ -137,16 +137,16 @@ class _Lease:
 
     def _acquire(self, *, wait: bool) -> bool:
         seen, unchanged = "", time.monotonic()
-        while not self._created():
-            holder, etag = self._found() or (UNKNOWN, "")  # between two requests it was renewed or released
-            if holder.token == self.own.token:  # the answer to an earlier attempt was lost
-                break
+        while True:
+            holder, etag = self._asked_for()
+            if holder.token == self.own.token:
+                return True
             if etag != seen:
                 seen, unchanged = etag, time.monotonic()
             if holder.has_ended() or time.monotonic() - unchanged > self.terms.life:
                 if etag and self.store.put_if_match(self.path, _content(self.own), etag):
                     log.warning("taking over from a run that gives no sign of life any more (%s)", holder)
-                    break
+                    return True
                 if not etag and not self.waited:  # nor is it that storage is away
                     log.warning("others cannot be told that this run is under way: %s cannot be written", self.path)
                     return False
@@ -157,27 +157,23 @@ class _Lease:
                 self.waited = True
                 log.warning("waiting for another run that is at work on the same (%s)", holder)
             time.sleep(self.terms.look)
-        return True
 
-    def _created(self) -> bool:
-        """Whether nobody held the lease; False while storage is away from somebody who waits."""
+    def _asked_for(self) -> tuple[Holder, str]:
+        """Who holds the lease, which we do from now on if nobody did, and its version; "" where neither can be told."""
         try:
-            return self.store.put_if_absent(self.path, _content(self.own))
+            if self.store.put_if_absent(self.path, _content(self.own)):
+                return self.own, ""
+            return self._found() or (UNKNOWN, "")  # between two requests it was renewed or released
         except TransientStorageError:
             if not self.waited:
                 raise
-            return False
+            return UNKNOWN, ""  # an outage does not end the waiting
 
     def _found(self) -> tuple[Holder, str] | None:
-        """Who holds the lease, and its version."""
-        try:
+        """Who holds the lease, and its version; None where it is gone, or changes at this very moment."""
+        with contextlib.suppress(ObjectMissing, ObjectChanged):
             if found := self.store.stat(self.path):
                 return _holder(self.store.read_if(self.path, found.etag)), found.etag
-        except (ObjectMissing, ObjectChanged):
-            pass
-        except TransientStorageError:
-            if not self.waited:
-                raise
         return None
 
     def renew(self) -> None:
@@ -186,10 +182,11 @@ class _Lease:
             return
         try:
             self.own = replace(self.own, renewals=self.own.renewals + 1)
-            if self._is_own():
-                self.store.put_if_match(self.path, _content(self.own), self.version)
-            elif self.held:  # somebody has deleted it
+            found = self._found()
+            if found is None:  # somebody has deleted it
                 self.store.put_if_absent(self.path, _content(self.own))
+            elif self._is_ours(found[0]):
+                self.store.put_if_match(self.path, _content(self.own), found[1])
         except TransientStorageError as error:
             log.warning("others may think that this run has ended: %s", error)
         except TROUBLE as error:
@@ -199,17 +196,14 @@ class _Lease:
     def release(self) -> None:
         """Let the next one have it."""
         try:
-            if self.held and self._is_own():
+            found = self._found() if self.held else None
+            if found and self._is_ours(found[0]):
                 self.store.delete(self.path)
         except TROUBLE as error:
             log.warning("the next run will wait up to %g s for this one: %s", self.terms.life, error)
 
-    def _is_own(self) -> bool:
-        """Whether the lease is there and ours, in which case ``version`` is its version now."""
-        found = self._found()
-        if found is None:
-            return False
-        holder, self.version = found
+    def _is_ours(self, holder: Holder) -> bool:
+        """Whether nobody has taken over, which is told once."""
         if holder.token != self.own.token:
             self.held = False
             log.warning("another run has taken over (%s); some work will be done twice", holder)

@@ -333,13 +333,14 @@ def test_chunks_under_way_outlast_an_output_that_is_away_for_two_minutes(
     monkeypatch.setattr(labelling, "Read", read)
     with pytest.raises(Stop):
         label(finished.config(output=str(tmp_path / "away")))
-    retries = found[0].output.retries
+    output, retries = found[0].output, found[0].output.retries
+    assert (output.root, output.field) == (str(tmp_path / "away"), "output")
     assert sum(min(retries.first_wait * 2**done, retries.longest_wait) for done in range(retries.attempts - 1)) >= 120
 
 
 def test_a_run_takes_over_from_one_that_was_killed_and_waits_for_nobody_if_told(finished: Finished) -> None:
     """Leases are told apart by what they say of their holder."""
-    lease = finished.labels / ".lease" / f"{next(finished.labels.glob('masks/model=*')).name}.json"
+    lease = finished.labels / Paths(partition=checkpoints.load(Path(finished.config().model)).partition).lease
     here = Holder.here()
     for holder, left in ((replace(here, started=0.0), False), (replace(here, machine="far-away"), True)):
         lease.parent.mkdir(exist_ok=True)

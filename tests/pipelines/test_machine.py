@@ -3,6 +3,7 @@
 import ctypes
 import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
 import psutil  # type: ignore[import-untyped]
 import pytest
@@ -44,5 +45,14 @@ def test_memory_that_nothing_refers_to_is_let_go_of() -> None:
 
 
 def test_a_c_library_without_a_way_to_give_memory_back_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: object())
+    asked: list[object] = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda name: asked.append(name))
     give_memory_back()
+    assert asked == [None]
+
+
+def test_a_c_library_with_a_way_to_give_memory_back_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept: list[int] = []
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=kept.append))
+    give_memory_back()
+    assert kept == [0]

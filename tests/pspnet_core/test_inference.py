@@ -672,7 +672,7 @@ class Meeting(OneConvolution):
 
 
 @pytest.fixture
-def one_thread_after() -> Iterator[None]:
+def threads_back() -> Iterator[None]:
     """Gives torch its threads back, which lanes take from all that comes."""
     before = torch.get_num_threads()
     yield
@@ -687,7 +687,7 @@ def _meeting(lanes: int, *, together: int, memory: float = math.inf) -> tuple[Se
     return segmenter, model
 
 
-@pytest.mark.usefixtures("one_thread_after")
+@pytest.mark.usefixtures("threads_back")
 def test_in_lanes_passes_are_under_way_side_by_side_on_one_thread_each() -> None:
     images = [_image(16 + 8 * (seed % 3), 16, seed) for seed in range(20)]
     segmenter, model = _meeting(3, together=3)
@@ -696,7 +696,7 @@ def test_in_lanes_passes_are_under_way_side_by_side_on_one_thread_each() -> None
     assert (model.most, model.threads) == (3, {1})
 
 
-@pytest.mark.usefixtures("one_thread_after")
+@pytest.mark.usefixtures("threads_back")
 def test_passes_under_way_side_by_side_share_the_memory() -> None:
     memory = 2 * 256 * bytes_per_pixel(OneConvolution().coarse, bands=3, device=CPU)
     segmenter, model = _meeting(4, together=2, memory=memory)
@@ -708,7 +708,7 @@ def test_passes_under_way_side_by_side_share_the_memory() -> None:
 
 
 @pytest.mark.parametrize("lanes", [1, 4])
-@pytest.mark.usefixtures("one_thread_after")
+@pytest.mark.usefixtures("threads_back")
 def test_whoever_begins_passes_they_share_the_memory(lanes: int) -> None:
     memory = 256 * bytes_per_pixel(OneConvolution().coarse, bands=3, device=CPU)
     segmenter, model = _meeting(lanes, together=1, memory=memory)
@@ -731,7 +731,7 @@ def test_a_segmenter_goes_when_nobody_needs_it() -> None:
         gc.enable()
 
 
-@pytest.mark.usefixtures("one_thread_after")
+@pytest.mark.usefixtures("threads_back")
 def test_an_error_in_a_lane_comes_out_and_an_image_that_does_not_fit_stays_in_its_place() -> None:
     images = [_image(16, 16, seed) if seed % 3 else _image(32, 32, seed) for seed in range(9)]
     segmenter = Segmenter(Crowded(600), device=CPU, batch=2, lanes=2)
