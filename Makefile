@@ -42,19 +42,20 @@ test: lint ## lint, types and all tests
 	@$(BIN)/python -m pytest $(ARGS)
 
 chaos: $(STAMP) ## kill, freeze and cut off labelling at random; ARGS='--rounds 20 --seed 7' for more
-	@$(BIN)/python -m tests.chaos $(ARGS)
+	@$(BIN)/python -m tests.cluster.chaos $(ARGS)
 
 lint: $(STAMP) ## style and types
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
 
 bench: $(STAMP) ## measure labelling, the network, training, its feed and post-processing
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev,bench]'
 	@$(BIN)/python -m benchmarks.run $(ARGS)
 
 s3: $(STAMP) ## run a plain S3 server on loopback until Ctrl-C, for trying things by hand
-	@$(BIN)/python -m tests.s3server $(ARGS)
+	@$(BIN)/python -m tests.support.s3server $(ARGS)
 
 clean: ## remove .venv, demo/, caches and build products
 	rm -rf .venv demo .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info

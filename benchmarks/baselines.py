@@ -22,7 +22,8 @@ from torch.utils.data import DataLoader, Dataset
 from benchmarks.labelling import fill, run_over, save_model
 from benchmarks.meter import Meter, Steady, steady
 from benchmarks.stand_ins import HEIGHT, WIDTH, Instant
-from pipelines.cluster import quiet_ray_data, ray_session
+from pipelines.cluster.ray_data import quiet_ray_data
+from pipelines.cluster.session import ray_session
 
 BATCH = 8
 CHUNK = 256

@@ -12,16 +12,17 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 from benchmarks.stand_ins import Instant
-from pipelines.chunks import ENCODED, ChunkRow, Work, counters, encoded
-from pipelines.clocks import Start
-from pipelines.cluster import Pool, ray_session
-from pipelines.coordinator import coordinated
-from pipelines.ledger import Ledger
+from pipelines.cluster.resources import Pool
+from pipelines.cluster.session import ray_session
+from pipelines.demo.scenes import SCENE_CLASSES
+from pipelines.label_table.ledger import Ledger
+from pipelines.label_table.schema import Paths, Stamp, utc_now
+from pipelines.labelling.executor import Chain
+from pipelines.labelling.report.totals import Totals
+from pipelines.labelling.stages.chunks import ENCODED, ChunkRow, Work, counters, encoded
+from pipelines.labelling.stages.clocks import Start
+from pipelines.labelling.stages.coordinator import coordinated
 from pipelines.storage import open_store
-from pipelines.streaming import Chain
-from pipelines.tables import Paths, Stamp, utc_now
-from pipelines.totals import Totals
-from pspnet_core.scenes import SCENE_CLASSES
 
 IMAGES = 256
 """Images that a chunk stands for."""

@@ -18,11 +18,11 @@ import torch
 from torch.utils.data import DataLoader
 from torch.utils.data import Dataset as TorchDataset
 
-from pipelines.cluster import ray_session
-from pipelines.datasets import open_dataset
-from pipelines.demo import draw_dataset
-from pipelines.loading import Crops, Shard, feed_ray, feed_threads
-from pspnet_core.transforms import AugmentConfig
+from pipelines.cluster.session import ray_session
+from pipelines.datasets.layouts import open_dataset
+from pipelines.demo.demo import draw_dataset
+from pipelines.training.loading import Crops, Shard, feed_ray, feed_threads
+from pspnet_core.training.augment import AugmentConfig
 
 BATCH = 8
 CROP = 473

@@ -19,14 +19,14 @@ from PIL import Image
 
 from benchmarks.meter import Meter, Sample, Steady, steady
 from benchmarks.stand_ins import HEIGHT, WIDTH, Instant, SleepingFor
-from pipelines.labelling import LabelConfig, label
-from pipelines.segmenting import Predictor
-from pspnet_core import checkpoints
-from pspnet_core.batching import Limits
-from pspnet_core.images import decode_image
-from pspnet_core.inference import InferenceSettings, Segmenter
-from pspnet_core.pspnet import PSPNet, PSPNetConfig
-from pspnet_core.scenes import SCENE_CLASSES, draw_scene
+from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
+from pipelines.labelling.job import LabelConfig, label
+from pipelines.labelling.stages.segment import Predictor
+from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.images.decoding import decode_image
+from pspnet_core.inference.batching import Limits
+from pspnet_core.inference.segmenter import InferenceSettings, Segmenter
+from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 
 SLEEP_S = 0.002
 """Time for an image of the stand-in that sleeps."""

@@ -24,8 +24,8 @@ from torch import Tensor, nn
 from benchmarks.memory import peak_bytes
 from benchmarks.plain import PlainPSPNet
 from pspnet_core.device import compiled, inference_dtype, place
-from pspnet_core.folding import deploy
-from pspnet_core.pspnet import Logits, PSPNet, PSPNetConfig
+from pspnet_core.network.fusion import deploy
+from pspnet_core.network.pspnet import Logits, PSPNet, PSPNetConfig
 
 Forward = Callable[[], Any]
 CLASSES = 21

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pspnet_core.pspnet import Logits, PSPNet
+from pspnet_core.network.pspnet import Logits, PSPNet
 
 
 class PlainPSPNet(nn.Module):

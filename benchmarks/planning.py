@@ -18,10 +18,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from benchmarks.memory import peak_bytes
-from pipelines.ledger import PLAN_CHUNKS, ChunkLimits, Ledger, Order
-from pipelines.listing import spooled
+from pipelines.label_table.ledger import PLAN_CHUNKS, ChunkLimits, Ledger, Order
+from pipelines.label_table.listing import spooled
+from pipelines.label_table.schema import LISTING, MASKS, Paths, utc_now
 from pipelines.storage import THREADS, open_store
-from pipelines.tables import LISTING, MASKS, Paths, to_parquet, utc_now
+from pipelines.storage.arrow import to_parquet
 from pspnet_core.threads import map_ahead
 
 CHUNK = 256

@@ -18,10 +18,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.memory import peak_bytes
-from pspnet_core.deciding import Tile, View, decide
-from pspnet_core.folding import deploy
-from pspnet_core.pspnet import PSPNet, PSPNetConfig
-from pspnet_core.windows import windows
+from pspnet_core.inference.postprocess import Tile, View, decide
+from pspnet_core.inference.windows import windows
+from pspnet_core.network.fusion import deploy
+from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 
 CLASSES = (11, 19, 150)
 HEIGHT, WIDTH = 360, 480

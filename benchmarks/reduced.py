@@ -17,12 +17,12 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.labelling import save_model
-from pipelines.datasets import open_dataset
-from pspnet_core import checkpoints
-from pspnet_core.classes import ClassTable
-from pspnet_core.inference import Prepared, Segmenter, prediction_of
-from pspnet_core.metrics import ConfusionMatrix
-from pspnet_core.scenes import SCENE_CLASSES, draw_scene
+from pipelines.datasets.layouts import open_dataset
+from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
+from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.images.classes import ClassTable
+from pspnet_core.inference.segmenter import Prepared, Segmenter, prediction_of
+from pspnet_core.metrics.confusion import ConfusionMatrix
 
 WIDTH, HEIGHT = 1280, 960
 SHORT = 480

@@ -21,7 +21,7 @@ from benchmarks import (
     reduced,
     scaling,
 )
-from pipelines.cluster import ray_session
+from pipelines.cluster.session import ray_session
 
 
 def main() -> None:

@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 
 from benchmarks.labelling import fill, run_over, save_model
 from benchmarks.stand_ins import SleepingFor
-from pipelines.cluster import KEEP_IDLE
+from pipelines.cluster.session import KEEP_IDLE
 
 NODES = (1, 2, 4, 8)
 SLEEP_S = 0.05

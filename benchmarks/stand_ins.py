@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from pspnet_core.batching import one_ahead
-from pspnet_core.inference import Prediction, Prepared
-from pspnet_core.scenes import draw_scene
+from pipelines.demo.scenes import draw_scene
+from pspnet_core.inference.batching import one_ahead
+from pspnet_core.inference.segmenter import Prediction, Prepared
 
 WIDTH, HEIGHT = 480, 360
 

@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from pspnet_core.overlays import contact_sheet
-from pspnet_core.scenes import SCENE_CLASSES, draw_scene
-from pspnet_core.transforms import AugmentConfig, Draw, apply, augment
+from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
+from pspnet_core.images.overlays import contact_sheet
+from pspnet_core.training.augment import AugmentConfig, Draw, apply, augment
 
 OUTPUT = Path(__file__).with_name("images") / "augmentation.png"
 SCENE = 17

@@ -4,7 +4,7 @@
 import sys
 
 from jobs.cli import main
-from pipelines.converting import ConvertConfig, convert
+from pipelines.models.converting import ConvertConfig, convert
 
 if __name__ == "__main__":
     sys.exit(main(ConvertConfig, convert))

@@ -4,7 +4,7 @@
 import sys
 
 from jobs.cli import main
-from pipelines.demo import DemoConfig, demo
+from pipelines.demo.demo import DemoConfig, demo
 
 if __name__ == "__main__":
     sys.exit(main(DemoConfig, demo))

@@ -4,7 +4,7 @@
 import sys
 
 from jobs.cli import main
-from pipelines.evaluation import EvaluateConfig, evaluate
+from pipelines.evaluation.evaluate import EvaluateConfig, evaluate
 
 if __name__ == "__main__":
     sys.exit(main(EvaluateConfig, evaluate))

@@ -4,7 +4,7 @@
 import sys
 
 from jobs.cli import main
-from pipelines.exporting import ExportConfig, export
+from pipelines.models.exporting import ExportConfig, export
 
 if __name__ == "__main__":
     sys.exit(main(ExportConfig, export))

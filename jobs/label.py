@@ -4,7 +4,7 @@
 import sys
 
 from jobs.cli import main
-from pipelines.labelling import LabelConfig, label
+from pipelines.labelling.job import LabelConfig, label
 
 if __name__ == "__main__":
     sys.exit(main(LabelConfig, label))

@@ -4,7 +4,7 @@
 import sys
 
 from jobs.cli import main
-from pipelines.packing import PrepareConfig, prepare
+from pipelines.datasets.packing import PrepareConfig, prepare
 
 if __name__ == "__main__":
     sys.exit(main(PrepareConfig, prepare))

@@ -4,7 +4,7 @@
 import sys
 
 from jobs.cli import main
-from pipelines.training import TrainConfig, train
+from pipelines.training.job import TrainConfig, train
 
 if __name__ == "__main__":
     sys.exit(main(TrainConfig, train))

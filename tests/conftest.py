@@ -11,13 +11,13 @@ import pytest
 import ray
 import torch
 
-from pipelines.tracking import local_tracking
-from pspnet_core import checkpoints
-from pspnet_core.pspnet import PSPNet, PSPNetConfig
-from pspnet_core.scenes import SCENE_CLASSES
-from tests.faultproxy import FaultProxy
-from tests.mlflowserver import MlflowServer, running_mlflow_server
-from tests.s3server import S3Server, running_s3_server
+from pipelines.demo.scenes import SCENE_CLASSES
+from pipelines.tracking.server import local_tracking
+from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
+from tests.support.faultproxy import FaultProxy
+from tests.support.mlflowserver import MlflowServer, running_mlflow_server
+from tests.support.s3server import S3Server, running_s3_server
 
 # The models of the tests are small: more threads would only wait for one another on a busy machine.
 torch.set_num_threads(1)

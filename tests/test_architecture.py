@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import ast
 import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.support.paths import ROOT
+
 ROOMS = ("pspnet_core", "pipelines", "jobs")
 CLUSTER_AND_STORAGE = frozenset({"ray", "mlflow", "fsspec", "s3fs", "pyarrow", "duckdb"})
 CORE_LIBRARIES = frozenset({"torch", "numpy", "PIL", "cv2", "safetensors"})
@@ -93,11 +95,11 @@ def test_an_arrow_that_turned_round_is_found(room: str, source: str) -> None:
 @pytest.mark.parametrize(
     ("room", "source"),
     [
-        ("pspnet_core", "import torch.nn as nn\nfrom PIL import Image\nfrom pspnet_core.masks import to_png"),
+        ("pspnet_core", "import torch.nn as nn\nfrom PIL import Image\nfrom pspnet_core.images.masks import to_png"),
         ("pspnet_core", "from . import masks"),
         ("pipelines", "\n".join(f"import {name}" for name in sorted(CLUSTER_AND_STORAGE))),
         ("pipelines", "from pspnet_core.errors import ConfigError"),
-        ("jobs", "import sys\nfrom pipelines.labelling import label\nimport jsonargparse"),
+        ("jobs", "import sys\nfrom pipelines.labelling.job import label\nimport jsonargparse"),
     ],
 )
 def test_imports_in_the_right_direction_pass(room: str, source: str) -> None:
@@ -108,3 +110,9 @@ def test_imports_in_the_right_direction_pass(room: str, source: str) -> None:
 def test_a_job_is_a_script_that_runs_by_its_name(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env python3\n")
     assert os.access(path, os.X_OK)
+
+
+@pytest.mark.parametrize("module", ["pipelines.labelling.stages.chunks", "pipelines.labelling.retry_errors"])
+def test_processes_that_read_and_write_chunks_do_not_load_torch(module: str) -> None:
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -26,7 +26,7 @@ from pipelines.sources.inputs import Inputs, is_hidden
 from pipelines.storage import ObjectChanged, Store, StoredObject
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ImageError, PspnetError
-from pspnet_core.images import IMAGE_SUFFIXES
+from pspnet_core.images.decoding import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
 PLAIN, COMPRESSED = ".tar", (".tar.gz", ".tgz")

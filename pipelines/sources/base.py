@@ -9,10 +9,10 @@ from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
+from pipelines.label_table.schema import LISTING
 from pipelines.sources.inputs import Inputs
 from pipelines.storage import ObjectError, Store, open_store
 from pipelines.storage.base import split_scheme
-from pipelines.tables import LISTING
 from pspnet_core.errors import ImageError
 
 ReadResult = bytes | ImageError

@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from pipelines.sources.base import ReadResult, Row, batched, read_objects
 from pipelines.sources.inputs import Inputs
-from pspnet_core.images import IMAGE_SUFFIXES
+from pspnet_core.images.decoding import IMAGE_SUFFIXES
 
 
 class LooseImages:

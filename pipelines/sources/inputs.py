@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 from fsspec.utils import glob_translate
 
-from pipelines.dates import with_date
+from pipelines.sources.dates import with_date
 from pipelines.storage import THREADS, StoredObject, open_store
 from pipelines.storage.base import split_scheme
 from pspnet_core.errors import ConfigError

@@ -30,6 +30,9 @@ from fsspec import AbstractFileSystem
 
 from pspnet_core.errors import ConfigError, PspnetError
 
+WRITABLE_SCHEMES = ("file", "s3", "s3a")
+"""Schemes with an atomic put-if-absent: the ones that may be written to."""
+
 THREADS = 32
 """Concurrent reads of one ``read_many`` unless told otherwise."""
 
@@ -135,6 +138,12 @@ class Retries:
 Request: TypeAlias = tuple[str, str | None]
 Requests: TypeAlias = Sequence[Request]
 ReadResults: TypeAlias = list[bytes | ObjectError]
+
+
+def not_writable(store: Store) -> ConfigError:
+    """The error of a store whose scheme is for reading only."""
+    schemes = ", ".join(f"{scheme}://" for scheme in WRITABLE_SCHEMES)
+    return ConfigError(store.field, store.root, f"this scheme has no atomic put-if-absent here; use {schemes}")
 
 
 def split_scheme(uri: str) -> tuple[str, str]:

@@ -25,9 +25,9 @@ from pipelines.storage.base import (
     Store,
     StoredObject,
     TransientStorageError,
+    not_writable,
     split_scheme,
 )
-from pipelines.storage.opening import not_writable
 from pspnet_core.errors import ConfigError
 
 T = TypeVar("T")

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from pipelines.storage.base import Retries, Store, split_scheme
+from pipelines.storage.base import Retries, Store, not_writable, split_scheme
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ConfigError
 
@@ -33,7 +33,7 @@ def _driver() -> type[Store]:
 
 
 ATOMIC_SCHEMES: Mapping[str, Callable[[], type[Store]]] = {"file": _local, "s3": _s3, "s3a": _s3}
-"""Schemes with an atomic put-if-absent, the ones that may be written to, and what loads their store."""
+"""What loads the store of each of ``base.WRITABLE_SCHEMES``."""
 
 
 def open_store(uri: str, *, field: str, retries: Retries | None = None, writable: bool = False) -> Store:
@@ -58,12 +58,6 @@ def open_store(uri: str, *, field: str, retries: Retries | None = None, writable
     if writable and scheme not in ATOMIC_SCHEMES:
         raise not_writable(store)
     return store
-
-
-def not_writable(store: Store) -> ConfigError:
-    """What to tell of a store whose scheme is for reading only."""
-    schemes = ", ".join(f"{scheme}://" for scheme in ATOMIC_SCHEMES)
-    return ConfigError(store.field, store.root, f"this scheme has no atomic put-if-absent here; use {schemes}")
 
 
 @contextlib.contextmanager

@@ -26,7 +26,7 @@ from botocore.utils import parse_timestamp
 from fsspec import AbstractFileSystem
 from s3fs import S3FileSystem
 
-from pipelines.environment import variables
+from pipelines.process.environment import variables
 from pipelines.storage.base import (
     ObjectArchived,
     ObjectChanged,

@@ -18,8 +18,8 @@ import torch
 
 from jobs.cli import json_line, main, parse_config
 from pspnet_core.errors import ConfigError, ImageError, PspnetError
+from tests.support.paths import ROOT
 
-ROOT = Path(__file__).resolve().parents[2]
 SCRIPTS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.stem not in ("__init__", "cli"))
 
 

@@ -1,0 +1,54 @@
+"""What a Ray Data execution brings forth, in the caller's thread.
+
+``Dataset.iter_rows`` fetches and formats in threads of its own. They cost the driver more than small rows do, and may
+outlive it: a process that disconnects from Ray meanwhile is ended by Ray, with exit code 1.
+"""
+
+import logging
+from collections.abc import Generator
+from typing import Any
+
+import ray
+import ray.data
+from ray.data.block import Block, BlockAccessor
+from ray.exceptions import RayTaskError
+
+from pspnet_core.errors import PspnetError
+
+LONGEST_SILENCE_S = 6 * 3600.0
+"""Seconds after which Ray Data takes a stream that brings forth nothing for stuck. A chunk of slow images, on a slow
+machine, may well take an hour."""
+
+
+def blocks_of(dataset: ray.data.Dataset) -> Generator[Block, None, None]:
+    """The dataset's blocks as they are made. Closing the generator ends the execution.
+
+    Raises:
+        PspnetError: one that travelled inside an error of Ray's comes out as itself.
+        RayError: any other failure.
+    """
+    try:
+        for bundle in dataset.iter_internal_ref_bundles():
+            for block in bundle.block_refs:
+                yield ray.get(block)
+    except RayTaskError as error:
+        if isinstance(error.cause, PspnetError):
+            raise error.cause from error
+        raise
+
+
+def rows_of(dataset: ray.data.Dataset) -> Generator[dict[str, Any], None, None]:
+    """The dataset's rows as they are made, as ``Dataset.iter_rows`` gives them; otherwise as ``blocks_of``."""
+    for block in blocks_of(dataset):
+        yield from BlockAccessor.for_block(block).iter_rows(public_row_format=True)
+
+
+def quiet_ray_data() -> None:
+    """Leave progress to us: Ray Data's own bars and lines would stand beside ours."""
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.execution_no_progress_timeout_s = LONGEST_SILENCE_S
+    context.raise_original_map_exception = True  # so that blocks.py finds ours
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

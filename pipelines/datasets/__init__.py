@@ -1,0 +1,1 @@
+"""Labelled data: layouts, reading and checking pairs, packed shards."""

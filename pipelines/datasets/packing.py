@@ -1,0 +1,307 @@
+"""Any layout into Parquet shards: ``prepare()`` checks every pair, packs the good ones and writes the data card.
+
+The walk: list the input -> ``plan_shards`` deals the pairs to shards, a function of the listing alone -> one task per
+shard (``Pack``) reads, checks and writes it, put if absent -> the driver adds up the parts and writes index, class
+table and card, the card last. A shard that is there already is not made again: its part is read from its footer.
+``plan.json``, written first, keeps a second input out of the same folder.
+
+Tasks are Ray Data's, as in labelling: a large data set is packed by all nodes of a cluster. A task holds one shard.
+"""
+
+import hashlib
+import json
+import logging
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from typing import Any, NamedTuple, cast
+
+import numpy as np
+import ray.data
+
+from pipelines.cluster.ray_data import quiet_ray_data, rows_of
+from pipelines.cluster.session import ray_session
+from pipelines.datasets.data_card import DataCard, Measured, Rejected, SplitCard, Tally, content_hash, measure
+from pipelines.datasets.dataset import Dataset, LayoutOptions, Pair, PairError
+from pipelines.datasets.layouts import open_dataset
+from pipelines.datasets.shards import (
+    CARD_FILE,
+    CARD_TEXT,
+    CLASSES_FILE,
+    INDEX_FILE,
+    Entry,
+    ShardWriter,
+    shard_metadata,
+    shard_path,
+    write_index,
+)
+from pipelines.process.progress import Progress
+from pipelines.storage import Store, open_store
+from pspnet_core.errors import ConfigError, PspnetError
+from pspnet_core.images.masks import to_png
+from pspnet_core.threads import map_ahead
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+PLAN_FILE = "plan.json"
+THREADS = 8
+"""Pairs that a task reads at a time: storage answers late, and the codecs release the GIL."""
+
+
+class PackingFailed(PspnetError):
+    """The data set was not packed; the message says what to do."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrepareConfig:
+    """Check a labelled data set, and pack it into Parquet shards with a data card."""
+
+    data: str
+    """The data set: a local folder or a URI (s3://...)."""
+    output: str
+    """Where the shards go: a local folder or a URI; training reads it as layout shards."""
+    layout: str = "folder"
+    """How the data is laid out; a row of LAYOUTS."""
+    shard: int = 128
+    """Size of a shard in MB of encoded images and masks."""
+    confidence: float = 0.9
+    """Layout labels: pixels of a class whose mean confidence in an image is lower are ignored."""
+    holdout: float = 0.1
+    """Layout labels: share of the images that make the split val."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.shard <= 1024:
+            raise ConfigError("shard", self.shard, "give a size in MB, 1 to 1024")
+        self.options()
+
+    def options(self) -> LayoutOptions:
+        """What the layout is told."""
+        return LayoutOptions(confidence=self.confidence, holdout=self.holdout)
+
+
+def prepare(config: PrepareConfig) -> dict[str, Any]:
+    """Check and pack a data set.
+
+    Returns:
+        ``splits`` (name -> images packed), ``shards`` (how many), ``rejected`` (pairs left out), ``leaks`` (images that
+        are in two splits) and ``card`` (URI of the data card).
+
+    Raises:
+        ConfigError: a mistake in the config or the layout, an output that holds something else, or a split of which
+            no pair can be used.
+        PackingFailed: the input changed meanwhile.
+    """
+    dataset = open_dataset(config.data, config.layout, config.options())
+    if not dataset.splits:
+        raise ConfigError("data", config.data, f"holds no labelled images in layout {config.layout}")
+    output = open_store(config.output, field="output")
+    output.check_writable_atomically()
+    claim(output, config, dataset)
+    pack = Pack(dataset, output, plan_shards(dataset, config.shard * 10**6))
+    with ray_session():
+        parts = _pack_all(pack)
+    card = card_of_parts(dataset, parts)
+    _refuse_unusable(dataset, card)
+    if listing_of(open_dataset(config.data, config.layout, config.options())) != listing_of(dataset):
+        raise PackingFailed(f"{dataset.store.root} changed while it was packed; empty {output.root} and start again")
+    finish(output, dataset, card, parts)
+    if leaks := card.leaks():
+        log.warning("images in two splits: %d, the first %s", len(leaks), leaks[0])
+    return {
+        "splits": {name: split.images for name, split in card.splits.items()},
+        "shards": len(pack.shards),
+        "rejected": len(card.rejected),
+        "leaks": len(leaks),
+        "card": output.uri_of(CARD_FILE),
+    }
+
+
+def plan_shards(dataset: Dataset, limit: int) -> tuple[tuple[Pair, ...], ...]:
+    """Deal the pairs to shards of one split each, in the order of the listing.
+
+    Args:
+        limit: bytes of a shard, by the sizes listed, unless one pair has more.
+    """
+    shards: list[tuple[Pair, ...]] = []
+    for name in sorted(dataset.splits):
+        current: list[Pair] = []
+        size = 0
+        for pair in dataset.splits[name]:
+            if current and size + pair.bytes > limit:
+                shards.append(tuple(current))
+                current, size = [], 0
+            current.append(pair)
+            size += pair.bytes
+        shards.append(tuple(current))
+    return tuple(shards)
+
+
+def listing_of(dataset: Dataset) -> str:
+    """Identifies the data set as it was listed, all splits."""
+    parts = [(name, dataset.fingerprint(name)) for name in sorted(dataset.splits)]
+    return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
+
+def claim(output: Store, config: PrepareConfig, dataset: Dataset) -> None:
+    """Write down what goes into the output, if nothing is written there yet.
+
+    Raises:
+        ConfigError: the output is of another input, or of other settings.
+    """
+    plan = {"format": FORMAT, "shard": config.shard, "listing": listing_of(dataset)}
+    facts = {"data": dataset.store.root, "layout": config.layout}
+    if output.put_if_absent(PLAN_FILE, json.dumps(plan | facts, indent=1).encode()):
+        return
+    there = json.loads(output.read(PLAN_FILE))
+    if any(there.get(name) != value for name, value in plan.items()):
+        remedy = (
+            f"holds shards of {there.get('data')} (layout {there.get('layout')}, {there.get('shard')} MB each) as it "
+            "was listed then; give an empty folder"
+        )
+        raise ConfigError("output", output.root, remedy)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """What one shard adds to index and card; kept in the shard's footer."""
+
+    split: str
+    card: SplitCard
+    entries: tuple[Entry, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The part in plain JSON types."""
+        return {
+            "split": self.split,
+            "entries": [asdict(entry) for entry in self.entries],
+            "rejected": [asdict(row) for row in self.card.rejected],
+            "pixels": self.card.pixels.tolist(),
+            "ignored": self.card.ignored,
+            "sizes": [[*size, count] for size, count in self.card.sizes.items()],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any]) -> "Part":
+        """Read what ``to_json`` gives."""
+        entries = tuple(Entry(**entry) for entry in content["entries"])
+        card = SplitCard(
+            images=len(entries),
+            pixels=np.array(content["pixels"], dtype=np.int64),
+            ignored=content["ignored"],
+            sizes=Counter({(width, height): count for width, height, count in content["sizes"]}),
+            rejected=tuple(Rejected(**row) for row in content["rejected"]),
+            keys={entry.image_hash: entry.key for entry in reversed(entries)},
+        )
+        return cls(split=content["split"], card=card, entries=entries)
+
+
+class Pack:
+    """Makes shards; a task of Ray Data, safe to run again.
+
+    Args:
+        shards: the pairs of each; all of one split.
+    """
+
+    def __init__(self, dataset: Dataset, output: Store, shards: Sequence[Sequence[Pair]]) -> None:
+        self.dataset, self.output, self.shards = replace(dataset, splits={}), output, shards
+
+    def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
+        """Write shard ``row["id"]`` unless it is there; returns its part as JSON."""
+        number = int(row["id"])
+        path = shard_path(number)
+        if not self.output.exists(path):
+            self.output.put_if_absent(path, self._shard(number))
+        # Whoever wrote it: what counts is what is there.
+        return {"id": number, "images": len(self.shards[number]), "part": shard_metadata(self.output, path)}
+
+    def _shard(self, number: int) -> bytes:
+        pairs = self.shards[number]
+        writer, tally = ShardWriter(), Tally(len(self.dataset.classes))
+        entries: list[Entry] = []
+        with ThreadPoolExecutor(THREADS) as pool:
+            for packed in map_ahead(pool, self._checked, pairs, depth=2 * THREADS):
+                if isinstance(packed, Rejected):
+                    tally.add(packed)
+                    continue
+                tally.add(packed.measured)
+                writer.add(packed.measured.key, packed.image, packed.mask, packed.measured.split)
+                entries.append(packed.entry(number, row=len(entries)))
+        part = Part(split=pairs[0].split, card=tally.card(), entries=tuple(entries))
+        return writer.finish(json.dumps(part.to_json()))
+
+    def _checked(self, pair: Pair) -> "_Packed | Rejected":
+        try:
+            sample = self.dataset.fetch(pair)
+            mask = self.dataset.decode(pair, sample)[1]
+        except PairError as error:
+            return Rejected.of(pair, error)
+        classes = self.dataset.classes
+        # A shard holds class ids, so that its readers need no table of raw ones.
+        as_it_is = isinstance(sample.mask, bytes) and classes.ids is None
+        encoded = sample.mask if as_it_is else to_png(mask, classes.palette())
+        return _Packed(sample.image, cast(bytes, encoded), measure(pair, sample, mask, len(classes)))
+
+
+class _Packed(NamedTuple):
+    """One good pair, as it goes into a shard."""
+
+    image: bytes
+    mask: bytes
+    measured: Measured
+
+    def entry(self, shard: int, row: int) -> Entry:
+        """Its row of the index."""
+        return Entry(
+            key=self.measured.key,
+            split=self.measured.split,
+            shard=shard,
+            row=row,
+            bytes=len(self.image) + len(self.mask),
+            image_hash=self.measured.image_hash,
+            mask_hash=content_hash(self.mask),
+        )
+
+
+def _pack_all(pack: Pack) -> list[Part]:
+    """Every shard's part, in order."""
+    quiet_ray_data()
+    count = len(pack.shards)
+    # A whole CPU each: as many shards are in memory at a time as the cluster has CPUs.
+    tasks = ray.data.range(count, override_num_blocks=count).map(pack, num_cpus=1)
+    parts: dict[int, Part] = {}
+    with Progress(sum(map(len, pack.shards)), "packing") as progress:
+        for row in rows_of(tasks):
+            parts[row["id"]] = Part.from_json(json.loads(row["part"]))
+            progress.advance(row["images"])
+    return [parts[number] for number in range(count)]
+
+
+def card_of_parts(dataset: Dataset, parts: Iterable[Part]) -> DataCard:
+    """The card of all shards."""
+    card = DataCard(classes=dataset.classes.names, splits={})
+    for part in parts:
+        card += DataCard(classes=card.classes, splits={part.split: part.card})
+    return card
+
+
+def _refuse_unusable(dataset: Dataset, card: DataCard) -> None:
+    for name, split in card.splits.items():
+        if not split.images:
+            first = split.rejected[0]
+            remedy = f"none of the {len(split.rejected)} pairs of split {name} can be used; {first.file} {first.reason}"
+            raise ConfigError("data", dataset.store.root, remedy)
+
+
+def finish(output: Store, dataset: Dataset, card: DataCard, parts: Iterable[Part]) -> None:
+    """Write what belongs to the end; the card last, as it says that all the rest is there."""
+    classes = replace(dataset.classes, ids=None)
+    files = {
+        INDEX_FILE: write_index(entry for part in parts for entry in part.entries),
+        CLASSES_FILE: json.dumps(classes.to_json(), indent=1).encode(),
+        CARD_TEXT: card.to_markdown().encode(),
+        CARD_FILE: json.dumps(card.to_json(), indent=1).encode(),
+    }
+    for path, data in files.items():
+        output.put_if_absent(path, data)

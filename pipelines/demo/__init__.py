@@ -1,0 +1,1 @@
+"""The whole product on drawn street scenes."""

@@ -1,0 +1,222 @@
+"""What is labelled, what is pending, and the plan: the fence that keeps labels from being lost or doubled.
+
+The label table is the ledger. A plan is one Parquet file, written if absent: one row group per chunk of images, and in
+its metadata the run id, the date and the mask format. Chunk names follow from the plan alone, so whoever carries it out
+(a retry, a second driver, one that was thought dead) writes the same objects, and only the first write of each counts.
+Plan n+1 is made only when every chunk of plan n is there.
+
+A plan holds a bounded number of images: what is pending beyond that is left for the next one. So neither the driver nor
+a task that looks up its chunk needs more memory or time when more is pending.
+"""
+
+import datetime
+import functools
+import secrets
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from numpy.typing import NDArray
+
+from pipelines.label_table.index import LabelIndex, read_label_file
+from pipelines.label_table.listing import VERSION, Listing
+from pipelines.label_table.schema import SCHEMA_VERSION, Paths, Stamp, utc_now
+from pipelines.storage import THREADS, Store
+from pipelines.storage.arrow import metadata_of, to_parquet
+from pspnet_core.threads import map_ahead
+
+PLAN_IMAGES = 2**20
+"""Most images of one plan: some 200 MB on the driver while it is made."""
+
+PLAN_CHUNKS = 2**12
+"""Most chunks of one plan, whose footer grows with them: 2 MB, which every process that reads chunks holds."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ChunkLimits:
+    """A chunk ends before it would pass either limit; one image alone may be larger."""
+
+    images: int
+    bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What one run set out to do."""
+
+    number: int
+    run_id: str
+    made: datetime.datetime
+    order: "Order"
+    chunks: int
+    images: int
+
+    @property
+    def date(self) -> str:
+        """The partition ``dt=`` of its labels."""
+        return self.order.date
+
+    @property
+    def stamp(self) -> Stamp:
+        """What its rows have in common."""
+        return Stamp(run_id=self.run_id, made=self.made, mask=self.order.mask)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """What a plan says besides its images; whoever finishes it keeps to this, not to flags of their own.
+
+    Attributes:
+        source: a row of ``SOURCES``.
+        input: the URIs of the folders, globs and objects that were listed. Plans of old have one, as a string.
+        date: the partition ``dt=``.
+        mask: ``rle``, ``png`` or ``both``.
+    """
+
+    source: str
+    input: Sequence[str]
+    date: str
+    mask: str
+
+    def __post_init__(self) -> None:
+        one = isinstance(self.input, str)
+        object.__setattr__(self, "input", (self.input,) if one else tuple(self.input))
+
+
+class Ledger:
+    """The state of one model's labels below an output; holds nothing in memory but where to look."""
+
+    def __init__(self, store: Store, paths: Paths) -> None:
+        self.store, self.paths = store, paths
+
+    def latest_plan(self) -> Plan | None:
+        """The plan with the highest number."""
+        numbers = [int(_stem(item.key)) for item in self.store.list(self.paths.plans, suffixes={".parquet"})]
+        return self.read_plan(max(numbers)) if numbers else None
+
+    def is_finished(self, plan: Plan) -> bool:
+        """Whether the plan's run has its record, which is written last."""
+        return self.store.exists(self.paths.run(plan.run_id))
+
+    def missing_chunks(self, plan: Plan) -> list[int]:
+        """Chunks of the plan that are not in the label table, ascending."""
+        prefix = f"{plan.number:06d}-"
+        names = (_stem(item.key) for item in self.store.list(self.paths.day(plan.date), suffixes={".parquet"}))
+        done = {int(name.removeprefix(prefix)) for name in names if name.startswith(prefix)}
+        return [chunk for chunk in range(plan.chunks) if chunk not in done]
+
+    def labelled(self) -> Iterator[pa.RecordBatch]:
+        """``uri, etag`` of every row of the label table; raises as ``LabelIndex.images``."""
+        return LabelIndex(self.store, self.paths).images()
+
+    def pending(self, listing: Listing) -> pa.Table:
+        """The rows of a listing that are not labelled yet, by key: as many as one plan may hold."""
+        labelled = self.labelled() if listing.images else iter(())
+        return listing.pending(labelled, PLAN_IMAGES)
+
+    def unlisted(self, listing: Listing) -> int:
+        """How many images of a plan that is open are not in the listing (any more)."""
+        latest = self.latest_plan()
+        if latest is None or self.is_finished(latest):
+            return 0
+        with self.store.open(self.paths.plan(latest.number)) as stream:
+            return listing.absent(pq.ParquetFile(stream).iter_batches(columns=VERSION.names))
+
+    def make_plan(self, pending: pa.Table, order: Order, limits: ChunkLimits, after: Plan | None) -> Plan:
+        """Write the plan that follows ``after``; when another driver was faster, the plan it wrote.
+
+        What would be more than ``PLAN_CHUNKS`` stays pending.
+
+        Raises:
+            ValueError: when nothing is pending: a plan without chunks could never be finished.
+        """
+        if not len(pending):
+            raise ValueError("a plan needs at least one image")
+        number = after.number + 1 if after else 0
+        bounds = chunk_bounds(pending["bytes"].to_numpy(), limits)[:PLAN_CHUNKS]
+        run_id, made = new_run_id()
+        metadata = {
+            "schema": SCHEMA_VERSION,
+            "run_id": run_id,
+            "made": made.isoformat(),
+            "order": asdict(order),
+        }
+        self.store.put_if_absent(self.paths.plan(number), to_parquet(pending, row_groups=bounds, metadata=metadata))
+        return self.read_plan(number)
+
+    def read_chunk(self, plan: Plan, chunk: int) -> pa.Table:
+        """The images of one chunk, as a ``LISTING`` table."""
+        path = self.paths.plan(plan.number)
+        footer = _footer(_PlanFile(run_id=plan.run_id, path=path, store=self.store))
+        with self.store.open(path) as stream:
+            return pq.ParquetFile(stream, metadata=footer).read_row_group(chunk)
+
+    def rows(self, plan: Plan, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
+        """Some columns of the label table's rows of one plan, in the order of the chunks; a few files at a time.
+
+        There is one batch for each file, with the file's metadata in its schema.
+        """
+        paths = [self.paths.chunk(plan.date, plan.number, chunk) for chunk in range(plan.chunks)]
+        with ThreadPoolExecutor(THREADS) as pool:
+            for table in map_ahead(pool, lambda path: read_label_file(self.store, path, columns), paths, depth=THREADS):
+                yield from table.combine_chunks().to_batches()
+
+    def read_plan(self, number: int) -> Plan:
+        """The plan with this number."""
+        with self.store.open(self.paths.plan(number)) as stream:
+            file = pq.ParquetFile(stream)
+            content: dict[str, Any] = metadata_of(file)
+            return Plan(
+                number=number,
+                run_id=content["run_id"],
+                made=datetime.datetime.fromisoformat(content["made"]),
+                order=Order(**content["order"]),
+                chunks=file.num_row_groups,
+                images=file.metadata.num_rows,
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _PlanFile:
+    """Where a plan lies. Two are the same when their run id is: no two plans share one."""
+
+    run_id: str
+    path: str = field(compare=False)
+    store: Store = field(compare=False)
+
+
+@functools.lru_cache(maxsize=2)
+def _footer(plan: _PlanFile) -> pq.FileMetaData:
+    """The footer of a plan, read once per process: it tells of every chunk, and a process reads many."""
+    with plan.store.open(plan.path) as stream:
+        return pq.read_metadata(stream)
+
+
+def new_run_id() -> tuple[str, datetime.datetime]:
+    """An id that no other run has, and the moment that it begins with."""
+    made = utc_now()
+    return f"{made:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}", made
+
+
+def chunk_bounds(sizes: NDArray[np.int64], limits: ChunkLimits) -> list[tuple[int, int]]:
+    """Cut a sequence of images into chunks: ``(start, stop)`` of each, covering all, none empty.
+
+    Args:
+        sizes: encoded bytes of each image.
+    """
+    bounds: list[tuple[int, int]] = []
+    start, filled = 0, 0
+    for index, size in enumerate(sizes.tolist()):
+        if index > start and (index - start >= limits.images or filled + size > limits.bytes):
+            bounds.append((start, index))
+            start, filled = index, 0
+        filled += size
+    return [*bounds, (start, len(sizes))] if len(sizes) else bounds
+
+
+def _stem(path: str) -> str:
+    return path.rpartition("/")[2].removesuffix(".parquet")

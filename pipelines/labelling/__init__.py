@@ -1,0 +1,1 @@
+"""Labelling a bucket: plan, execute, record."""

@@ -1,0 +1,1 @@
+"""What a labelling run tells: totals, run record, Prometheus, MLflow."""

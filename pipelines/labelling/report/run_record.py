@@ -1,0 +1,148 @@
+"""The end of a plan: class table, class statistics and, last of all, the run record.
+
+All three are functions of the plan and the label table (the record's times aside), and are put if absent, so it does
+not matter who finishes a plan, or how often. What the plan took is told by the label files, each of which knows what
+its chunk took: the record is that of the whole plan, whoever has carried out which part of it.
+"""
+
+import datetime
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.label_table.ledger import Ledger, Plan
+from pipelines.label_table.schema import CLASS_STATS, CLASSES, SCHEMA_VERSION, utc_now
+from pipelines.labelling.report.costs import Prices, spent
+from pipelines.labelling.report.totals import Totals
+from pipelines.labelling.stages.chunks import ChunkRow, Work
+from pipelines.process.redaction import redacted, redacted_values
+from pipelines.storage.arrow import METADATA_KEY, to_parquet
+from pspnet_core import __version__
+from pspnet_core.images.classes import ClassTable
+
+
+@dataclass(frozen=True, kw_only=True)
+class Effort:
+    """What an invocation adds to the record of the plan that it finished.
+
+    Attributes:
+        started: when it began with the plan.
+        totals: what it did of the plan: all of it, unless another invocation had begun. Of them counts what it took to
+            write the label files, which these do not know themselves.
+        about: further keys of the record, which say whose work it was.
+    """
+
+    started: datetime.datetime
+    totals: Totals
+    prices: Prices
+    about: Mapping[str, Any]
+
+
+def finish(work: Work, plan: Plan, effort: Effort) -> dict[str, Any]:
+    """Write what follows the last chunk; returns the run record."""
+    paths, store = work.ledger.paths, work.output
+    store.put_if_absent(paths.classes, to_parquet(class_table(work.classes)))
+    summary = Summary.of(work.ledger, plan, work.classes)
+    store.put_if_absent(paths.class_stats(plan.date, plan.run_id), to_parquet(summary.table(work.classes, plan.run_id)))
+    ended, totals = utc_now(), summary.totals + effort.totals.of_stage("write")
+    record = {
+        "run_id": plan.run_id,
+        "plan": plan.number,
+        "date": plan.date,
+        "planned_at": plan.made.isoformat(),
+        "started_at": effort.started.isoformat(),
+        "ended_at": ended.isoformat(),
+        "seconds": (ended - effort.started).total_seconds(),
+        "input": redacted_values(plan.order.input),
+        "source": plan.order.source,
+        "output": redacted(store.root),
+        "model": redacted(work.model),
+        "partition": paths.partition,
+        "fingerprint": work.fingerprint,
+        "images": plan.images,
+        "labelled": plan.images - sum(summary.errors.values()),
+        "errors": dict(summary.errors),
+        "chunks": plan.chunks,
+        "mask": plan.order.mask,
+        "cpu_seconds": _rounded(totals.cpu),
+        "wall_seconds": _rounded(totals.wall),
+        "spent": spent(totals, effort.prices),
+        "version": __version__,
+        "schema": SCHEMA_VERSION,
+        **effort.about,
+    }
+    store.put_if_absent(paths.run(plan.run_id), json.dumps(record, indent=1).encode())
+    return record
+
+
+def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
+    return {stage: round(value, 3) for stage, value in sorted(seconds.items())}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """Class statistics and error kinds of one plan's rows, and what it took to make them.
+
+    Attributes:
+        images, pixels, confidence: ``(C,)`` per class: images with it, its pixels, its pixels times their confidence.
+        errors: rows of each error kind.
+        totals: counters of the chunks, as they were when their files were first written; files of earlier versions
+            have none.
+    """
+
+    images: np.ndarray[tuple[int], np.dtype[np.int64]]
+    pixels: np.ndarray[tuple[int], np.dtype[np.int64]]
+    confidence: np.ndarray[tuple[int], np.dtype[np.float64]]
+    errors: Counter[str]
+    totals: Totals
+
+    @classmethod
+    def of(cls, ledger: Ledger, plan: Plan, classes: ClassTable) -> "Summary":
+        """Read the label table's rows of the plan, a batch at a time."""
+        size = len(classes)
+        images, pixels, confidence = np.zeros(size, np.int64), np.zeros(size, np.int64), np.zeros(size)
+        errors: Counter[str] = Counter()
+        totals = Totals()
+        for batch in ledger.rows(plan, ["error", "class_stats"]):
+            totals += _taken(batch.schema)
+            errors.update(text.partition(":")[0] for text in batch["error"].drop_null().to_pylist())
+            statistics = batch["class_stats"].flatten()
+            ids, counts, sure = (statistics.field(name).to_numpy() for name in ("class_id", "pixels", "confidence"))
+            images += np.bincount(ids, minlength=size)
+            np.add.at(pixels, ids, counts)
+            confidence += np.bincount(ids, weights=counts * sure.astype(np.float64), minlength=size)
+        return cls(images=images, pixels=pixels, confidence=confidence, errors=errors, totals=totals)
+
+    def table(self, classes: ClassTable, run_id: str) -> pa.Table:
+        """One row per class."""
+        size, total = len(classes), max(1, int(self.pixels.sum()))
+        absent = self.pixels == 0
+        mean = self.confidence / np.maximum(1, self.pixels)
+        columns = {
+            "class_id": np.arange(size),
+            "name": list(classes.names),
+            "images": self.images,
+            "pixels": self.pixels,
+            "fraction": self.pixels / total,
+            "confidence": pa.array(mean.astype(np.float32), mask=absent),
+            "run_id": [run_id] * size,
+        }
+        return pa.table(columns, schema=CLASS_STATS)
+
+
+def class_table(classes: ClassTable) -> pa.Table:
+    """The class table as Arrow."""
+    red, green, blue = zip(*classes.colors, strict=True)
+    columns = {"class_id": range(len(classes)), "name": classes.names, "r": red, "g": green, "b": blue}
+    return pa.table({key: list(value) for key, value in columns.items()}, schema=CLASSES)
+
+
+def _taken(schema: pa.Schema) -> Totals:
+    """What a label file says that its chunk took; nothing where an earlier version wrote it."""
+    counters: ChunkRow | None = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}")).get("counters")
+    return Totals.of(counters) if counters else Totals()

@@ -1,0 +1,246 @@
+"""Error rows once more: the chunks that hold them are written again, other rows unchanged.
+
+find the label files with error rows -> read those images -> segment -> put the new rows in their places, in one
+conditional PUT -> class statistics and run records of the plans whose rows have changed.
+"""
+
+import json
+import logging
+import re
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from pipelines.label_table.index import no_label_file
+from pipelines.label_table.ledger import Ledger, Order, Plan
+from pipelines.label_table.schema import LISTING, MASKS
+from pipelines.labelling.report.run_record import Summary
+from pipelines.labelling.stages.chunks import ENCODED, ChunkRow, Work, counters, encoded, fetched, handed_back
+from pipelines.labelling.stages.clocks import Start
+from pipelines.storage import THREADS, ObjectChanged, ObjectMissing
+from pipelines.storage.arrow import from_ipc, metadata_of, to_parquet
+from pspnet_core.errors import ConfigError
+from pspnet_core.images.classes import ClassTable
+
+log = logging.getLogger(__name__)
+ALL = "all"
+KINDS = ("Empty", "Unreadable", "Truncated", "TooLarge", "Crashed", "Changed", "Missing", "Denied")
+"""Kinds of error rows."""
+LASTING = frozenset({"Changed"})
+"""Kinds that ``all`` leaves out: the content of that version is gone, and its successor is pending as a new image."""
+
+_ATTEMPT = re.compile(r" \(attempt (\d+)\)$")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FailedFile:
+    """A label file with rows to try again.
+
+    Attributes:
+        path, etag: of the file, as it was looked at.
+        order: of the plan that it belongs to.
+        rows: how many there are to try.
+    """
+
+    path: str
+    etag: str
+    order: Order
+    rows: int
+
+
+def check_kinds(kinds: Sequence[str]) -> None:
+    """ConfigError unless there are error rows of such kinds, one or more; ``all`` is one, too."""
+    unknown = [kind for kind in kinds if kind not in (*KINDS, ALL)]
+    if unknown or not kinds:
+        raise ConfigError("retry_errors", ",".join(unknown), f"choose among {', '.join(KINDS)}, or all of them: {ALL}")
+
+
+def find_failed(ledger: Ledger, kinds: Sequence[str]) -> list[FailedFile]:
+    """The label files that hold error rows of some kinds, by path.
+
+    Args:
+        kinds: such as ``Missing``; ``all`` stands for all that may have another end.
+    """
+    orders: dict[int, Order] = {}
+    found = []
+    for path, etag, errors in _files_with_errors(ledger):
+        rows = int(pc.sum(_chosen(errors, kinds)).as_py() or 0)
+        if rows:
+            number = ledger.paths.plan_of(path)
+            if number not in orders:
+                orders[number] = ledger.read_plan(number).order
+            found.append(FailedFile(path=path, etag=etag, order=orders[number], rows=rows))
+    return found
+
+
+def by_mask(files: Sequence[FailedFile]) -> Iterator[tuple[str, list[FailedFile]]]:
+    """The files of each mask format, which their new rows shall have as well."""
+    formats: dict[str, list[FailedFile]] = defaultdict(list)
+    for file in files:
+        formats[file.order.mask].append(file)
+    yield from formats.items()
+
+
+class ReadFailed:
+    """Stage 1 of a replay: the images of a file's chosen rows."""
+
+    def __init__(self, work: Work, files: Sequence[FailedFile], kinds: Sequence[str]) -> None:
+        self.work, self.files, self.kinds = work, files, kinds
+
+    def __call__(self, row: ChunkRow) -> ChunkRow:
+        """As ``Read``; an empty payload where somebody else has written the file meanwhile."""
+        number, start = int(row["id"]), Start.now()
+        if not self.work.coordinator.admits(number):
+            return handed_back(number)
+        file = self.files[number]
+        found = _read(self.work, file)
+        if found is None:
+            return encoded(number, ENCODED.empty_table(), images=file.rows, since=start)
+        table, _ = found
+        rows = table.filter(_chosen(table["error"], self.kinds)).select(LISTING.names)
+        return encoded(number, fetched(file.order.source, rows), images=file.rows, since=start)
+
+
+class Rewrite:
+    """Stage 3 of a replay: the new rows in the places of the old ones."""
+
+    def __init__(self, work: Work, files: Sequence[FailedFile], kinds: Sequence[str]) -> None:
+        self.work, self.files, self.kinds = work, files, kinds
+
+    def __call__(self, row: ChunkRow) -> ChunkRow:
+        """Write the file anew unless it has changed; what is left of the row is a handful of numbers."""
+        start = Start.now()
+        number = int(row["chunk"])
+        with self.work.coordinator.writing(number):
+            new = from_ipc(row["payload"])
+            mine = not len(new) or self._put(new, self.files[number])
+        return counters(row, since=start, counted=mine)
+
+    def _put(self, new: pa.Table, file: FailedFile) -> bool:
+        found = _read(self.work, file)
+        if found is None:
+            return False
+        old, metadata = found
+        chosen = _chosen(old["error"], self.kinds)
+        new = _successors(new, old.filter(chosen))
+        # Each row from the old table or, behind its end, from the new one.
+        places = pc.if_else(
+            chosen,
+            pc.add(pc.cumulative_sum(chosen.cast(pa.int64())), len(old) - 1),
+            pa.array(range(len(old)), pa.int64()),
+        )
+        merged = pa.concat_tables([old, new]).take(places).combine_chunks()
+        return self.work.output.put_if_match(file.path, to_parquet(merged, metadata=metadata), file.etag)
+
+
+def reconcile(ledger: Ledger, classes: ClassTable) -> None:
+    """Bring class statistics and run records in line with the label table, plan by plan.
+
+    A replay that was killed may have left them behind: what tells is the number of error rows of each kind.
+    """
+    counts: dict[int, Counter[str]] = defaultdict(Counter)
+    for path, _, errors in _files_with_errors(ledger):
+        counts[ledger.paths.plan_of(path)].update(text.partition(":")[0] for text in errors.drop_null().to_pylist())
+    latest = ledger.latest_plan()
+    for number in range(latest.number + 1 if latest else 0):
+        plan = ledger.read_plan(number)
+        if ledger.is_finished(plan):
+            _bring_up(ledger, plan, counts[number], classes)
+
+
+def _bring_up(ledger: Ledger, plan: Plan, errors: Counter[str], classes: ClassTable) -> None:
+    """Statistics before record: a record that agrees says that both are done."""
+    if json.loads(ledger.store.read(ledger.paths.run(plan.run_id)))["errors"] == dict(errors):
+        return
+    if ledger.missing_chunks(plan):
+        log.warning("label files of run %s were deleted: its statistics and its record stay as they are", plan.run_id)
+        return
+    while not _brought_up(ledger, plan, classes):
+        pass  # another retry ended at the same moment: what it wrote may be older than what there is now
+
+
+def _brought_up(ledger: Ledger, plan: Plan, classes: ClassTable) -> bool:
+    """Whether nobody else wrote either object since the label table was looked at."""
+    store, statistics, run = (
+        ledger.store,
+        ledger.paths.class_stats(plan.date, plan.run_id),
+        ledger.paths.run(plan.run_id),
+    )
+    found = [store.stat(path) for path in (statistics, run)]
+    record, summary = json.loads(store.read(run)), Summary.of(ledger, plan, classes)
+    changed = {"errors": dict(summary.errors), "labelled": plan.images - sum(summary.errors.values())}
+    contents = to_parquet(summary.table(classes, plan.run_id)), json.dumps(record | changed, indent=1).encode()
+    return all(
+        store.put_if_match(path, data, before.etag) if before else store.put_if_absent(path, data)
+        for path, data, before in zip((statistics, run), contents, found, strict=True)
+    )
+
+
+def _files_with_errors(ledger: Ledger) -> Iterator[tuple[str, str, pa.ChunkedArray]]:
+    """Path, etag and column ``error`` of each label file with error rows, by path."""
+
+    def look(path: str) -> pa.ChunkedArray | None:
+        try:
+            with ledger.store.open(path) as stream:
+                file = pq.ParquetFile(stream)
+                return file.read(["error"])["error"] if _has_errors(file) else None
+        except (ObjectChanged, ObjectMissing):  # whoever writes it anew at this moment brings the rest in line, too
+            return None
+        except (pa.ArrowInvalid, KeyError, ValueError) as error:
+            raise no_label_file(ledger.store, path) from error
+
+    items = list(ledger.store.list(ledger.paths.masks, suffixes={".parquet"}))
+    with ThreadPoolExecutor(THREADS) as pool:
+        for item, errors in zip(items, pool.map(look, [item.key for item in items]), strict=True):
+            if errors is not None:
+                yield item.key, item.etag, errors
+
+
+def _has_errors(file: pq.ParquetFile) -> bool:
+    """Whether there are error rows, as far as the footer tells: nothing else need be read then."""
+    position = [file.schema.column(index).path for index in range(len(file.schema))].index("error")
+    groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
+    known = [(group.num_rows, group.column(position).statistics) for group in groups]
+    return any(found is None or not found.has_null_count or found.null_count < rows for rows, found in known)
+
+
+def _chosen(errors: pa.ChunkedArray, kinds: Collection[str]) -> pa.ChunkedArray:
+    """Which rows are of these kinds; never null."""
+    found = pc.replace_substring_regex(errors, ":.*", "")
+    if ALL in kinds:
+        wanted = pc.and_(pc.is_valid(found), pc.invert(pc.is_in(found, pa.array(sorted(LASTING)))))
+    else:
+        wanted = pc.is_in(found, pa.array(sorted(kinds), pa.string()))
+    return pc.fill_null(wanted, False)
+
+
+def _read(work: Work, file: FailedFile) -> tuple[pa.Table, dict[str, object]] | None:
+    """A label file's rows and metadata, or None when it is no longer the one that was looked at."""
+    try:
+        data = work.output.read_if(file.path, file.etag)
+    except (ObjectChanged, ObjectMissing):
+        return None
+    opened = pq.ParquetFile(pa.BufferReader(data))
+    return opened.read().cast(MASKS), metadata_of(opened)
+
+
+def _successors(new: pa.Table, old: pa.Table) -> pa.Table:
+    """New rows as rows of the old ones' plan, whose run and time they keep; errors that came again are counted."""
+    texts = [
+        text and f"{text} (attempt {_attempts(before) + 1})"
+        for text, before in zip(new["error"].to_pylist(), old["error"].to_pylist(), strict=True)
+    ]
+    kept = {"error": pa.array(texts, pa.string()), "run_id": old["run_id"], "labelled_at": old["labelled_at"]}
+    for name, column in kept.items():
+        new = new.set_column(new.schema.get_field_index(name), MASKS.field(name), column)
+    return new
+
+
+def _attempts(error: str) -> int:
+    found = _ATTEMPT.search(error)
+    return int(found[1]) if found else 1

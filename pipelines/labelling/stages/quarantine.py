@@ -1,0 +1,182 @@
+"""Images that kill the process that decodes them, found by decoding one after another in a process that may die.
+
+A broken codec (or too little memory) ends a process, and no exception tells which image it was. So when a chunk has
+taken a process along, each of its images is tried here first: in a child that does nothing but decode, and whose death
+costs nothing. One death proves nothing yet, as a child may also be killed for the memory that others use: an image is
+guilty when it kills two.
+
+The child is this module run as a program: images come on its standard input, each with its length and its time limit
+in front; a byte goes out when it is ready, and one for each image that is decoded, or refused. The limit is the child's
+own alarm, which holds even when its parent is gone.
+
+Decoding that never ends would never bring an image here. So a process that decodes watches itself (``Decodes``), and
+ends when it takes too long with one.
+"""
+
+import contextlib
+import logging
+import os
+import signal
+import struct
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+from pipelines.process.environment import variables
+from pipelines.process.periodic import ticking
+from pspnet_core.errors import ImageError, PspnetError
+from pspnet_core.images.decoding import decode_image
+
+log = logging.getLogger(__name__)
+LONGEST_S = 120.0
+"""Seconds that one image may take to decode, in the child or beside others."""
+LOOKS = 24
+"""How often a process looks at what it decodes in as many seconds."""
+
+_HEADER = struct.Struct("<QQd")  # largest image in pixels, bytes that follow, seconds that decoding may take
+_READY = b"!"
+_SURVIVED = b"."
+_LATE = signal.SIGALRM.name
+
+
+class QuarantineFailed(PspnetError):
+    """The child cannot be started, which is no image's fault."""
+
+
+class Decodes:
+    """Which of a chunk's images are being decoded, and since when; one that takes too long ends the process.
+
+    Codecs do without the interpreter's lock, so that a thread beside them can watch.
+
+    Args:
+        name: what an image is called, by its index.
+    """
+
+    def __init__(self, name: Callable[[int], str]) -> None:
+        self.name = name
+        self.began: dict[int, float] = {}
+
+    @contextlib.contextmanager
+    def of(self, index: int) -> Iterator[None]:
+        """While an image is decoded; entered in any thread."""
+        self.began[index] = time.monotonic()
+        try:
+            yield
+        finally:
+            del self.began[index]
+
+    @contextlib.contextmanager
+    def watched(self) -> Iterator[None]:
+        """Look after all images that are decoded in this context."""
+        with ticking(LONGEST_S / LOOKS, self._look):
+            yield
+
+    def _look(self) -> None:
+        now = time.monotonic()
+        for index, began in self.began.copy().items():
+            if now - began > LONGEST_S:
+                log.error("decoding %s takes longer than %g s: this process ends", self.name(index), LONGEST_S)
+                os.kill(os.getpid(), signal.SIGKILL)  # no thread can be made to let go of a codec
+
+
+def survivors(images: Iterable[bytes | ImageError], *, pixels: int) -> Iterator[bytes | ImageError]:
+    """Pass images on, in order, with those that kill a process as errors of kind ``Crashed``.
+
+    Args:
+        images: encoded images; errors are passed on as they are.
+        pixels: the largest image, in pixels.
+
+    Raises:
+        QuarantineFailed: no process can be started.
+    """
+    with contextlib.ExitStack() as children:
+        child: _Child | None = None
+        for image in images:
+            if isinstance(image, ImageError):
+                yield image
+                continue
+            child = child or children.enter_context(_started())
+            death = child.decode(image, pixels)
+            if death:
+                child = children.enter_context(_started())
+                death = child.decode(image, pixels)
+            if death:
+                child = None
+                yield ImageError("Crashed", f"decoding it {death}")
+            else:
+                yield image
+
+
+def _started() -> "_Child":
+    """A child; one that is killed while it starts, for the memory of others, gets a successor."""
+    try:
+        return _Child()
+    except QuarantineFailed:
+        return _Child()
+
+
+class _Child(contextlib.AbstractContextManager["_Child"]):
+    """A process that decodes images and may die of it.
+
+    Raises:
+        QuarantineFailed: it does not get as far as the first image.
+    """
+
+    def __init__(self) -> None:
+        command = [sys.executable, "-m", "pipelines.labelling.stages.quarantine"]
+        # What this process imports from: Ray has added to it.
+        places = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *sys.path]))
+        environment = variables() | {"PYTHONPATH": places}
+        try:
+            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        except OSError as error:
+            raise QuarantineFailed(f"a process to try images in cannot be started: {error}") from error
+        assert self.process.stdin and self.process.stdout
+        self.stdin, self.stdout = self.process.stdin, self.process.stdout
+        if self.stdout.read(1) != _READY:
+            self.__exit__()
+            raise QuarantineFailed(f"a process to try images in cannot be started: {self._end()}")
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+    def decode(self, image: bytes, pixels: int) -> str:
+        """Have one image decoded; returns what that does to the process, or nothing where it survives."""
+        try:
+            self.stdin.write(_HEADER.pack(pixels, len(image), LONGEST_S) + image)
+            self.stdin.flush()
+            survived = self.stdout.read(1) == _SURVIVED
+        except BrokenPipeError:
+            survived = False
+        if survived:
+            return ""
+        end = self._end()
+        return f"takes longer than {LONGEST_S:g} s" if end == _LATE else f"ends the process ({end})"
+
+    def _end(self) -> str:
+        code = self.process.wait()
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+
+def main() -> None:
+    """The child: decode what comes until there is no more."""
+    sys.stdout.buffer.write(_READY)
+    sys.stdout.buffer.flush()
+    with contextlib.suppress(OSError):  # where there is such a thing: when memory ends, this process is the one to go
+        Path("/proc/self/oom_score_adj").write_text("1000")
+    while header := sys.stdin.buffer.read(_HEADER.size):
+        pixels, size, seconds = _HEADER.unpack(header)
+        image = sys.stdin.buffer.read(size)
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process, unless it is taken back
+        with contextlib.suppress(ImageError):  # which the actor will meet again, and tell
+            decode_image(image, max_pixels=pixels)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        sys.stdout.buffer.write(_SURVIVED)
+        sys.stdout.buffer.flush()
+
+
+if __name__ == "__main__":
+    main()

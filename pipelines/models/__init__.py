@@ -1,0 +1,1 @@
+"""Models: loaded from any URI, converted from other projects, exported to other engines."""

@@ -1,0 +1,56 @@
+"""From a model URI of any kind to a checkpoint."""
+
+import tempfile
+from pathlib import Path
+
+from pipelines.storage import ObjectError, open_store
+from pipelines.tracking import registry
+from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import Checkpoint
+from pspnet_core.errors import ConfigError
+
+MLFLOW_SCHEMES = ("runs:/", "models:/")
+
+
+def load_model(uri: str, *, field: str = "model") -> Checkpoint:
+    """The checkpoint at a model URI: a local folder, an object-store prefix, ``runs:/...`` or ``models:/...``.
+
+    Raises:
+        ConfigError: when there is no such model, or what is there is no checkpoint.
+        TrackingError: when the MLflow server cannot be used.
+    """
+    if not uri.startswith(MLFLOW_SCHEMES) and "://" not in uri:
+        return _load(Path(uri).expanduser(), uri, field)
+    with tempfile.TemporaryDirectory() as folder:
+        fetch = registry.fetch if uri.startswith(MLFLOW_SCHEMES) else _from_store
+        return _load(fetch(uri, folder, field=field), uri, field)
+
+
+def load_rgb_model(uri: str) -> Checkpoint:
+    """``load_model`` for work on image files, which are read as RGB.
+
+    Raises:
+        ConfigError: as ``load_model``, and for a network of another number of input bands than 3.
+    """
+    checkpoint = load_model(uri)
+    if checkpoint.config.bands != 3:
+        raise ConfigError("model", uri, f"takes {checkpoint.config.bands} bands; image files are read as 3, RGB")
+    return checkpoint
+
+
+def _load(folder: Path, uri: str, field: str) -> Checkpoint:
+    try:
+        return checkpoints.load(folder)
+    except ConfigError as error:
+        raise ConfigError(field, uri, error.remedy) from error
+
+
+def _from_store(uri: str, folder: str, *, field: str) -> Path:
+    """The two files of a checkpoint in a store, and nothing else that may lie below the URI."""
+    store = open_store(uri, field=field)
+    for name in (checkpoints.CONFIG_FILE, checkpoints.WEIGHTS_FILE):
+        try:
+            (Path(folder) / name).write_bytes(store.read(name))
+        except ObjectError as error:
+            raise ConfigError(field, uri, f"no {name} there ({error}); give a folder that train.py wrote") from error
+    return Path(folder)

@@ -1,0 +1,1 @@
+"""What any long-running process needs: environment, signals, progress, work in the background."""

@@ -1,0 +1,115 @@
+"""Progress of a long run, on standard error: a bar on a terminal, elsewhere a JSON line now and then.
+
+The line is for programs and for whoever reads a log::
+
+    {"progress": "labelling", "time": "2026-11-23T02:30:00Z", "images": 51200, "of": 1000000, "errors": 3,
+     "chunks": 200, "images_per_second": 853.1, "eta_seconds": 1112, "ended": false}
+"""
+
+import collections
+import contextlib
+import datetime
+import json
+import sys
+import time
+from collections.abc import Callable
+from types import TracebackType
+from typing import Any, NamedTuple, TextIO
+
+from tqdm import tqdm
+
+from pipelines.process.periodic import ticking
+
+EVERY_S = 30.0
+"""Seconds between two lines; they come whether or not anything was done."""
+
+RECENT = 10
+"""Lines that the rate and what is left are estimated over: a start that loads a model is forgotten after a while."""
+
+
+class Mark(NamedTuple):
+    """How many images were done at a time, in seconds of a clock."""
+
+    time: float
+    done: int
+
+
+class Progress:
+    """Counts images towards a total. A context; its last line comes on leaving, after an error too.
+
+    Args:
+        total: images in all; None while nobody knows.
+        what: what is being done, such as ``labelling``.
+        stream: where to show it; standard error by default.
+        every: seconds between two lines.
+        clock: seconds that go by; for tests.
+    """
+
+    def __init__(
+        self,
+        total: int | None,
+        what: str,
+        *,
+        stream: TextIO | None = None,
+        every: float = EVERY_S,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.stream = stream or sys.stderr
+        self.total, self.what, self.clock = total, what, clock
+        self.done = self.errors = self.chunks = 0
+        self.marks = collections.deque([Mark(clock(), 0)], maxlen=RECENT)
+        self.start = self.marks[0]
+        self._shown = contextlib.ExitStack()  # what shows it
+        self.bar: Any = None
+        if self.stream.isatty():
+            self.bar = tqdm(total=total, desc=what, unit="image", dynamic_ncols=True, file=self.stream)
+            self._shown.callback(self.bar.close)
+        else:
+            self._shown.callback(self._write, ended=True)
+            self._shown.enter_context(ticking(every, self._tick))
+
+    def __enter__(self) -> "Progress":
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._shown.__exit__(kind, error, trace)
+
+    def advance(self, images: int, *, errors: int = 0) -> None:
+        """Count one more chunk: its images, and how many of them are errors."""
+        self.done += images
+        self.errors += errors
+        self.chunks += 1
+        if self.bar is not None:
+            if errors:
+                self.bar.set_postfix(errors=self.errors, refresh=False)
+            self.bar.update(images)
+
+    def state(self, *, ended: bool) -> dict[str, Any]:
+        """What a line holds: the rate and the seconds left follow from the last lines, at the end from the whole run.
+
+        ``eta_seconds`` is None as long as nothing moves, or nobody knows how much there is.
+        """
+        since, now = self.start if ended else self.marks[0], self.clock()
+        rate = (self.done - since.done) / max(1e-9, now - since.time)
+        left = None if self.total is None else max(0, self.total - self.done)
+        return {
+            "progress": self.what,
+            "time": f"{datetime.datetime.now(datetime.timezone.utc):%Y-%m-%dT%H:%M:%SZ}",
+            "images": self.done,
+            "of": self.total,
+            "errors": self.errors,
+            "chunks": self.chunks,
+            "images_per_second": round(rate, 2),
+            "eta_seconds": 0 if left == 0 else round(left / rate) if left and rate else None,
+            "ended": ended,
+        }
+
+    def _tick(self) -> None:
+        self._write(ended=False)
+        self.marks.append(Mark(self.clock(), self.done))
+
+    def _write(self, *, ended: bool) -> None:
+        with contextlib.suppress(OSError):  # nobody is there to read it any more; the work goes on
+            print(json.dumps(self.state(ended=ended)), file=self.stream, flush=True)

@@ -1,0 +1,75 @@
+"""Credentials out of texts: what is logged, tagged or told passes through here first.
+
+Three kinds are found: what stands before ``@`` in a URI, query parameters that sign or authorise a request, and the
+values of the environment's variables that are named like secrets, wherever they occur.
+"""
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+from urllib.parse import quote, unquote, urlsplit
+
+from pipelines.process.environment import variables
+
+HIDDEN = "***"
+SHORTEST = 4
+"""Characters of the shortest value of a variable that counts as a secret: shorter ones are parts of any text."""
+
+_SECRET_NAME = re.compile(
+    r"(?:^|_)(?:secret|password|passwd|passphrase|token|credentials?|(?:access|account|api|auth|private|storage)_?key)"
+    r"(?:_|$)",
+    re.IGNORECASE,
+)
+_NO_SECRETS = {"true", "false", "none", "null"}
+# Up to the last @ before the path; with a colon, which is no port's, even beyond: a secret may hold a slash.
+_USERINFO = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/?#:@]*:(?!\d+(?:[/?#]|$))[^\s@]*@)")
+_PARAMETER = re.compile(
+    r"([?&;](?:sig|[^=&;\s?#]*(?:signature|token|secret|password|passwd|pwd|credential|auth|key)[^=&;\s?#]*)=)"
+    r"[^&;\s#\"'<>]+",
+    re.IGNORECASE,
+)
+
+
+def redacted(text: str) -> str:
+    """``text`` with ``***`` in place of every credential that can be told as one."""
+    for secret in sorted(set(_secrets()), key=len, reverse=True):
+        text = text.replace(secret, HIDDEN)
+    return _PARAMETER.sub(rf"\g<1>{HIDDEN}", _USERINFO.sub(f"{HIDDEN}@", text))
+
+
+def redacted_values(value: Any) -> Any:
+    """Plain data (mappings, sequences, numbers, text) with every text in it redacted, as JSON and YAML take it.
+
+    What is none of these becomes its text. The text of a mapping's entry that is named like a secret is left out.
+    """
+    if isinstance(value, Mapping):
+        return {redacted(str(key)): _entry(str(key), entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [redacted_values(entry) for entry in value]
+    if value is None or isinstance(value, bool | int | float):
+        return value
+    return redacted(str(value))
+
+
+def _entry(name: str, value: Any) -> Any:
+    return HIDDEN if isinstance(value, str) and value and _SECRET_NAME.search(name) else redacted_values(value)
+
+
+def _secrets() -> Iterator[str]:
+    """Values of variables that are named like secrets and passwords of URIs in any variable, quoted and plain."""
+    for name, value in variables().items():
+        found = [value] if _SECRET_NAME.search(name) else []
+        if "://" in value:
+            found += _passwords(value)
+        for secret in found:
+            for form in (secret, quote(secret, safe=""), unquote(secret)):
+                if len(form) >= SHORTEST and form.lower() not in _NO_SECRETS:
+                    yield form
+
+
+def _passwords(uri: str) -> list[str]:
+    try:
+        password = urlsplit(uri).password
+    except ValueError:  # no URI after all
+        return []
+    return [password] if password else []

@@ -1,0 +1,1 @@
+"""MLflow: the server, runs, metrics and the model registry."""

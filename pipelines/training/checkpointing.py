@@ -1,0 +1,297 @@
+"""The checkpoints of a training run in a store: written in a thread of their own, read to go on, the best kept.
+
+::
+
+    <name>/checkpoints/<step>-<random>/model/model.json, weights.safetensors   what was scored; a model URI
+                                       optimiser.safetensors                   momenta
+                                       weights.safetensors                     what learns, if the model is an average
+                                       progress.json                           written last: without it there is nothing
+
+A folder is never written twice (its name is drawn), so what a killed worker left unfinished is not mixed with what its
+successor writes for the same step.
+"""
+
+import contextlib
+import dataclasses
+import json
+import logging
+import math
+import threading
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import safetensors.torch
+import tenacity
+from safetensors import SafetensorError
+from torch import Tensor
+
+from pipelines.storage import ObjectMissing, Store, TransientStorageError, to_local
+from pipelines.training.patience import PATIENCE_S
+from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.errors import ConfigError, PspnetError
+
+log = logging.getLogger(__name__)
+MODEL_FOLDER = "model"
+OPTIMISER_FILE = "optimiser.safetensors"
+WEIGHTS_FILE = "weights.safetensors"
+PROGRESS_FILE = "progress.json"
+
+
+class CheckpointLost(PspnetError):
+    """The last checkpoints of a run could not be written before patience ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Progress:
+    """Where a run was, in plain numbers. Order, augmentation, dropout and learning rate are functions of the step."""
+
+    step: int
+    """Steps done since the start."""
+    workers: int = 1
+    """How many took the last step."""
+    loss: float = 0.0
+    """Sum of the losses of the steps of the epoch that is under way."""
+    scaler: dict[str, Any] = field(default_factory=dict)
+    """State of the gradient scaler of float16; empty for other formats."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """What was reported of the epoch that this step ends; empty in the middle of one."""
+    unsent: list[Any] = field(default_factory=list)
+    """Metric points that the tracking server had not taken yet."""
+
+    @property
+    def score(self) -> float:
+        """mIoU, or minus infinity where none was measured."""
+        return float(self.metrics.get("miou", -math.inf))
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)  # by identity: tensors have no truth value to compare by
+class Snapshot:
+    """A run's whole state in CPU memory; nothing that training changes later."""
+
+    model: checkpoints.Checkpoint
+    weights: dict[str, Tensor] | None = field(repr=False)
+    """The weights that learn, when the model holds their average."""
+    optimiser: dict[str, Tensor] = field(repr=False)
+    progress: Progress
+    folder: str | None = None
+    """Where it was read, relative to the store."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """A complete checkpoint: its folder relative to the store, and its progress."""
+
+    folder: str
+    progress: Progress
+
+    @property
+    def model(self) -> str:
+        """Path of the model's folder."""
+        return f"{self.folder}/{MODEL_FOLDER}"
+
+
+class CheckpointFolder:
+    """The checkpoints of one run. Cheap to pickle.
+
+    Args:
+        store: the run's output.
+        name: the run's name.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        self.store, self.name = store, name
+
+    @property
+    def path(self) -> str:
+        """Where they are, relative to the store."""
+        return f"{self.name}/checkpoints"
+
+    def entries(self) -> list[Entry]:
+        """The complete ones, oldest first; one that is deleted meanwhile is not among them."""
+        entries = []
+        for item in self.store.list(self.path, suffixes={PROGRESS_FILE}):
+            with contextlib.suppress(ObjectMissing):
+                entries.append(self.entry(item.key.rpartition("/")[0]))
+        return sorted(entries, key=lambda entry: (entry.progress.step, entry.progress.score, entry.folder))
+
+    def entry(self, folder: str) -> Entry:
+        """The checkpoint in a folder. Raises as ``Store.read`` when it is not complete."""
+        return Entry(folder=folder, progress=Progress(**json.loads(self.store.read(f"{folder}/{PROGRESS_FILE}"))))
+
+    def new(self, snapshot: Snapshot) -> Entry:
+        """Where a snapshot will be."""
+        folder = f"{self.path}/{snapshot.progress.step:09d}-{uuid.uuid4().hex[:8]}"
+        return Entry(folder=folder, progress=snapshot.progress)
+
+    def write(self, snapshot: Snapshot, entry: Entry) -> None:
+        """Write a snapshot; readers see it whole or not at all. May be repeated. Raises as ``Store.put_if_absent``."""
+        for path, data in _files(snapshot):
+            self.store.put_if_absent(f"{entry.folder}/{path}", data)
+
+    def newest(self) -> Snapshot | None:
+        """The newest checkpoint that can be read; None when there is none at all.
+
+        Raises:
+            ConfigError: when there are some and all of them are damaged.
+        """
+        damaged: ConfigError | None = None
+        for entry in reversed(self.entries()):
+            try:
+                return self.read(entry)
+            except ConfigError as error:
+                log.warning("%s; trying the one before", error)
+                damaged = error
+        if damaged:
+            raise damaged
+        return None
+
+    def read(self, entry: Entry) -> Snapshot:
+        """What ``write`` wrote.
+
+        Raises:
+            ConfigError: when a file is damaged.
+        """
+        with to_local(self.store.uri_of(entry.folder), field=self.store.field) as folder:
+            weights = folder / WEIGHTS_FILE
+            model = checkpoints.load(folder / MODEL_FOLDER)
+            try:
+                return Snapshot(
+                    model=model,
+                    weights=safetensors.torch.load_file(weights) if weights.is_file() else None,
+                    optimiser=safetensors.torch.load_file(folder / OPTIMISER_FILE),
+                    progress=entry.progress,
+                    folder=entry.folder,
+                )
+            except (OSError, SafetensorError) as error:
+                raise ConfigError("resume", folder, f"damaged checkpoint ({error})") from error
+
+    def prune(self, keep: int) -> None:
+        """Delete all but the newest ``keep`` and the best one, and what was left unfinished before these."""
+        entries = self.entries()
+        kept = {entry.folder for entry in [*entries[-keep:], *best(entries)]}
+        newest = entries[-1].folder if entries else ""
+        superseded = (item.key for item in self.store.list(self.path) if _folder(item.key) < newest)
+        # Without its progress a checkpoint is none any more, whatever happens next.
+        for key in sorted(superseded, key=lambda key: not key.endswith(PROGRESS_FILE)):
+            if _folder(key) not in kept:
+                self.store.delete(key)
+
+
+def _folder(key: str) -> str:
+    """The checkpoint's folder of one of its files."""
+    return "/".join(key.split("/")[:3])
+
+
+def best(entries: Iterable[Entry]) -> list[Entry]:
+    """The entry of the highest mIoU, the first of several; none where nothing was scored."""
+    scored = [entry for entry in entries if entry.progress.score > -math.inf]
+    return [max(scored, key=lambda entry: (entry.progress.score, -entry.progress.step))] if scored else []
+
+
+def _files(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
+    """Paths and bytes, in the order in which they are written."""
+    for name, data in snapshot.model.files().items():
+        yield f"{MODEL_FOLDER}/{name}", data
+    if snapshot.weights is not None:
+        yield WEIGHTS_FILE, safetensors.torch.save(snapshot.weights)
+    yield OPTIMISER_FILE, safetensors.torch.save(snapshot.optimiser)
+    yield PROGRESS_FILE, json.dumps(dataclasses.asdict(snapshot.progress)).encode()
+
+
+class CheckpointWriter:
+    """Writes snapshots in a thread, so that training does not wait for storage; goes on trying while it is away.
+
+    At most three snapshots are held at a time: the one that is being written, the newest and the best-scored one that
+    wait for it.
+
+    Args:
+        folder: where to.
+        keep: newest checkpoints that stay, beside the best one; at least 1.
+        patience: seconds that ``close`` waits for a storage that does not answer.
+    """
+
+    def __init__(self, folder: CheckpointFolder, *, keep: int, patience: float = PATIENCE_S) -> None:
+        self._folder, self._keep, self._patience = folder, keep, patience
+        self._waiting: list[Snapshot] = []
+        self._changed = threading.Condition()
+        self._closing = False
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
+        self._thread.start()
+
+    def submit(self, snapshot: Snapshot) -> None:
+        """Have it written soon, in place of what waits and is of no use beside it."""
+        with self._changed:
+            self._raise_failure()
+            self._waiting = _worth_writing([*self._waiting, snapshot])
+            self._changed.notify()
+
+    def close(self) -> None:
+        """Return when everything is written.
+
+        Raises:
+            CheckpointLost: storage did not take it within the patience.
+        """
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        self._thread.join(self._patience)
+        if self._thread.is_alive():
+            steps = ", ".join(str(snapshot.progress.step) for snapshot in self._waiting)
+            where = self._folder.store.uri_of(self._folder.path)
+            raise CheckpointLost(
+                f"the checkpoint of step {steps} could not be written to {where}; mend it and --resume"
+            )
+        self._raise_failure()
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _run(self) -> None:
+        try:
+            while (snapshot := self._next()) is not None:
+                self._persist(snapshot)
+        except BaseException as error:  # handed to the training thread, which raises it
+            self._failure = error
+
+    def _next(self) -> Snapshot | None:
+        """What to write next, oldest first; None when there is nothing more to come."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._waiting or self._closing)
+            return self._waiting[0] if self._waiting else None
+
+    def _persist(self, snapshot: Snapshot) -> None:
+        """Try until it is written, or something newer makes it worthless."""
+        waits = tenacity.wait_exponential(multiplier=1, max=30) + tenacity.wait_random(0, 1)
+        patient = tenacity.Retrying(
+            retry=tenacity.retry_if_exception_type((TransientStorageError, ConfigError)),
+            stop=lambda _: snapshot not in self._waiting,
+            wait=waits,
+            before_sleep=self._tell,
+            reraise=False,
+        )
+        try:
+            patient(self._folder.write, snapshot, self._folder.new(snapshot))
+        except tenacity.RetryError:
+            log.info("the checkpoint of step %d gives way to a newer one", snapshot.progress.step)
+        with self._changed:
+            self._waiting = [entry for entry in self._waiting if entry is not snapshot]
+        try:
+            self._folder.prune(self._keep)
+        except (TransientStorageError, ConfigError) as error:
+            log.warning("old checkpoints could not be deleted, the next time they will: %s", error)
+
+    def _tell(self, state: tenacity.RetryCallState) -> None:
+        step = state.args[0].progress.step
+        reason = state.outcome.exception() if state.outcome else None
+        log.warning("the checkpoint of step %d is not written yet, training goes on: %s", step, reason)
+
+
+def _worth_writing(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
+    """The newest, and the best of those that were scored, in their order."""
+    scored = [snapshot for snapshot in snapshots if snapshot.progress.score > -math.inf]
+    wanted = [snapshots[-1], *([max(scored, key=lambda snapshot: snapshot.progress.score)] if scored else [])]
+    return [snapshot for snapshot in snapshots if snapshot in wanted]

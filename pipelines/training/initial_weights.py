@@ -1,0 +1,136 @@
+"""The weights that training starts from: a checkpoint, or a file of another project."""
+
+import dataclasses
+import logging
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from torch import Tensor, nn
+
+from pipelines.models.loading import MLFLOW_SCHEMES, load_model
+from pipelines.storage import to_local
+from pipelines.tracking import registry
+from pspnet_core.checkpoints.importers import import_checkpoint
+from pspnet_core.errors import ConfigError
+from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
+
+log = logging.getLogger(__name__)
+WEIGHT_FILES = (".pth", ".pt", ".safetensors")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Start:
+    """Weights to start training from.
+
+    Attributes:
+        uri: where they were read.
+        weights: under our names.
+        config: their network.
+        backbone_only: whether only the backbone of them is trained.
+    """
+
+    uri: str
+    weights: dict[str, Tensor]
+    config: PSPNetConfig
+    backbone_only: bool
+
+    @property
+    def shared(self) -> dict[str, Any]:
+        """The fields of a ``PSPNetConfig`` that decide what the weights compute."""
+        names = _BACKBONE_FIELDS if self.backbone_only else [field.name for field in dataclasses.fields(self.config)]
+        return {name: getattr(self.config, name) for name in names}
+
+    def state(self, config: PSPNetConfig) -> dict[str, Tensor]:
+        """State of a network of this config; what these weights have nothing for is freshly initialised.
+
+        Raises:
+            ConfigError: when the weights do not fit the network.
+        """
+        model = PSPNet(config)
+        own, fresh = model.state_dict(), self._fresh(model)
+        wrong = [name for name in own.keys() - fresh if not _same_shape(own[name], self.weights.get(name))]
+        if wrong:
+            remedy = f"its {min(wrong)} differs; start from the same backbone, stem and classes"
+            raise ConfigError("init", self.uri, remedy)
+        if not self.backbone_only:
+            _warn_of_differences(self.uri, self.config, config)
+        return {name: own[name] if name in fresh else self.weights[name] for name in own}
+
+    def _fresh(self, model: PSPNet) -> set[str]:
+        """Names of the model's weights that start afresh: beside a bare backbone all others, else the classifiers of
+        other classes, and an auxiliary head where there is none here."""
+        names = model.state_dict().keys()
+        if self.backbone_only:
+            return {name for name in names if not name.startswith("backbone.")}
+        fresh: set[str] = set()
+        if self.config.classes != model.config.classes:
+            fresh |= _classifier_weights(model)
+            counts = f"it has {self.config.classes} classes, the data {model.config.classes}"
+            listed = ", ".join(sorted(fresh))
+            log.info("weights of %s loaded but for the classifiers (%s): %s", self.uri, counts, listed)
+        if model.config.auxiliary and not self.config.auxiliary:
+            fresh |= {name for name in names if name.startswith("auxiliary.")}
+            log.info("%s has no auxiliary head: that one starts afresh", self.uri)
+        return fresh
+
+
+_BACKBONE_FIELDS = ("backbone", "stem", "avg_down", "mean", "std")
+
+
+def read_start(uri: str, *, bins: tuple[int, ...] | None = None) -> Start:
+    """Read weights to start training from.
+
+    Args:
+        uri: a checkpoint (any model URI), or a file (``.pth``, ``.pt`` or ``.safetensors``, local or remote) of another
+            project: ImageNet weights of the backbone or a whole PSPNet, see ``importers``.
+        bins: sizes of the grids of another project's PSPNet, which leave no trace in its weights; by default what
+            ``importers`` takes for granted.
+
+    Raises:
+        ConfigError: when there are no such weights.
+    """
+    if PurePosixPath(uri).suffix not in WEIGHT_FILES:
+        checkpoint = load_model(uri, field="init")
+        return Start(uri=uri, weights=checkpoint.weights, config=checkpoint.config, backbone_only=False)
+    with _local_file(uri) as file:
+        try:
+            found = import_checkpoint(file, source=uri, overrides={"bins": bins} if bins else None)
+        except ConfigError as error:
+            raise ConfigError("init", uri, error.remedy) from error
+    return Start(uri=uri, weights=found.weights, config=found.config, backbone_only=found.backbone_only)
+
+
+@contextmanager
+def _local_file(uri: str) -> Iterator[Path]:
+    if not uri.startswith(MLFLOW_SCHEMES):
+        with to_local(uri, field="init") as file:
+            yield file
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        yield registry.fetch_file(uri, folder, field="init")
+
+
+def _classifier_weights(model: PSPNet) -> set[str]:
+    """Names of the weights whose size is the number of classes: those of the last convolution of each head."""
+    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
+    heads = ([name for name in convolutions if name.startswith(head)][-1:] for head in ("decoder.", "auxiliary."))
+    prefixes = tuple(f"{name}." for found in heads for name in found)
+    return {name for name in model.state_dict() if name.startswith(prefixes)}
+
+
+def _warn_of_differences(uri: str, given: PSPNetConfig, config: PSPNetConfig) -> None:
+    """Weights may fit a network that computes something else with them."""
+    fields = [
+        field.name for field in dataclasses.fields(config) if field.name not in ("classes", "auxiliary", "dropout")
+    ]
+    other = [f"{field} {getattr(given, field)}" for field in fields if getattr(given, field) != getattr(config, field)]
+    if other:
+        log.warning("the network of %s differs from the one to train: it has %s", uri, ", ".join(other))
+
+
+def _same_shape(own: Tensor, other: Tensor | None) -> bool:
+    return other is not None and other.shape == own.shape

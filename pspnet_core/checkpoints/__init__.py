@@ -1,0 +1,1 @@
+"""Checkpoint folders, importers of other projects' weights, exports."""

@@ -1,0 +1,1 @@
+"""Image files, masks, classes and statistics of masks."""

@@ -1,0 +1,1 @@
+"""PSPNet and its parts."""

@@ -1,0 +1,1 @@
+"""Augmentation, losses, optimisers, norms, averaged weights."""

@@ -1,0 +1,233 @@
+"""Packing end to end: what is written, what a second run makes of an interruption, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pipelines.datasets.data_card import check
+from pipelines.datasets.dataset import Dataset, Pair, by_split
+from pipelines.datasets.layouts import open_dataset
+from pipelines.datasets.packing import Pack, PackingFailed, PrepareConfig, plan_shards, prepare
+from pipelines.storage import open_store
+from pspnet_core.errors import ConfigError
+from pspnet_core.images.classes import CAMVID
+from pspnet_core.images.decoding import decode_mask
+from tests.pipelines.datasets.test_dataset import CLASSES, write_pair
+from tests.pipelines.datasets.test_layouts import SHAPE, build_ade20k
+from tests.support.paths import ROOT
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    """Pictures of one colour are small; these are noise, so that they fill several shards of 1 MB."""
+    root = tmp_path / "data"
+    root.mkdir()
+    (root / "classes.json").write_text(json.dumps(CLASSES))
+    for number in range(12):
+        split = "train" if number < 9 else "val"
+        write_pair(root, split, f"{number:02d}", np.full((5, 7), number % 2, np.uint8), colour=(20 * number, 0, 0))
+        with (root / f"images/{split}/{number:02d}.jpg").open("ab") as file:
+            file.write(bytes(300_000))  # what follows a JPEG's end is not looked at
+    return root
+
+
+def config(data: Path, output: Path, **changes: Any) -> PrepareConfig:
+    return replace(PrepareConfig(data=str(data), output=str(output), shard=1), **changes)
+
+
+def files(output: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(output).as_posix(): path.read_bytes()
+        for path in sorted(output.rglob("*"))
+        if path.is_file() and ".tmp" not in path.parts
+    }
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_what_is_packed_is_what_was_there(data: Path, tmp_path: Path) -> None:
+    result = prepare(config(data, tmp_path / "out"))
+    assert result == {
+        "splits": {"train": 9, "val": 3},
+        "shards": 4,
+        "rejected": 0,
+        "leaks": 0,
+        "card": str(tmp_path / "out/card.json"),
+    }
+    source, packed = open_dataset(str(data), "folder"), open_dataset(str(tmp_path / "out"), "shards")
+    assert packed.classes == source.classes
+    assert (packed.blocks("train"), packed.blocks("val")) == ((3, 3, 3), (3,))
+    for split in ("train", "val"):
+        for before, after in zip(source.split(split), packed.split(split), strict=True):
+            assert before.key == after.key
+            assert source.fetch(before) == packed.fetch(after)
+    card = json.loads((tmp_path / "out/card.json").read_bytes())
+    assert card == check(source, (*source.split("train"), *source.split("val"))).to_json()
+    assert "| road |" in (tmp_path / "out/card.md").read_text()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_that_broke_off_is_finished_by_the_same_command(data: Path, tmp_path: Path) -> None:
+    bad = np.full((5, 7), 77, np.uint8)
+    write_pair(data, "train", "03", bad)
+    first = prepare(config(data, tmp_path / "out"))
+    whole = files(tmp_path / "out")
+    for name in ("card.json", "card.md", "classes.json", "index.parquet", "shards/000001.parquet"):
+        (tmp_path / "out" / name).unlink()
+    kept = (tmp_path / "out/shards/000000.parquet").stat().st_mtime_ns
+    with pytest.raises(ConfigError, match="run jobs/prepare"):
+        open_dataset(str(tmp_path / "out"), "shards")
+    assert prepare(config(data, tmp_path / "out")) == first
+    assert files(tmp_path / "out") == whole
+    assert (tmp_path / "out/shards/000000.parquet").stat().st_mtime_ns == kept
+    assert prepare(config(data, tmp_path / "out")) == first  # there is nothing left to do
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_bad_pairs_are_rows_of_the_card(data: Path, tmp_path: Path) -> None:
+    write_pair(data, "train", "01", np.full((5, 7), 77, np.uint8))
+    write_pair(data, "train", "02", np.zeros((5, 7), np.uint8), size=(70, 50))
+    (data / "images/val/10.jpg").write_bytes(b"no picture")
+    (data / "images/val/11.jpg").write_bytes((data / "images/train/00.jpg").read_bytes())
+    result = prepare(config(data, tmp_path / "out"))
+    assert (result["splits"], result["rejected"], result["leaks"]) == ({"train": 7, "val": 2}, 3, 1)
+    card = json.loads((tmp_path / "out/card.json").read_bytes())
+    found = {row["file"]: (row["split"], row["key"], row["reason"]) for row in card["rejected"]}
+    unreadable = found.pop(f"{data}/images/val/10.jpg")
+    assert unreadable[:2] == ("val", "10")
+    assert unreadable[2].startswith("cannot be read (Unreadable: ")
+    assert found == {
+        f"{data}/masks/train/01.png": ("train", "01", "holds id 77; the classes allow 0..1 and ignore 9"),
+        f"{data}/masks/train/02.png": (
+            "train",
+            "02",
+            "the mask is 7x5, its image 50x70; make them the same size",
+        ),
+    }
+    assert card["leaks"] == [{"splits": ["train", "val"], "keys": ["00", "11"]}]
+    packed = open_dataset(str(tmp_path / "out"), "shards")
+    assert [pair.key for pair in packed.split("val")] == ["09", "11"]
+    assert check(packed, packed.split("train")).rejected == ()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_split_without_a_good_pair_is_refused(data: Path, tmp_path: Path) -> None:
+    for key in ("09", "10", "11"):
+        write_pair(data, "val", key, np.full((5, 7), 77, np.uint8))
+    with pytest.raises(ConfigError, match=r"none of the 3 pairs of split val can be used; .*09\.png holds id 77"):
+        prepare(config(data, tmp_path / "out"))
+    assert not (tmp_path / "out/card.json").exists()
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_raw_ids_are_class_ids_in_the_shards(tmp_path: Path) -> None:
+    store = open_store(f"{tmp_path}/data", field="data")
+    expected = build_ade20k(store)
+    assert prepare(config(tmp_path / "data", tmp_path / "out", layout="ade20k"))["splits"] == {"train": 2, "val": 1}
+    rows = [row for path in (tmp_path / "out/shards").iterdir() for row in pq.read_table(path).to_pylist()]
+    masks = {(row["split"], row["key"]): decode_mask(row["mask"]).tolist() for row in rows}
+    assert masks == expected.masks
+    packed = open_dataset(str(tmp_path / "out"), "shards")
+    assert packed.classes.ids is None
+    assert packed.read(packed.split("val")[0])[1].shape == SHAPE
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_another_input_or_size_into_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
+    prepare(config(data, tmp_path / "out"))
+    before = files(tmp_path / "out")
+    with pytest.raises(
+        ConfigError, match=rf"^output=.*: holds shards of {data} \(layout folder, 1 MB each\)"
+    ) as caught:
+        prepare(config(data, tmp_path / "out", shard=2))
+    assert "\n" not in str(caught.value)
+    write_pair(data, "train", "new", np.zeros((5, 7), np.uint8))
+    with pytest.raises(ConfigError, match="give an empty folder"):
+        prepare(config(data, tmp_path / "out"))
+    assert files(tmp_path / "out") == before
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_input_that_changes_meanwhile_is_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened = open_dataset(str(data), "folder")
+    later = replace(opened, splits={"train": opened.split("train")[:-1], "val": opened.split("val")})
+    answers = iter([opened, later])
+    monkeypatch.setattr("pipelines.datasets.packing.open_dataset", lambda *_: next(answers))
+    with pytest.raises(PackingFailed, match=r"changed while it was packed; empty .* and start again"):
+        prepare(config(data, tmp_path / "out"))
+    assert not (tmp_path / "out/card.json").exists()
+
+
+def test_the_job_on_s3(s3_bucket: str, tmp_path: Path) -> None:
+    """In a process and a Ray of its own, whose tasks know the bucket's keys from the environment."""
+    build_ade20k(open_store(f"{s3_bucket}/data", field="data"))
+    command = [sys.executable, str(ROOT / "jobs/prepare.py"), f"--data={s3_bucket}/data", "--layout=ade20k"]
+    done = subprocess.run(
+        [*command, f"--output={s3_bucket}/out"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert result == {
+        "splits": {"train": 2, "val": 1},
+        "shards": 2,
+        "rejected": 0,
+        "leaks": 0,
+        "card": f"{s3_bucket}/out/card.json",
+    }
+    packed = open_dataset(f"{s3_bucket}/out", "shards")
+    assert [packed.read(pair)[1].shape for split in packed.splits.values() for pair in split] == [SHAPE] * 3
+
+
+def test_nothing_to_pack_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "data/images").mkdir(parents=True)
+    (tmp_path / "data/classes.json").write_text(json.dumps(CLASSES))
+    with pytest.raises(ConfigError, match=r"^data=.*: holds no labelled images in layout folder$"):
+        prepare(config(tmp_path / "data", tmp_path / "out"))
+    with pytest.raises(ConfigError, match=r"^shard=0: give a size in MB, 1 to 1024$"):
+        config(tmp_path, tmp_path, shard=0)
+    with pytest.raises(ConfigError, match=r"^holdout=1\.0:"):
+        config(tmp_path, tmp_path, holdout=1.0)
+
+
+SPLITS = st.dictionaries(st.sampled_from(["train", "val", "x"]), st.lists(st.integers(0, 50), min_size=1), min_size=1)
+
+
+@given(SPLITS, st.integers(1, 100))
+def test_shards_are_dealt_by_size(sizes: dict[str, list[int]], limit: int) -> None:
+    pairs = [
+        Pair(key=f"{number}", image="", mask="", split=split, bytes=size)
+        for split, listed in sizes.items()
+        for number, size in enumerate(listed)
+    ]
+    dataset = Dataset(store=open_store("/nowhere", field="data"), classes=CAMVID, splits=by_split(pairs))
+    shards = plan_shards(dataset, limit)
+    assert all(len({pair.split for pair in shard}) == 1 for shard in shards)
+    for split in sizes:
+        own = [shard for shard in shards if shard[0].split == split]
+        assert tuple(pair for shard in own for pair in shard) == dataset.split(split)
+        for shard, following in zip(own, [*own[1:], None], strict=True):
+            total = sum(pair.bytes for pair in shard)
+            assert total <= limit or len(shard) == 1
+            assert following is None or total + following[0].bytes > limit  # full
+
+
+def test_a_task_may_run_again_or_beside_itself(data: Path, tmp_path: Path) -> None:
+    dataset = open_dataset(str(data), "folder")
+    output = open_store(str(tmp_path / "out"), field="output")
+    pack = Pack(dataset, output, plan_shards(dataset, 10**6))
+    first = pack({"id": 2})
+    before = files(tmp_path / "out")
+    assert pack({"id": 2}) == first
+    elsewhere = Pack(dataset, open_store(str(tmp_path / "else"), field="output"), pack.shards)
+    assert elsewhere({"id": 2}) == first
+    assert files(tmp_path / "else") == files(tmp_path / "out") == before

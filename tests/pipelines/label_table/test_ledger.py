@@ -1,0 +1,203 @@
+"""Plans: how chunks are cut, that only one of two drivers makes a plan, what is pending, and how much a plan holds."""
+
+import io
+import itertools
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.label_table import ledger as ledgers
+from pipelines.label_table.ledger import ChunkLimits, Ledger, Order, chunk_bounds
+from pipelines.label_table.listing import spooled
+from pipelines.label_table.schema import LISTING, MASKS, Paths
+from pipelines.storage import open_store
+from pipelines.storage.arrow import to_parquet
+from pipelines.storage.base import Retries
+from pipelines.storage.local import LocalStore
+
+ORDER = Order(source="images", input="/bucket", date="2026-01-31", mask="rle")
+LIMITS = ChunkLimits(images=3, bytes=1000)
+
+
+def listing(*keys: str, etag: str = "1", size: int = 10) -> pa.Table:
+    rows = [{"uri": f"/bucket/{key}", "key": key, "etag": etag, "bytes": size} for key in keys]
+    return pa.Table.from_pylist(rows, schema=LISTING)
+
+
+def pending(ledger: Ledger, listed: pa.Table) -> pa.Table:
+    with spooled(listed.to_batches()) as found:
+        return ledger.pending(found)
+
+
+def unlisted(ledger: Ledger, listed: pa.Table) -> int:
+    with spooled(listed.to_batches()) as found:
+        return ledger.unlisted(found)
+
+
+@pytest.fixture
+def ledger(tmp_path: Path) -> Ledger:
+    store = open_store(str(tmp_path / "labels"), field="output")
+    store.check_writable_atomically()
+    return Ledger(store, Paths(partition="m-0123"))
+
+
+@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 9), st.integers(1, 120))
+@settings(deadline=None, derandomize=True)
+def test_chunks_cover_everything_within_the_limits(sizes: list[int], images: int, limit: int) -> None:
+    bounds = chunk_bounds(np.array(sizes, np.int64), ChunkLimits(images=images, bytes=limit))
+    assert [index for start, stop in bounds for index in range(start, stop)] == list(range(len(sizes)))
+    for start, stop in bounds:
+        assert 1 <= stop - start <= images
+        assert sum(sizes[start:stop]) <= limit or stop - start == 1
+    # No two neighbours would fit into one chunk, up to what the first image of the next brings.
+    for (start, stop), _ in itertools.pairwise(bounds):
+        assert stop - start == images or sum(sizes[start:stop]) + sizes[stop] > limit
+
+
+def test_a_plan_says_what_it_was_told(ledger: Ledger) -> None:
+    assert ledger.latest_plan() is None
+    made = ledger.make_plan(listing(*"abcdefg"), ORDER, LIMITS, None)
+    assert (made.number, made.chunks, made.images, made.order, made.date) == (0, 3, 7, ORDER, "2026-01-31")
+    assert ledger.latest_plan() == made
+    assert [ledger.read_chunk(made, chunk)["key"].to_pylist() for chunk in range(3)] == [
+        ["a", "b", "c"],
+        ["d", "e", "f"],
+        ["g"],
+    ]
+    assert ledger.missing_chunks(made) == [0, 1, 2]
+    assert not ledger.is_finished(made)
+
+
+def test_of_two_drivers_the_second_gets_the_first_ones_plan(ledger: Ledger) -> None:
+    first = ledger.make_plan(listing("a", "b"), ORDER, LIMITS, None)
+    second = ledger.make_plan(listing("b", "c", "d"), ORDER, LIMITS, None)
+    assert second == first
+    following = ledger.make_plan(listing("z"), ORDER, LIMITS, first)
+    assert following.number == 1
+    assert ledger.latest_plan() == following
+
+
+def label_rows(ledger: Ledger, keys: str, chunk: int, etag: str = "1", plan: int = 0) -> None:
+    columns: dict[str, list[object]] = {field.name: [None] * len(keys) for field in MASKS}
+    columns |= {
+        "uri": [f"/bucket/{key}" for key in keys],
+        "key": list(keys),
+        "etag": [etag] * len(keys),
+        "bytes": [1] * len(keys),
+        "status": ["ok"] * len(keys),
+        "run_id": ["r"] * len(keys),
+        "labelled_at": [0] * len(keys),
+    }
+    path = ledger.paths.chunk("2026-01-31", plan, chunk)
+    assert ledger.store.put_if_absent(path, to_parquet(pa.table(columns, schema=MASKS)))
+
+
+def test_pending_is_what_no_row_names_with_its_etag(ledger: Ledger) -> None:
+    label_rows(ledger, "abc", 0)
+    label_rows(ledger, "d", 1, etag="old")
+    assert pending(ledger, listing(*"edcba"))["key"].to_pylist() == ["d", "e"]
+    plan = ledger.make_plan(listing(*"edcba"), ORDER, LIMITS, None)
+    assert ledger.missing_chunks(plan) == []  # both of its chunks are there, by name
+
+
+def test_another_model_is_another_ledger(ledger: Ledger) -> None:
+    label_rows(ledger, "abc", 0)
+    other = Ledger(ledger.store, Paths(partition="m-4567"))
+    assert len(pending(other, listing(*"abc"))) == 3
+
+
+def test_a_plan_of_nothing_is_refused(ledger: Ledger) -> None:
+    with pytest.raises(ValueError, match="at least one image"):
+        ledger.make_plan(listing(), ORDER, LIMITS, None)
+    assert ledger.latest_plan() is None
+
+
+def test_images_of_an_open_plan_that_are_gone_count_as_unlisted(ledger: Ledger) -> None:
+    assert unlisted(ledger, listing("a")) == 0
+    plan = ledger.make_plan(listing("a", "b", "c"), ORDER, LIMITS, None)
+    assert unlisted(ledger, listing("c", "d")) == 2
+    assert ledger.store.put_if_absent(ledger.paths.run(plan.run_id), b"{}")
+    assert unlisted(ledger, listing("c", "d")) == 0
+
+
+def test_what_a_plan_has_no_room_for_waits_for_the_next(ledger: Ledger, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A bound on images and one on chunks; the plans together hold everything, once."""
+    monkeypatch.setattr(ledgers, "PLAN_IMAGES", 5)
+    monkeypatch.setattr(ledgers, "PLAN_CHUNKS", 2)
+    letters = "abcdefghijk"
+    listed, plan, planned = listing(*reversed(letters)), None, []
+    while len(rest := pending(ledger, listed)):
+        assert len(rest) <= 5
+        plan = ledger.make_plan(rest, ORDER, ChunkLimits(images=2, bytes=1000), plan)
+        chunks = ["".join(ledger.read_chunk(plan, chunk)["key"].to_pylist()) for chunk in range(plan.chunks)]
+        planned.append(chunks)
+        for number, keys in enumerate(chunks):
+            label_rows(ledger, keys, number, plan=plan.number)
+    assert planned == [["ab", "cd"], ["ef", "gh"], ["ij", "k"]]
+    assert plan
+    assert plan.number == 2
+
+
+def test_rows_come_in_the_order_of_the_chunks(ledger: Ledger) -> None:
+    letters = "".join(chr(ord("a") + number) for number in range(26))
+    plan = ledger.make_plan(listing(*letters), ORDER, ChunkLimits(images=1, bytes=1000), None)
+    for chunk in reversed(range(26)):
+        label_rows(ledger, letters[chunk], chunk)
+    label_rows(ledger, "other", 0, plan=1)
+    batches = list(ledger.rows(plan, ["status", "key"]))
+    assert [key for batch in batches for key in batch["key"].to_pylist()] == list(letters)
+    assert batches[0].schema.names == ["status", "key"]
+
+
+class CountingStore(LocalStore):
+    """Counts the bytes that are read of what is opened."""
+
+    read_bytes = 0
+
+    def open(self, path: str) -> BinaryIO:
+        stream, store = super().open(path), self
+
+        class Counting(io.RawIOBase):
+            def readable(self) -> bool:
+                return True
+
+            def seekable(self) -> bool:
+                return True
+
+            def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+                return stream.seek(offset, whence)
+
+            def tell(self) -> int:
+                return stream.tell()
+
+            def readinto(self, buffer: Any) -> int:
+                data = stream.read(len(buffer))
+                store.read_bytes += len(data)
+                buffer[: len(data)] = data
+                return len(data)
+
+            def close(self) -> None:
+                stream.close()
+                super().close()
+
+        return cast(BinaryIO, Counting())
+
+
+def test_looking_up_a_chunk_does_not_cost_more_in_a_longer_plan(tmp_path: Path) -> None:
+    """But for the first one in a process, which reads the plan's footer."""
+    costs = []
+    for images in (10, 1000):
+        store = CountingStore(str(tmp_path / f"{images}"), field="output", retries=Retries())
+        ledger = Ledger(store, Paths(partition="m-0123"))
+        keys = [f"{number:04d}" for number in range(images)]
+        plan = ledger.make_plan(listing(*keys), ORDER, ChunkLimits(images=1, bytes=1000), None)
+        ledger.read_chunk(plan, 0)
+        store.read_bytes = 0
+        assert [ledger.read_chunk(plan, chunk)["key"].to_pylist() for chunk in (3, 7)] == [["0003"], ["0007"]]
+        costs.append(store.read_bytes)
+    assert costs[0] == costs[1] > 0

@@ -1,0 +1,247 @@
+"""Metrics as Prometheus would read them from a real Ray node, and the dashboard that shows them."""
+
+import json
+import re
+import time
+import urllib.request
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from PIL import Image
+from prometheus_client.parser import text_string_to_metric_families
+from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
+from ray.exceptions import GetTimeoutError
+
+from pipelines.demo.scenes import draw_scene
+from pipelines.labelling.job import LabelConfig, label
+from pipelines.labelling.report.prometheus import EXPORTED, METRICS, RUN_TAGS, STATES, LabelMetrics, Watch, watched
+from pipelines.labelling.report.totals import Totals
+from pipelines.labelling.stages.coordinator import coordinated
+from pspnet_core.checkpoints.checkpoint import load
+from tests.support.paths import ROOT
+
+PATIENCE_S = 120  # Ray exports every 10 s
+DOCS = ROOT / "docs"
+DASHBOARD, PAGE = DOCS / "grafana/labelling.json", DOCS / "watching.md"
+Sample = tuple[str, frozenset[tuple[str, str]]]
+
+
+def exported(run: str) -> dict[Sample, float]:
+    """A run's samples on this node: name without the prefix, tags without Ray's own -> value."""
+    port = ray.nodes()[0]["MetricsExportPort"]
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(f"http://127.0.0.1:{port}/metrics", timeout=30) as answer:
+        families = list(text_string_to_metric_families(answer.read().decode()))
+    found: dict[Sample, float] = {}
+    for sample in (sample for family in families for sample in family.samples):
+        name = sample.name.removeprefix(EXPORTED)
+        if name in METRICS and sample.labels.get("run") == run:
+            tags = {key: sample.labels[key] for key in ("model", *METRICS[name].tags)}
+            found[name, frozenset(tags.items())] = sample.value
+    return found
+
+
+def until(run: str, complete: Callable[[dict[Sample, float]], bool]) -> dict[Sample, float]:
+    """The samples once they are complete."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not complete(found := exported(run)):
+        assert time.monotonic() < deadline, found
+        time.sleep(0.2)
+    return found
+
+
+def sample(name: str, **tags: str) -> Sample:
+    return name, frozenset(tags.items())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_run_as_prometheus_reads_it(tmp_path: Path, scene_model: Path) -> None:
+    """The metrics agree with the run record, and both with what there was."""
+    bucket = tmp_path / "bucket"
+    bucket.mkdir()
+    for index in range(7):
+        Image.fromarray(draw_scene(index, width=64, height=48)[0]).save(bucket / f"{index}.jpg")
+    (bucket / "empty.jpg").write_bytes(b"")
+    (bucket / "text.png").write_bytes(b"<html>not here</html>")
+    result = label(
+        LabelConfig(
+            input=str(bucket),
+            output=str(tmp_path / "labels"),
+            model=str(scene_model),
+            chunk=4,
+            price_cpu=0.5,
+            track=False,
+        )
+    )
+    record = json.loads((tmp_path / "labels" / "runs" / f"{result['run_id']}.json").read_text())
+    model = load(scene_model).partition
+    images = sample("pspnet_images_total", model=model)
+    waiting = sample("pspnet_chunks", model=model, state="waiting")
+    found = until(result["run_id"], lambda found: found.get(images) == 9 and waiting in found)
+
+    size = sum(file.stat().st_size for file in bucket.iterdir())
+    assert found[sample("pspnet_bytes_read_total", model=model)] == size == record["spent"]["bytes_read"]
+    errors = {dict(tags)["kind"]: value for (name, tags), value in found.items() if name == "pspnet_errors_total"}
+    assert errors == {"Empty": 1, "Unreadable": 1} == record["errors"]
+    for clock in ("cpu", "wall"):
+        seconds = record[f"{clock}_seconds"]
+        assert set(seconds) == {"read", "segment", "decode", "predict", "encode", "write"}
+        for stage, spent in seconds.items():
+            key = sample("pspnet_stage_seconds_total", model=model, stage=stage, clock=clock)
+            assert found[key] == pytest.approx(spent, abs=0.001)
+    held = found[sample("pspnet_held_seconds_total", model=model, resource="cpu")]
+    actors = found[sample("pspnet_held_seconds_total", model=model, resource="actor")]
+    assert held > actors > record["wall_seconds"]["predict"] > 0  # two CPUs each, in this cluster
+    assert held == pytest.approx(record["spent"]["cpu_seconds"], abs=0.001)
+    assert record["spent"]["cost"] == pytest.approx(held / 3600 * 0.5, abs=1e-6)
+    assert record["spent"]["cost_per_1000_images"] == pytest.approx(record["spent"]["cost"] / 9 * 1000)
+    assert [found[sample("pspnet_chunks", model=model, state=state)] for state in STATES] == [0, 0, 0, 0]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_where_the_chunks_are() -> None:
+    with coordinated() as coordinator:
+        assert all(coordinator.admits(chunk) for chunk in range(5))
+        for chunk in range(4):
+            assert coordinator.begin(chunk) == 1
+        assert coordinator.begin(3) == 2
+        for chunk in range(2):
+            coordinator.done(chunk)
+        assert coordinator.under_way([]) == {"read": 1, "segment": 2, "write": 2}
+        assert coordinator.under_way([0]) == {"read": 1, "segment": 2, "write": 1}
+        coordinator.done(0)  # it comes late
+        coordinator.close()
+        assert not coordinator.admits(7)
+        assert coordinator.under_way([4]) == {"segment": 2, "write": 1}
+
+
+class Published(LabelMetrics):
+    """Keeps what was published last."""
+
+    def __init__(self) -> None:
+        self.totals, self.states = Totals(), dict[str, int]()
+
+    def publish(self, totals: Totals) -> None:
+        self.totals = totals
+
+    def queue(self, states: Mapping[str, int]) -> None:
+        self.states = dict(states)
+
+
+class Asked:
+    """Answers as it is told to, and keeps what it heard to be gone."""
+
+    def __init__(self, *answers: dict[str, int] | Exception) -> None:
+        self.answers = iter(answers)
+        self.gone: list[Sequence[int]] = []
+
+    def __call__(self, gone: Sequence[int]) -> dict[str, int]:
+        self.gone.append(gone)
+        answer = next(self.answers)
+        if isinstance(answer, Exception):
+            raise answer
+        return answer
+
+
+def test_what_waits_is_what_is_neither_done_nor_under_way() -> None:
+    metrics, asked = Published(), Asked({"read": 2, "segment": 1}, GetTimeoutError(), {"write": 1})
+    with watched(metrics, asked, 10) as watch:
+        watch.add(0, Totals(labelled=4))
+        watch.add(5, Totals(labelled=3, errors=1))
+        watch.publish()
+        assert metrics.states == {"waiting": 5, "read": 2, "segment": 1}
+        assert metrics.totals == Totals(labelled=7, errors=1)
+        watch.add(6, Totals(labelled=1))
+        watch.publish()  # no answer: the old states stay, the chunk is told the next time
+        assert metrics.states["waiting"] == 5
+        assert metrics.totals.labelled == 8
+        watch.add(7, Totals(labelled=1))
+    # The context publishes once more on leaving.
+    assert metrics.states == {"waiting": 5, "write": 1}
+    assert metrics.totals.labelled == 9
+    assert asked.gone == [[0, 5], [6], [6, 7]]
+
+
+def test_whether_anything_is_under_way() -> None:
+    watch = Watch(Published(), Asked({"read": 1}, GetTimeoutError(), {"read": 0}, {}), 10)
+    assert [watch.is_idle() for _ in range(4)] == [False, False, True, True]
+
+
+def test_metrics_that_fail_do_not_stop_the_work(caplog: pytest.LogCaptureFixture) -> None:
+    with watched(Published(), Asked(ValueError("no such tag"), ValueError("no such tag")), 10) as watch:
+        watch.publish()
+    assert caplog.text.count("metrics could not be published: no such tag") == 2
+
+
+def test_what_is_not_known_to_the_coordinator_never_makes_a_negative_queue() -> None:
+    metrics = Published()
+    watch = Watch(metrics, Asked({"write": 3}), 2)
+    watch.publish()
+    assert metrics.states == {"waiting": 0, "write": 3}
+
+
+def test_the_names_of_the_metrics() -> None:
+    for name, metric in METRICS.items():
+        assert name.startswith("pspnet_")
+        assert name.endswith("_total") == (metric.kind == "counter"), "Prometheus adds it to every counter"
+        assert not set(metric.tags) & set(RUN_TAGS)
+
+
+def dashboard() -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(DASHBOARD.read_text())
+    return found
+
+
+def queries() -> list[str]:
+    """Every expression of the dashboard, those of its variables included."""
+    content = dashboard()
+    panels = [target["expr"] for panel in content["panels"] for target in panel["targets"]]
+    variables = [entry["query"]["query"] for entry in content["templating"]["list"] if entry["type"] == "query"]
+    return panels + variables
+
+
+def names_in(query: str) -> set[str]:
+    return set(re.findall(r"\bray_\w+", query))
+
+
+@pytest.mark.parametrize("query", queries())
+def test_every_query_of_the_dashboard_names_what_there_is(query: str) -> None:
+    names = names_in(query)
+    assert names
+    for name in names:
+        metric = METRICS.get(name.removeprefix(EXPORTED))
+        assert metric or name.removeprefix(EXPORTED) in METRICS_GAUGES, name
+        for selector in re.findall(rf"{name}\{{([^}}]*)\}}", query):
+            tags = set(re.findall(r"(\w+)\s*(?:=~|!=|!~|=)", selector))
+            assert metric and tags <= {*RUN_TAGS, *metric.tags}
+    grouped = {tag.strip() for tags in re.findall(r"by \(([^)]*)\)", query) for tag in tags.split(",")}
+    known = {*RUN_TAGS, *(tag for metric in METRICS.values() for tag in metric.tags), "ip", "GpuIndex"}
+    assert grouped <= known
+
+
+def test_the_page_describes_every_metric() -> None:
+    rows = re.findall(r"^\| `ray_(\w+)` \| (\w+) \|([^|]*)\|", PAGE.read_text(), re.MULTILINE)
+    described = {name: (kind, tuple(re.findall(r"\w+", tags))) for name, kind, tags in rows}
+    assert described == {name: (metric.kind, metric.tags) for name, metric in METRICS.items()}
+
+
+def test_the_dashboard_shows_every_metric() -> None:
+    shown = set().union(*map(names_in, queries()))
+    assert {EXPORTED + name for name in METRICS} <= shown
+    assert any("node_gpus_utilization" in name for name in shown)
+
+
+def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
+    panels = dashboard()["panels"]
+    assert len({panel["id"] for panel in panels}) == len(panels)
+    cells = [
+        (x, y)
+        for place in (panel["gridPos"] for panel in panels)
+        for x in range(place["x"], place["x"] + place["w"])
+        for y in range(place["y"], place["y"] + place["h"])
+    ]
+    assert len(set(cells)) == len(cells)
+    assert max(x for x, _ in cells) < 24

@@ -1,0 +1,168 @@
+"""Images that kill the process that decodes them: each is told from its neighbours, and no run loops for ever."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterator
+from io import BytesIO
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+from PIL import Image
+
+from pipelines.cluster.resources import Pool
+from pipelines.demo.scenes import draw_scene
+from pipelines.labelling.job import LabelConfig, label
+from pipelines.labelling.stages import quarantine
+from pipelines.labelling.stages.coordinator import ATTEMPTS, ChunkFailed
+from pipelines.labelling.stages.quarantine import QuarantineFailed, survivors
+from pspnet_core.errors import ImageError
+from tests.cluster.chaos.deadly import Choosy, Deadly, Unborn
+from tests.support.paths import ROOT
+
+PIXELS = 10**6
+
+
+def picture(seed: int, kind: str = "JPEG", width: int = 64, height: int = 48) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(draw_scene(seed, width=width, height=height)[0]).save(buffer, kind)
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where the switches of ``tests/cluster/chaos/sabotage`` lie; the quarantine's children are under its influence."""
+    monkeypatch.setenv("PYTHONPATH", f"{ROOT / 'tests/cluster/chaos/sabotage'}{os.pathsep}{ROOT}")
+    monkeypatch.setenv("CHAOS_FOLDER", str(tmp_path))
+    return tmp_path
+
+
+def outcome(images: list[bytes | ImageError]) -> list[bytes | str]:
+    return [str(result) if isinstance(result, ImageError) else result for result in survivors(images, pixels=PIXELS)]
+
+
+def test_what_kills_no_process_passes_unchanged_and_in_order() -> None:
+    images: list[bytes | ImageError] = [
+        picture(0),
+        ImageError("Missing", "it is gone"),
+        b"no image",  # refused by the decoder; the actor will say so
+        b"",
+        picture(1, "BMP", 640, 480),  # more than a pipe holds
+        picture(2),
+    ]
+    assert outcome(images) == ["Missing: it is gone" if isinstance(each, ImageError) else each for each in images]
+
+
+def test_nothing_is_started_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "/bin/false")
+    assert outcome([ImageError("Missing", "it is gone")]) == ["Missing: it is gone"]
+
+
+def test_images_that_kill_are_told_from_their_neighbours(folder: Path) -> None:
+    (folder / "killers").touch()
+    good = picture(0), picture(1)
+    assert outcome([good[0], b"SEGFAULT..", b"NOMEMORY..", good[1]]) == [
+        good[0],
+        "Crashed: decoding it ends the process (SIGSEGV)",
+        "Crashed: decoding it ends the process (SIGKILL)",
+        good[1],
+    ]
+
+
+def test_one_death_proves_nothing(folder: Path) -> None:
+    """A child may be killed for others' use of memory, or die with its node: the image gets another one."""
+    (folder / "once").touch()
+    images: list[bytes | ImageError] = [picture(0), picture(1)]
+    assert outcome(images) == images
+    assert not (folder / "once").exists()
+
+
+def test_an_image_that_never_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (folder / "killers").touch()
+    good = picture(0)
+    assert outcome([good]) == [good]  # however slow the machine, and the child's start
+    monkeypatch.setattr(quarantine, "LONGEST_S", 1.0)
+    assert outcome([b"ENDLESS!..."]) == ["Crashed: decoding it takes longer than 1 s"]
+
+
+@pytest.mark.parametrize("program", ["/bin/false", "/nowhere/python"])
+def test_a_child_that_cannot_start_is_no_fault_of_an_image(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
+    monkeypatch.setattr(sys, "executable", program)
+    with pytest.raises(QuarantineFailed, match="cannot be started"):
+        outcome([picture(0)])
+
+
+def test_the_child_finds_the_code_where_its_parent_did(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Ray adds to a worker's ``sys.path`` what no variable tells its children."""
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    monkeypatch.chdir(tmp_path)
+    good = picture(0)
+    assert outcome([good]) == [good]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_image_that_kills_elsewhere_than_in_decoding_is_a_row(
+    tmp_path: Path, scene_model: Path, make_bucket: Callable[[int], Path]
+) -> None:
+    bucket = make_bucket(2)
+    (bucket / "deadly.jpg").write_bytes(picture(2, height=Choosy.HEIGHT))
+    config = LabelConfig(input=str(bucket), output=str(tmp_path / "labels"), model=str(scene_model))
+    found = label(config, make_predictor=Choosy)
+    assert (found["labelled"], found["errors"]) == (2, 1)
+    rows = pq.read_table(tmp_path / "labels" / "masks").sort_by("key").select(["key", "error"]).to_pylist()
+    assert [tuple(row.values()) for row in rows] == [
+        ("0.jpg", None),
+        ("1.jpg", None),
+        ("deadly.jpg", "Crashed: labelling it alone ends the process"),
+    ]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_model_that_kills_with_any_image_ends_the_run(
+    tmp_path: Path, scene_model: Path, make_bucket: Callable[[int], Path]
+) -> None:
+    config = LabelConfig(input=str(make_bucket(4)), output=str(tmp_path / "labels"), model=str(scene_model), chunk=2)
+    with pytest.raises(ChunkFailed, match=rf"^chunk [01] ended the process that segments it {ATTEMPTS} times"):
+        label(config, make_predictor=Deadly)
+    # Its plan stays; with the cause mended, the same command finishes it.
+    assert not list(tmp_path.glob("labels/masks/*/*/*"))
+    assert label(config)["labelled"] == 4
+    assert len(list(tmp_path.glob("labels/plans/*/*"))) == 1
+
+
+@pytest.mark.usefixtures("ray_cluster", "nothing_goes_by_chance")
+def test_a_model_that_kills_its_process_ends_the_run(
+    scene_model: Path, tmp_path: Path, make_bucket: Callable[[int], Path]
+) -> None:
+    config = LabelConfig(input=str(make_bucket(1)), output=str(tmp_path / "labels"), model=str(scene_model))
+    with pytest.raises(ChunkFailed, match=f"^loading the model ended its process {ATTEMPTS} times"):
+        label(config, make_predictor=Unborn)
+    # The actor is gone, so that a pool that takes the whole cluster finds room.
+    everything = Pool.of("1", None, reserve=0)
+    assert everything.share.cpus == ray.cluster_resources()["CPU"]
+
+
+@pytest.fixture
+def nothing_goes_by_chance() -> Iterator[None]:
+    """What has no owner stays until somebody collects it, and pytest keeps no logged errors with all they refer to."""
+    gc.disable()
+    logging.disable()
+    yield
+    logging.disable(logging.NOTSET)
+    gc.enable()
+
+
+@pytest.fixture
+def make_bucket(tmp_path: Path) -> Callable[[int], Path]:
+    def make(images: int) -> Path:
+        (tmp_path / "bucket").mkdir()
+        for index in range(images):
+            (tmp_path / "bucket" / f"{index}.jpg").write_bytes(picture(index))
+        return tmp_path / "bucket"
+
+    return make

@@ -1,0 +1,428 @@
+"""One actor with chunks side by side: the network has one at a time, and the next one's images are ready before."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import datetime
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from io import BytesIO
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from numpy.typing import NDArray
+from PIL import Image
+
+from pipelines.cluster.resources import Share
+from pipelines.demo.scenes import SCENE_CLASSES
+from pipelines.label_table.ledger import Ledger
+from pipelines.label_table.schema import Paths, Stamp
+from pipelines.labelling.stages import quarantine
+from pipelines.labelling.stages.chunks import ENCODED, ChunkRow, Work
+from pipelines.labelling.stages.coordinator import ATTEMPTS, Coordinator, _State
+from pipelines.labelling.stages.segment import ALONE_ONLY, Predictor, Segment
+from pipelines.storage import open_store
+from pipelines.storage.arrow import from_ipc, to_ipc
+from pspnet_core.errors import ImageError
+from pspnet_core.images.decoding import ImageFile, decode_image
+from pspnet_core.images.masks import from_run_lengths
+from pspnet_core.inference.segmenter import Outcome, Prediction, Prepared
+from tests.support.paths import ROOT
+
+PATIENCE_S = 30
+NO_IMAGES = {0: b"not an image", 253: b"ENDLESS!"}
+"""What stands for some values; decoding the second never ends where ``tests/cluster/chaos/sabotage`` is at work."""
+
+
+class Alone(Share):
+    """A share of no cluster."""
+
+    def threads_here(self) -> int:
+        return 1
+
+
+class Calm:
+    """A coordinator of a run in which no process dies."""
+
+    def start(self) -> int:
+        return 1
+
+    def started(self) -> None:
+        pass
+
+    def begin(self, chunk: int) -> int:
+        return 1
+
+    def done(self, chunk: int) -> None:
+        pass
+
+
+class Watchful(Calm):
+    """A coordinator of a run in which chunk 1 has ended a process before; keeps what it was told."""
+
+    def __init__(self) -> None:
+        self.told: list[str] = []
+        self.withdrawn = threading.Event()
+
+    def begin(self, chunk: int) -> int:
+        self.told.append(f"begin {chunk}")
+        return 1 + chunk
+
+    def withdraw(self, chunk: int) -> None:
+        self.told.append(f"withdraw {chunk}")
+        self.withdrawn.set()
+
+    def deadly(self, chunk: int) -> frozenset[int]:
+        return frozenset()
+
+    def done(self, chunk: int) -> None:
+        self.told.append(f"done {chunk}")
+
+
+class Counting(Calm):
+    """The real state of a coordinator, without its process."""
+
+    def __init__(self) -> None:
+        self.state = _State()
+
+    def begin(self, chunk: int) -> int:
+        return self.state.begin(chunk)
+
+    def withdraw(self, chunk: int) -> None:
+        self.state.withdraw(chunk)
+
+    def announce(self, chunk: int, image: int | None) -> None:
+        self.state.announce(chunk, image)
+
+    def deadly(self, chunk: int) -> frozenset[int]:
+        return frozenset(self.state.deadly(chunk))
+
+    def done(self, chunk: int) -> None:
+        self.state.done(chunk)
+
+
+class Death(BaseException):
+    """Stands for the end of the process: nothing of ours catches it."""
+
+
+class Grey:
+    """Says of each pixel that it is of the class of the image's first byte, modulo 4; watches who comes when."""
+
+    def __init__(self) -> None:
+        self.prepared: set[int] = set()
+        self.drawn: list[int] = []
+        self.met = threading.Event()
+
+    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
+        self.prepared.add(int(image[0, 0, 0]))
+        return Prepared(image.shape[0], image.shape[1], (image,))
+
+    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+        for image in images:
+            self.attend(image)
+            value = int(image.views[0][0, 0, 0])
+            self.drawn.append(value)
+            mask = np.full((image.height, image.width), value % 4, np.uint8)
+            yield Prediction(mask, np.ones(mask.shape, np.float32)) if value < 250 else ImageError("TooLarge", "alas")
+
+    def attend(self, image: Prepared) -> None:
+        """Called with each image."""
+
+
+class Mortal(Grey):
+    """Dies as ``dies`` says, of the values that it has met in one call; keeps those of calls that it survived."""
+
+    def __init__(self, dies: Callable[[list[int]], bool]) -> None:
+        super().__init__()
+        self.dies = dies
+        self.calls: list[list[int]] = []
+
+    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+        self.met_now: list[int] = []
+        yield from super().predict(images)
+        self.calls.append(self.met_now)
+
+    def attend(self, image: Prepared) -> None:
+        self.met_now.append(int(image.views[0][0, 0, 0]))
+        if self.dies(self.met_now):
+            raise Death
+
+
+def chunk_of(number: int, values: Sequence[int]) -> ChunkRow:
+    """A chunk of grey PNGs of 8 x 6 pixels."""
+    data = []
+    for value in values:
+        buffer = BytesIO()
+        Image.fromarray(np.full((6, 8, 3), value, np.uint8)).save(buffer, "PNG")
+        data.append(NO_IMAGES.get(value, buffer.getvalue()))
+    count = len(values)
+    uris = [f"{number}-{value}" for value in values]
+    columns: dict[str, Any] = {"uri": uris, "key": uris, "etag": uris, "bytes": [1] * count}
+    table = pa.table(columns | {"data": data, "error": pa.nulls(count, pa.string())}, schema=ENCODED)
+    return {"chunk": number, "payload": to_ipc(table), "images": count}
+
+
+@pytest.fixture
+def make_segment(tmp_path: Path) -> Callable[..., Segment]:
+    return partial(segment_in, tmp_path)
+
+
+def segment_in(folder: Path, predictor: Predictor, coordinator: Calm | None = None) -> Segment:
+    store = open_store(str(folder), field="output")
+    work = Work(
+        ledger=Ledger(store, Paths(partition="grey-0")),
+        stamp=Stamp(run_id="run", made=datetime.datetime.now(datetime.timezone.utc), mask="rle"),
+        model="grey",
+        classes=SCENE_CLASSES,
+        pixels=10_000,
+        coordinator=cast(Coordinator, coordinator or Calm()),
+    )
+    return Segment(work, lambda: predictor, Alone(workers=1, cpus=1.0, gpus=0.5))
+
+
+def rows_of(done: ChunkRow) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = from_ipc(done["payload"]).to_pylist()
+    return rows
+
+
+def test_rows_are_in_the_order_of_the_plan_whatever_becomes_of_an_image(
+    make_segment: Callable[..., Segment],
+) -> None:
+    values = [7, 0, 251, 6, 5, 0, 252, 9]
+    done = make_segment(Grey())(chunk_of(3, values))
+    rows = rows_of(done)
+    assert (done["labelled"], done["errors"], sorted(done["kinds"].split())) == (
+        4,
+        4,
+        ["TooLarge", "TooLarge", "Unreadable", "Unreadable"],
+    )
+    assert [row["uri"] for row in rows] == [f"3-{value}" for value in values]
+    for value, row in zip(values, rows, strict=True):
+        if value in (0, 251, 252):
+            assert row["status"] == "error"
+            assert row["error"].startswith("TooLarge: alas" if value else "Unreadable: ")
+            assert row["mask_classes"] is None and row["width"] is None
+        else:
+            mask = from_run_lengths(np.array(row["mask_classes"]), np.array(row["mask_lengths"]), 6, 8)
+            assert (mask == value % 4).all()
+            assert (row["status"], row["height"], row["width"]) == ("ok", 6, 8)
+
+
+def test_while_one_chunk_is_with_the_network_the_next_ones_images_are_decoded(
+    make_segment: Callable[..., Segment],
+) -> None:
+    second = set(range(100, 110))
+
+    class Waiting(Grey):
+        """Does not go on with the first chunk before it has seen the second one's images, decoded."""
+
+        def prepare(self, image: NDArray[np.uint8]) -> Prepared:
+            prepared = super().prepare(image)
+            if second <= self.prepared:
+                self.met.set()
+            return prepared
+
+        def attend(self, image: Prepared) -> None:
+            assert self.met.wait(PATIENCE_S)
+
+    predictor = Waiting()
+    segment = make_segment(predictor)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(segment, chunk_of(0, range(1, 11)))
+        other = threads.submit(segment, chunk_of(1, sorted(second)))
+        assert [row["status"] for row in rows_of(first.result()) + rows_of(other.result())] == ["ok"] * 20
+    assert [set(predictor.drawn[:10]), set(predictor.drawn[10:])] in (
+        [set(range(1, 11)), second],
+        [second, set(range(1, 11))],
+    )
+
+
+def test_the_next_chunks_images_are_with_the_network_before_the_last_one_is_done(
+    make_segment: Callable[..., Segment],
+) -> None:
+    class Slow(Grey):
+        """Answers for the first chunk when the second one's images have come."""
+
+        def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+            for outcome in list(super().predict(images)):
+                assert self.met.wait(PATIENCE_S)
+                yield outcome
+
+        def attend(self, image: Prepared) -> None:
+            if self.drawn:
+                self.met.set()
+
+    segment = make_segment(Slow())
+    with ThreadPoolExecutor(2) as threads:
+        done = list(threads.map(segment, [chunk_of(0, [1]), chunk_of(1, [2])]))
+    assert [row["labelled"] for row in done] == [1, 1]
+
+
+def test_a_chunk_that_fails_lets_the_next_one_in(make_segment: Callable[..., Segment]) -> None:
+    class Failing(Grey):
+        def attend(self, image: Prepared) -> None:
+            if image.views[0][0, 0, 0] == 13:
+                raise RuntimeError("a fault")
+
+    segment = make_segment(Failing())
+    with pytest.raises(RuntimeError, match="a fault"):
+        segment(chunk_of(0, [12, 13, 14]))
+    with ThreadPoolExecutor(1) as threads:  # a lock that was still held would stop it
+        done = threads.submit(segment, chunk_of(1, [15])).result(timeout=PATIENCE_S)
+    assert done["labelled"] == 1
+
+
+def test_a_chunk_that_has_ended_a_process_waits_until_it_has_one_to_itself(
+    make_segment: Callable[..., Segment],
+) -> None:
+    coordinator = Watchful()
+
+    class Waiting(Grey):
+        """Holds chunk 0 until chunk 1 has asked for a place beside it."""
+
+        def attend(self, image: Prepared) -> None:
+            self.met.set()
+            assert coordinator.withdrawn.wait(PATIENCE_S)
+
+    predictor = Waiting()
+    segment = make_segment(predictor, coordinator)
+    with ThreadPoolExecutor(2) as threads:
+        first = threads.submit(segment, chunk_of(0, [1, 2]))
+        assert predictor.met.wait(PATIENCE_S)
+        second = threads.submit(segment, chunk_of(1, [3]))
+        assert (first.result()["labelled"], second.result()["labelled"]) == (2, 1)
+    assert coordinator.told == ["begin 0", "begin 1", "withdraw 1", "done 0", "begin 1", "done 1"]
+
+
+def deaths_of(make_segment: Callable[..., Segment], predictor: Mortal, row: ChunkRow) -> tuple[int, ChunkRow]:
+    """How many processes a chunk ends before it is done, each with an actor of its own, and what it comes to."""
+    coordinator = Counting()
+    for deaths in range(20):
+        with contextlib.suppress(Death):
+            return deaths, make_segment(predictor, coordinator)(row)
+    raise AssertionError("it is tried for ever")
+
+
+def test_images_that_end_the_process_elsewhere_than_in_decoding_are_told_from_their_neighbours(
+    make_segment: Callable[..., Segment],
+) -> None:
+    predictor = Mortal(lambda values: values[-1] in (66, 77))
+    deaths, done = deaths_of(make_segment, predictor, chunk_of(3, [1, 251, 66, 0, 2, 77, 3]))
+    # Two with all images, and then two with each of the deadly ones alone.
+    assert deaths == 6
+    errors = [(row["error"] or "").partition(":")[0] for row in rows_of(done)]
+    assert errors == ["", "TooLarge", "Crashed", "Unreadable", "", "Crashed", ""]
+    assert (done["labelled"], done["errors"]) == (3, 4)
+    # In the end the others share a forward pass, as they would have without the deadly ones.
+    assert predictor.calls[-1] == [1, 251, 2, 3]
+
+
+def test_one_death_with_an_image_alone_proves_nothing(make_segment: Callable[..., Segment]) -> None:
+    left = [[1, 2], [1, 2], [2]]  # what the process has in hand whenever it dies, for reasons of others
+    predictor = Mortal(lambda values: values in left[:1] and bool(left.pop(0)))
+    deaths, done = deaths_of(make_segment, predictor, chunk_of(0, [1, 2, 3]))
+    assert (deaths, left, done["labelled"]) == (3, [], 3)
+
+
+def test_images_that_only_together_end_the_process_are_labelled_alone(make_segment: Callable[..., Segment]) -> None:
+    predictor = Mortal(lambda values: len(values) > 2)
+    deaths, done = deaths_of(make_segment, predictor, chunk_of(0, [1, 2, 3]))
+    assert (deaths, done["labelled"], done["errors"]) == (ALONE_ONLY - 1, 3, 0)
+    assert predictor.calls[-3:] == [[1], [2], [3]]
+
+
+def test_a_model_that_ends_the_process_with_any_image_blames_none(make_segment: Callable[..., Segment]) -> None:
+    coordinator = Counting()
+    for _ in range(ATTEMPTS):
+        with pytest.raises(Death):
+            make_segment(Mortal(lambda values: True), coordinator)(chunk_of(0, [1]))
+    assert coordinator.deadly(0) == frozenset()
+    assert coordinator.begin(0) > ATTEMPTS
+
+
+def label_endless(folder: str) -> None:
+    """What a process does that ``test_a_process_that_decodes_for_ever_ends`` watches."""
+    quarantine.LONGEST_S = 1.0
+    segment_in(Path(folder), Grey())(chunk_of(5, [253]))
+
+
+def test_a_process_that_decodes_for_ever_ends(tmp_path: Path) -> None:
+    (tmp_path / "killers").touch()
+    places = os.pathsep.join([str(ROOT / "tests/cluster/chaos/sabotage"), str(ROOT)])
+    found = subprocess.run(
+        [sys.executable, "-c", f"from {__name__} import label_endless; label_endless({str(tmp_path)!r})"],
+        env=os.environ | {"PYTHONPATH": places, "CHAOS_FOLDER": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=10 * PATIENCE_S,
+    )
+    assert found.returncode == -signal.SIGKILL, found.stderr
+    assert "decoding 5-253 takes longer than 1 s: this process ends" in found.stderr
+
+
+def test_seconds_are_told_once(make_segment: Callable[..., Segment]) -> None:
+    """What an actor held and used adds up to what there was, however many chunks are side by side."""
+    segment = make_segment(Grey())
+    began, cpu = segment.told, segment.told_cpu
+    with ThreadPoolExecutor(4) as threads:
+        done = list(threads.map(segment, [chunk_of(number, range(1, 20)) for number in range(8)]))
+    assert sum(row["held_gpu"] for row in done) == pytest.approx((segment.told - began) * 0.5)
+    assert sum(row["cpu_segment"] for row in done) == pytest.approx(segment.told_cpu - cpu, rel=0.5)
+
+
+def test_a_predictor_that_decodes_files_gets_them(make_segment: Callable[..., Segment]) -> None:
+    class Decoding(Grey):
+        def decode(self, file: ImageFile, /) -> Prepared:
+            pixels = decode_image(file)
+            if pixels[0, 0, 0] == 2:
+                raise ImageError("Truncated", "says the predictor")
+            return Prepared(12, 16, self.prepare(pixels).views)
+
+    rows = rows_of(make_segment(Decoding())(chunk_of(0, [1, 2, 0])))
+    assert [(row["height"], row["width"]) for row in rows] == [(12, 16), (None, None), (None, None)]
+    assert rows[1]["error"] == "Truncated: says the predictor"
+    assert rows[2]["error"].startswith("Unreadable: ")
+
+
+@pytest.mark.parametrize("decodes", [False, True])
+def test_an_image_over_the_limit_is_not_decoded(make_segment: Callable[..., Segment], decodes: bool) -> None:
+    class Decoding(Grey):
+        def decode(self, file: ImageFile, /) -> Prepared:
+            return self.prepare(decode_image(file))
+
+    predictor = Decoding() if decodes else Grey()
+    segment = make_segment(predictor)
+    segment.work = dataclasses.replace(segment.work, pixels=8 * 6 - 1)
+    rows = rows_of(segment(chunk_of(0, [1, 2])))
+    assert [row["error"].partition(": ")[0] for row in rows] == ["TooLarge", "TooLarge"]
+    assert predictor.prepared == set()
+
+
+def test_images_wait_decoded_only_as_far_as_their_bytes_allow(make_segment: Callable[..., Segment]) -> None:
+    segment = make_segment(Grey())
+    bytes_each = 8 * 6 * 3
+    segment.most = 3 * bytes_each
+    prepared: list[int] = []
+
+    class Counting(Grey):
+        def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+            for image in super().predict(images):
+                prepared.append(len(segment.predictor.prepared))  # type: ignore[attr-defined]
+                yield image
+
+    segment.predictor = Counting()
+    rows = rows_of(segment(chunk_of(0, range(1, 40))))
+    assert [row["status"] for row in rows] == ["ok"] * 39
+    # Those that wait, and the one at hand; whoever counts in bytes need not count in images.
+    assert all(count <= place + 4 for place, count in enumerate(prepared, 1))
+    assert segment.depth > 4

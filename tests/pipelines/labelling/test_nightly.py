@@ -1,0 +1,298 @@
+"""Night after night on a bucket that grows, in every input format, and what cron or Kubernetes starts."""
+
+import datetime
+import os
+import shlex
+import subprocess
+import time
+from collections.abc import Callable
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pytest
+import yaml
+from PIL import Image
+
+from jobs.cli import parse_config
+from pipelines.demo.scenes import draw_scene
+from pipelines.label_table.ledger import ChunkLimits, Ledger, Order
+from pipelines.label_table.schema import LISTING, Paths
+from pipelines.labelling.job import LabelConfig, label
+from pipelines.storage import open_store
+from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.errors import ConfigError
+from tests.support.buckets import parquet, tar
+from tests.support.paths import ROOT
+
+FORMATS = {"0.jpg": "JPEG", "1.png": "PNG", "2.webp": "WEBP", "3.tiff": "TIFF", "4.bmp": "BMP"}
+
+
+def encoded(seed: int, kind: str = "JPEG") -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(draw_scene(seed, width=64, height=48)[0]).save(buffer, kind)
+    return buffer.getvalue()
+
+
+def add(folder: Path, name: str, seed: int, *, days_old: float = 0) -> Path:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(encoded(seed))
+    then = time.time() - 86400 * days_old
+    os.utime(path, (then, then))
+    return path
+
+
+def counts(result: dict[str, Any]) -> tuple[int, int, int]:
+    assert result["images"] == result["labelled"] + result["skipped"] + result["errors"]
+    return result["labelled"], result["skipped"], result["errors"]
+
+
+def rows(result: dict[str, Any], columns: str) -> list[Any]:
+    query = f"SELECT {columns} FROM read_parquet(?) ORDER BY uri, labelled_at"
+    return duckdb.execute(query, [result["labels"]]).fetchall()
+
+
+@pytest.fixture
+def night(tmp_path: Path, scene_model: Path, ray_cluster: None) -> Callable[..., dict[str, Any]]:
+    """Labels below ``tmp_path/labels``."""
+
+    def run(**flags: Any) -> dict[str, Any]:
+        fixed: dict[str, Any] = {"output": str(tmp_path / "labels"), "model": str(scene_model), "chunk": 3}
+        return label(LabelConfig(**(fixed | flags)))
+
+    return run
+
+
+def test_two_nights_on_a_growing_bucket(tmp_path: Path, night: Callable[..., dict[str, Any]]) -> None:
+    bucket = tmp_path / "bucket"
+    old = add(bucket, "2025/old.jpg", 1, days_old=40)
+    kept, changed = add(bucket, "2026/a.jpg", 2, days_old=1), add(bucket, "2026/b.jpg", 3, days_old=1)
+    flags = {"input": str(bucket), "since": "7d"}
+
+    first = night(**flags, date="yesterday")
+    assert counts(first) == (2, 0, 0)
+
+    new = [add(bucket, "2026/c.jpg", 4), add(bucket, "2026/late/d.jpg", 5)]
+    add(bucket, "2026/b.jpg", 6)
+    second = night(**flags, date="today")
+    assert counts(second) == (3, 1, 0)  # two new ones and the one that changed; what was labelled is skipped
+    assert counts(night(**flags, date="today")) == (0, 4, 0)
+
+    table = rows(second, "uri, etag, CAST(dt AS VARCHAR)")
+    assert [uri for uri, _, _ in table] == [str(path) for path in (kept, changed, changed, *new)]
+    assert len({(uri, etag) for uri, etag, _ in table}) == 5
+    days = [day for _, _, day in table]
+    assert days[0] == days[1] < days[2] == days[3] == days[4]
+    store = open_store(str(bucket), field="input")
+    now = {item.uri: item.etag for item in store.list()}
+    assert [etag == now[uri] for uri, etag, _ in table] == [True, False, True, True, True]
+
+    # What --since left out is pending for a run without it.
+    whole = night(input=str(bucket))
+    assert counts(whole) == (1, 4, 0)
+    assert rows(whole, "uri")[0] == (str(old),)
+
+
+def test_a_night_without_new_images_is_no_error(tmp_path: Path, night: Callable[..., dict[str, Any]]) -> None:
+    add(tmp_path / "bucket", "a.jpg", 1, days_old=40)
+    result = night(input=str(tmp_path / "bucket"), since="36h")
+    assert counts(result) == (0, 0, 0)
+    assert result["run_id"] is None
+    with pytest.raises(ConfigError, match=r"^input=.*: holds no images for --source parquet"):
+        night(input=str(tmp_path / "bucket"), source="parquet")
+
+
+def test_each_day_has_a_folder_and_each_camera_a_bucket(tmp_path: Path, night: Callable[..., dict[str, Any]]) -> None:
+    today = datetime.datetime.now(datetime.timezone.utc).date()
+    for number in (1, 2):
+        add(tmp_path / f"camera-{number}", f"{today:%Y/%m/%d}/a.jpg", number)
+        add(tmp_path / f"camera-{number}", "1999/12/31/b.jpg", number + 10)
+    template = f"{tmp_path}/camera-1/{{date:%Y/%m/%d}},{tmp_path}/camera-2/{{date:%Y/%m/%d}}/*.jpg"
+    result = night(input=template, date=f"{today}")
+    assert counts(result) == (2, 0, 0)
+    assert rows(result, "uri, key") == [(f"{tmp_path}/camera-{n}/{today:%Y/%m/%d}/a.jpg", "a.jpg") for n in (1, 2)]
+    again = night(input=template, date="1999-12-31")
+    assert counts(again) == (2, 0, 0)
+    assert len(rows(again, "uri")) == 4
+
+
+def interrupt(labels: Path, result: dict[str, Any]) -> None:
+    """Take away what a run that was killed in the middle of its last plan would have left undone."""
+    (labels / "runs" / f"{result['run_id']}.json").unlink()
+    min(labels.glob("masks/*/*/*.parquet")).unlink()
+
+
+@pytest.mark.parametrize("next_day", ["missing", "empty", "filled"])
+def test_a_night_after_an_interrupted_one_finishes_that_first(
+    next_day: str, tmp_path: Path, night: Callable[..., dict[str, Any]]
+) -> None:
+    """The same command, after midnight: ``{date}`` leads to another folder, which may not be there yet."""
+    labels = tmp_path / "labels"
+    for number in range(5):
+        add(tmp_path / "bucket", f"2026-01-30/{number}.jpg", number)
+    flags = {"input": f"{tmp_path}/bucket/{{date}}"}
+    first = night(**flags, date="2026-01-30")
+    whole = rows(first, "uri, etag, mask_lengths, run_id, dt")
+    interrupt(labels, first)
+    assert len(rows(first, "uri")) == 2
+
+    if next_day == "missing":
+        with pytest.raises(ConfigError, match=r"^input=.*/2026-01-31: no such folder"):
+            night(**flags, date="2026-01-31")
+    elif next_day == "empty":
+        (tmp_path / "bucket" / "2026-01-31").mkdir()
+        second = night(**flags, date="2026-01-31")
+        assert counts(second) == (3, 2, 0)
+        assert second["run_id"] == first["run_id"]
+    else:
+        add(tmp_path / "bucket", "2026-01-31/a.jpg", 9)
+        second = night(**flags, date="2026-01-31")
+        assert counts(second) == (4, 2, 0)
+        assert rows(second, "uri, CAST(dt AS VARCHAR)")[5:] == [(f"{tmp_path}/bucket/2026-01-31/a.jpg", "2026-01-31")]
+    assert rows(first, "uri, etag, mask_lengths, run_id, dt")[:5] == whole
+    assert (labels / "runs" / f"{first['run_id']}.json").exists()
+
+    add(tmp_path / "bucket", "2026-02-01/b.jpg", 10)
+    assert counts(night(**flags, date="2026-02-01")) == (1, 0, 0)
+
+
+@pytest.fixture(scope="module")
+def masks_of_loose_images(
+    tmp_path_factory: pytest.TempPathFactory, scene_model: Path, ray_cluster: None
+) -> tuple[dict[str, bytes], list[Any]]:
+    """Images in all formats, and the masks that they get as an object each."""
+    folder = tmp_path_factory.mktemp("loose")
+    images = {name: encoded(seed, kind) for seed, (name, kind) in enumerate(FORMATS.items())}
+    for name, data in images.items():
+        (folder / name).write_bytes(data)
+    output = str(tmp_path_factory.mktemp("labels"))
+    result = label(LabelConfig(input=str(folder), output=output, model=str(scene_model)))
+    assert counts(result) == (5, 0, 0)
+    return images, rows(result, "bytes, mask_classes, mask_lengths, confidence")
+
+
+@pytest.mark.parametrize("source", ["webdataset", "parquet", "manifest"])
+def test_every_source_gives_the_same_masks(
+    source: str,
+    masks_of_loose_images: tuple[dict[str, bytes], list[Any]],
+    tmp_path: Path,
+    night: Callable[..., dict[str, Any]],
+) -> None:
+    images, masks = masks_of_loose_images
+    folder = tmp_path / "bucket"
+    folder.mkdir()
+    if source == "webdataset":
+        (folder / "x.tgz").write_bytes(tar(list(images.items()), "x.tgz"))
+        (folder / "torn.tar").write_bytes(b"no archive")
+    elif source == "parquet":
+        (folder / "x.parquet").write_bytes(parquet(pa.table({"key": list(images), "image": list(images.values())})))
+        (folder / "torn.parquet").write_bytes(b"no table")
+    else:
+        for name, data in images.items():
+            (tmp_path / name).write_bytes(data)
+        (folder / "x.txt").write_text("".join(f"../{name}\n" for name in images))
+    result = night(input=str(folder), source=source, chunk=256)
+    assert counts(result) == (5, 0, 0)
+    assert result["damaged"] == (0 if source == "manifest" else 1)
+    assert rows(result, "bytes, mask_classes, mask_lengths, confidence") == masks
+    assert counts(night(input=str(folder), source=source)) == (0, 5, 0)
+
+
+def test_an_open_plan_of_old_with_one_input_is_finished_from_it(
+    tmp_path: Path, scene_model: Path, night: Callable[..., dict[str, Any]]
+) -> None:
+    """Whatever the flags say now: other input, other source, nothing new."""
+    add(tmp_path / "bucket", "a.jpg", 1)
+    add(tmp_path / "other", "b.txt", 2)
+    store = open_store(str(tmp_path / "labels"), field="output")
+    store.check_writable_atomically()
+    ledger = Ledger(store, Paths(partition=checkpoints.load(scene_model).partition))
+    (item,) = open_store(str(tmp_path / "bucket"), field="input").list()
+    listing = pa.Table.from_pylist([{name: getattr(item, name) for name in LISTING.names}], LISTING)
+    order = Order(source="images", input=f"{tmp_path}/bucket", date="2026-01-31", mask="rle")
+    plan = ledger.make_plan(listing, order, ChunkLimits(images=4, bytes=2**20), None)
+    assert plan.order.input == (f"{tmp_path}/bucket",)
+    result = night(input=str(tmp_path / "other"), source="webdataset", since="1d", date="today")
+    assert counts(result) == (1, 0, 0)
+    assert rows(result, "uri, CAST(dt AS VARCHAR)") == [(f"{tmp_path}/bucket/a.jpg", "2026-01-31")]
+
+
+def test_a_plan_names_all_that_was_listed(tmp_path: Path, night: Callable[..., dict[str, Any]]) -> None:
+    add(tmp_path / "a", "1.jpg", 1)
+    add(tmp_path / "b,c", "2.jpg", 2)
+    (tmp_path / "night.yaml").write_text(f"input: ['{tmp_path}/a', '{tmp_path}/b,c/{{date:%Y}}*', '{tmp_path}/b,c']\n")
+    required = ["--config", str(tmp_path / "night.yaml"), "--output=x", "--model=y", "--date=2026-01-31"]
+    config = parse_config(LabelConfig, required)
+    result = night(input=config.input, date=config.date)
+    assert counts(result) == (2, 0, 0)
+    (path,) = (tmp_path / "labels").glob("plans/*/*.parquet")
+    plan = Ledger(
+        open_store(str(tmp_path / "labels"), field="output"), Paths(partition=path.parent.name.removeprefix("model="))
+    ).read_plan(0)
+    assert plan.order.input == (f"{tmp_path}/a", f"{tmp_path}/b,c/2026*", f"{tmp_path}/b,c")
+
+
+@pytest.mark.parametrize(
+    ("flags", "told"),
+    [
+        ({"date": "tomorrow"}, "date=tomorrow: give a date as YYYY-MM-DD, today or yesterday"),
+        ({"since": "last week"}, "since=last week: give a date or time such as"),
+        ({"since": "2999-01-01"}, "since=2999-01-01: lies in the future"),
+        ({"input": "s3://b/{day}/"}, "input=s3://b/{day}/: write {date}"),
+        ({"input": "s3://*/x"}, "input=s3://*/x: wildcards may stand only after the name of the bucket"),
+        ({"source": "zip"}, "source=zip: choose one of images, webdataset, parquet, manifest"),
+    ],
+)
+def test_mistakes_in_flags(flags: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        LabelConfig(**({"input": "a", "output": "b", "model": "c"} | flags))
+    assert str(caught.value).startswith(told)
+
+
+VARIABLES = {
+    "INPUT": "s3://b/{date:%Y/%m/%d}/,s3://c/x y",
+    "OUTPUT": "s3://labels/street",
+    "MODEL": "models:/street@champion",
+}
+
+
+def nightly(variables: dict[str, str], *arguments: str) -> list[str]:
+    """The flags with which `make nightly` starts the job."""
+    # Without what belongs to a make that runs the tests, such as its ARGS.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "ARGS"}
+    # The stamp is taken for new: nothing shall be installed here.
+    command = ["make", "--no-print-directory", "-n", "-o", ".venv/.stamp", "nightly", *arguments]
+    done = subprocess.run(command, cwd=ROOT, env=inherited | variables, text=True, capture_output=True, check=True)
+    words = shlex.split(done.stdout)
+    return words[words.index("jobs/label.py") + 1 :]
+
+
+def test_make_nightly_takes_its_flags_from_the_environment() -> None:
+    config = parse_config(LabelConfig, nightly(VARIABLES))
+    expected = LabelConfig(
+        input=VARIABLES["INPUT"], output=VARIABLES["OUTPUT"], model=VARIABLES["MODEL"], date="today", source="images"
+    )
+    assert config == expected
+    more = VARIABLES | {"DATE": "yesterday", "SINCE": "36h", "SOURCE": "manifest"}
+    config = parse_config(LabelConfig, nightly(more, "ARGS=--workers 1:4 --chunk 64"))
+    assert (config.date, config.since, config.source) == ("yesterday", "36h", "manifest")
+    assert (config.workers, config.chunk) == ("1:4", 64)
+
+
+def test_make_nightly_tells_what_is_missing() -> None:
+    with pytest.raises(ConfigError, match=r"^input='': give a folder"):
+        parse_config(LabelConfig, nightly({}))
+
+
+def test_the_kubernetes_example_starts_the_same() -> None:
+    job = yaml.safe_load((ROOT / "docs" / "nightly.yaml").read_text())
+    assert (job["kind"], job["spec"]["concurrencyPolicy"]) == ("CronJob", "Forbid")
+    (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
+    assert container["command"] == ["make", "nightly"]
+    variables = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
+    config = parse_config(LabelConfig, nightly(variables))
+    assert config.input == variables["INPUT"]
+    assert config.date == "yesterday"

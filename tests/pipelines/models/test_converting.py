@@ -1,0 +1,242 @@
+"""Conversion end to end: a foreign file in, a checkpoint folder out, whole or not at all; mistakes in one line."""
+
+from __future__ import annotations
+
+import json
+import stat
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipelines.models.converting import ConvertConfig, convert, model_name
+from pipelines.models.loading import load_model
+from pipelines.storage import open_store
+from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.errors import ConfigError
+from pspnet_core.images.classes import CAMVID, ClassTable
+from tests.support.paths import ROOT
+from tests.support.public_models import SmpPSPNet, randomise
+
+NAMES = ("a", "b", "c", "d", "e")
+FILES = ["model.json", "weights.safetensors"]
+
+
+@pytest.fixture(scope="module")
+def network() -> nn.Module:
+    network = SmpPSPNet(5, width=32)
+    del network.encoder.layer3, network.encoder.layer4  # not used
+    network.classification_head = nn.Linear(128, 2)  # nor is this
+    return randomise(network)
+
+
+@pytest.fixture(scope="module")
+def source(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint of another project; tests read it and never write it."""
+    file = tmp_path_factory.mktemp("source") / "Best Model_2.pth.tar"
+    torch.save({"state_dict": network.state_dict()}, file)
+    return file
+
+
+def job(*flags: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "jobs" / "convert.py"), *flags]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+
+def converted(source: Path | str, output: Path | str, **fields: Any) -> dict[str, Any]:
+    return convert(ConvertConfig(source=str(source), output=str(output), **fields))
+
+
+def content(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_the_job_makes_a_checkpoint_with_the_logits_of_the_source(
+    network: nn.Module, source: Path, tmp_path: Path
+) -> None:
+    done = job("--source", str(source), "--output", "models/new", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    result = json.loads(done.stdout)
+    checkpoint = checkpoints.load(tmp_path / "models" / "new")
+    assert result == {
+        "model": str(tmp_path / "models" / "new"),
+        "source_kind": "segmentation_models",
+        "leftover": ["classification_head.weight", "classification_head.bias"],
+        "name": "best-model_2-pth",
+        "fingerprint": checkpoint.fingerprint,
+        "backbone": "resnet18",
+        "classes": 5,
+        "align_corners": True,
+    }
+    for text in (
+        "class_0 to class_4 made up",
+        "2 weights not used: classification_head.weight, classification_head.bias",
+    ):
+        assert text in done.stderr
+
+    images = torch.randint(0, 256, (2, 3, 64, 88), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        ours, theirs = checkpoint.model(images), network(normalised(images))[0]
+    assert ours.aux is None
+    assert (ours.main - theirs).abs().max() < 1e-4 * theirs.abs().max()
+    assert sorted(path.name for path in (tmp_path / "models").iterdir()) == ["new"]  # nothing temporary stays
+    assert sorted(path.name for path in (tmp_path / "models" / "new").iterdir()) == FILES
+
+
+def normalised(images: Tensor) -> Tensor:
+    mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    return (images / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
+
+
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+    (tmp_path / "text.pth").write_text("no weights")
+    done = job("--source", "text.pth", "--output", "models/new", folder=tmp_path)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "error: source=text.pth: is no file of weights, or a damaged one; download it again\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["text.pth"]
+
+
+def test_the_flags_are_what_the_checkpoint_has(source: Path, tmp_path: Path) -> None:
+    table = {"names": list(NAMES), "colors": [[9, 9, 9]] * 5, "ignore": 200}
+    (tmp_path / "classes.json").write_text(json.dumps(table))
+    result = converted(
+        source,
+        tmp_path / "new",
+        name="street",
+        classes=str(tmp_path / "classes.json"),
+        align=False,
+        bins=(1, 3, 5, 7),
+        mean=(1.0, 2.0, 3.0),
+        std=(4.0, 5.0, 6.0),
+    )
+    checkpoint = checkpoints.load(tmp_path / "new")
+    config = checkpoint.config
+    assert result["name"] == checkpoint.name == "street"
+    assert result["align_corners"] is config.align_corners is False
+    assert (config.bins, config.mean, config.std) == ((1, 3, 5, 7), (1.0, 2.0, 3.0), (4.0, 5.0, 6.0))
+    assert checkpoint.classes == ClassTable(names=NAMES, colors=((9, 9, 9),) * 5, ignore=200)
+
+
+def test_a_built_in_table_by_its_name(network: nn.Module, tmp_path: Path) -> None:
+    state = dict(network.state_dict())
+    state["segmentation_head.0.weight"], state["segmentation_head.0.bias"] = torch.ones(11, 32, 3, 3), torch.ones(11)
+    torch.save(state, tmp_path / "x.pth")
+    converted(tmp_path / "x.pth", tmp_path / "new", classes="CamVid")
+    assert checkpoints.load(tmp_path / "new").classes == CAMVID
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "remedy"),
+    [
+        ({"classes": "camvid"}, "classes", "the network has 5 outputs"),
+        ({"classes": "mars"}, "classes.table", "choose one of"),
+        ({"classes": "./missing.json"}, "classes", "no such file"),
+        ({"classes": "{folder}/bad.json"}, "classes", "is no JSON file"),
+        ({"classes": "{folder}"}, "classes", "is no JSON file"),
+        ({"classes": "{folder}/empty.json"}, "classes.names", "expected a list of class names"),
+        ({"name": "Big Model"}, "name", "start with a letter"),
+        ({"bins": (1, 2)}, "bins", "the network has 4 grids"),
+        ({"mean": (1.0,)}, "mean", "takes 3 bands"),
+        ({"std": (1.0, 0.0, 1.0)}, "std", "positive"),
+        ({"source": "{folder}/missing.pth"}, "source", "no such file"),
+        ({"source": "{folder}"}, "source", "cannot be read"),
+        ({"source": ""}, "source", "give a folder"),
+    ],
+)
+def test_mistakes_name_the_field(fields: dict[str, Any], field: str, remedy: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "bad.json").write_text("{")
+    (tmp_path / "empty.json").write_text("{}")
+    given = {key: value.format(folder=tmp_path) if isinstance(value, str) else value for key, value in fields.items()}
+    with pytest.raises(ConfigError, match=remedy) as raised:
+        converted(given.pop("source", source), tmp_path / "new", **given)
+    assert raised.value.field == field
+    assert not (tmp_path / "new").exists()
+
+
+# --- the output folder -------------------------------------------------------------------------------------------
+
+
+def test_an_empty_folder_is_filled_and_keeps_the_users_permissions(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "plain").mkdir()
+    converted(source, tmp_path / "new")
+    assert sorted(content(tmp_path / "new")) == FILES
+    modes = {stat.S_IMODE((tmp_path / name).stat().st_mode) for name in ("new", "plain")}
+    assert len(modes) == 1
+
+
+def test_the_same_checkpoint_is_left_as_it_is(source: Path, tmp_path: Path) -> None:
+    first = converted(source, tmp_path / "new")
+    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "new").iterdir()}
+    assert converted(source, tmp_path / "new") == first
+    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "new").iterdir()} == before
+
+
+@pytest.mark.parametrize("change", [{"name": "other"}, {"align": False}, {"mean": (1.0, 2.0, 3.0)}])
+def test_another_checkpoint_is_refused_and_kept(change: dict[str, Any], source: Path, tmp_path: Path) -> None:
+    converted(source, tmp_path / "new")
+    before = content(tmp_path / "new")
+    with pytest.raises(ConfigError, match=r"holds another checkpoint \(.*\.(json|safetensors) differs\)"):
+        converted(source, tmp_path / "new", **change)
+    assert content(tmp_path / "new") == before
+
+
+def test_a_folder_of_something_else_is_refused_and_kept(source: Path, tmp_path: Path) -> None:
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match=r"is not empty \(it holds thesis.tex\)") as raised:
+        converted(source, tmp_path / "new")
+    assert raised.value.field == "output"
+    assert content(tmp_path / "new") == {"thesis.tex": b"years of work"}
+
+
+@pytest.mark.parametrize("output", ["file", "file/new", "new"])
+def test_a_place_that_cannot_be_written_is_told(output: str, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "new").mkdir()
+    (tmp_path / "new" / ".hidden").touch()
+    with pytest.raises(ConfigError) as raised:
+        converted(source, tmp_path / output)
+    assert raised.value.field == "output"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "new"]
+
+
+def test_what_an_interruption_left_in_a_bucket_is_completed(s3_bucket: str, source: Path, tmp_path: Path) -> None:
+    """From a bucket and to one; the config comes last, and a run that was cut off before it is finished by the next."""
+    converted(source, tmp_path / "new")
+    local = content(tmp_path / "new")
+    bucket = open_store(s3_bucket, field="output")
+    assert bucket.put_if_absent(f"in/{source.name}", source.read_bytes())
+    assert bucket.put_if_absent("out/weights.safetensors", local["weights.safetensors"])
+    first, second = (converted(f"{s3_bucket}/in/{source.name}", f"{s3_bucket}/out") for _ in range(2))
+    assert first == second
+    assert first["model"] == f"{s3_bucket}/out"
+    assert {item.key: bucket.read(item.key) for item in bucket.list("out")} == {
+        f"out/{name}": value for name, value in local.items()
+    }
+    assert load_model(f"{s3_bucket}/out").fingerprint == first["fingerprint"]
+    with pytest.raises(ConfigError, match="holds another checkpoint"):
+        converted(source, f"{s3_bucket}/out", name="other")
+
+
+# --- names -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("uri", "name"),
+    [
+        ("train_epoch_100.pth", "train_epoch_100"),
+        ("s3://b/k/PSPNet R50-d8.final.pth", "pspnet-r50-d8-final"),
+        ("/models/20200605.pth", "pspnet-20200605"),
+        ("/models/_x.pth", "pspnet-_x"),
+        ("/models/模型.pth", "pspnet"),
+        (f"{'x' * 80}.pth", "x" * 64),
+    ],
+)
+def test_a_name_is_made_from_the_file(uri: str, name: str) -> None:
+    assert model_name(uri) == name
+    assert checkpoints.check_name(name) == name

@@ -1,0 +1,40 @@
+"""The environment is read although somebody deletes variables meanwhile."""
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from pipelines.process.environment import variables
+from pipelines.process.redaction import HIDDEN, redacted
+
+
+class Deleting(dict[str, str]):
+    """Deletes a variable once it has told all names, as a thread may."""
+
+    def __iter__(self) -> Iterator[str]:
+        names = list(super().__iter__())
+        self.pop("SESSION", None)
+        return iter(names)
+
+
+@pytest.fixture
+def deleted_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "environ", Deleting(SESSION="1", HOME="/home/me", MY_SECRET="0123456789abcdef"))
+
+
+def test_it_is_a_copy() -> None:
+    found = variables()
+    assert found == dict(os.environ)
+    found["HOME"] = "elsewhere"
+    assert variables() == dict(os.environ)
+
+
+@pytest.mark.usefixtures("deleted_meanwhile")
+def test_what_is_deleted_meanwhile_is_left_out() -> None:
+    assert {"HOME", "MY_SECRET"} <= variables().keys() <= os.environ.keys()
+
+
+@pytest.mark.usefixtures("deleted_meanwhile")
+def test_secrets_are_hidden_meanwhile() -> None:
+    assert redacted("key 0123456789abcdef") == f"key {HIDDEN}"

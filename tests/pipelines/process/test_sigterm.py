@@ -1,0 +1,152 @@
+"""SIGTERM: what it sets off in a process, and a labelling job that gets one."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from pipelines.demo.scenes import draw_scene
+from pipelines.labelling.job import LabelConfig, label
+from pipelines.process.sigterm import on_sigterm
+from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S, until
+
+IMAGES = 150
+
+
+def send() -> None:
+    os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_in_an_orderly_stretch_the_first_signal_stops_and_the_work_goes_on_to_its_end() -> None:
+    before, stopped = signal.getsignal(signal.SIGTERM), threading.Event()
+    with on_sigterm() as ending, ending.orderly(stopped.set):
+        send()
+        assert ending.came
+        assert stopped.wait(60)
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_a_second_signal_ends_the_process() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, on_sigterm() as ending, ending.orderly(lambda: None):
+        send()
+        send()
+    assert caught.value.code == 143
+    assert signal.getsignal(signal.SIGTERM) == before
+
+
+def test_with_nothing_under_way_the_first_signal_ends_the_process() -> None:
+    stopped = threading.Event()
+    with pytest.raises(SystemExit) as caught, on_sigterm() as ending:
+        with ending.orderly(stopped.set):
+            pass
+        send()
+    assert caught.value.code == 143
+    assert not stopped.is_set()
+
+
+def test_an_exit_that_a_call_makes_of_it_has_the_same_code() -> None:
+    """Ray ends with a code of its own where the handler interrupts it."""
+    with pytest.raises(SystemExit) as caught, on_sigterm():
+        try:
+            send()
+        except SystemExit:
+            sys.exit(1)
+    assert caught.value.code == 143
+    with pytest.raises(SystemExit) as caught, on_sigterm():
+        sys.exit(1)
+    assert caught.value.code == 1
+
+
+def test_without_a_signal_nothing_is_stopped() -> None:
+    stopped = threading.Event()
+    with on_sigterm() as ending, ending.orderly(stopped.set):
+        pass
+    assert not ending.came
+    assert not stopped.is_set()
+
+
+def test_outside_the_main_thread_nothing_happens() -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    seen = []
+
+    def work() -> None:
+        with on_sigterm() as ending, ending.orderly(lambda: None):
+            seen.append((ending.came, signal.getsignal(signal.SIGTERM)))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
+
+
+def fill(folder: Path) -> Path:
+    folder.mkdir()
+    for index in range(IMAGES):
+        Image.fromarray(draw_scene(index, width=64, height=48)[0]).save(folder / f"{index:03d}.jpg")
+    return folder
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_job_that_is_told_to_end(tmp_path: Path, scene_model: Path, tracking_home: Path) -> None:
+    """What was begun is written, nothing else; the same command does the rest."""
+    uri = os.environ["MLFLOW_TRACKING_URI"]
+    client = MlflowClient(uri)
+    experiment = client.create_experiment("pspnet-labelling", str(tmp_path / "artifacts"))
+    config = LabelConfig(
+        input=str(fill(tmp_path / "bucket")),
+        output=str(tmp_path / "labels"),
+        model=str(scene_model),
+        chunk=1,
+        date="2026-01-31",
+        track=True,
+    )
+    flags = [f"--{name}={getattr(config, name)}" for name in ("input", "output", "model", "chunk", "date", "track")]
+    log, files = tmp_path / "log", config.output + "/masks/*/*/*.parquet"
+
+    def written() -> list[Path]:
+        return list(Path(config.output).glob("masks/*/*/*.parquet"))
+
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(
+            [sys.executable, ROOT / "jobs/label.py", *flags],
+            env=os.environ | {"RAY_ADDRESS": "local", "OMP_NUM_THREADS": "1"},
+            stdout=subprocess.PIPE,
+            stderr=errors,
+        ) as process,
+    ):
+        try:
+            until(lambda: bool(written()) and bool(client.search_runs([experiment])), process, log)
+            process.terminate()
+            output, _ = process.communicate(timeout=PATIENCE_S)
+        finally:
+            process.kill()
+    assert process.returncode == 143, log.read_text()[-3000:]
+    result = json.loads(output.splitlines()[-1])
+    assert result["stopped"] is True
+    assert (result["images"], result["skipped"], result["errors"]) == (result["labelled"], 0, 0)
+    assert 0 < len(written()) == result["labelled"] < IMAGES
+    for file in written():
+        assert pq.read_table(file).num_rows == 1
+    assert not (tmp_path / "labels" / "runs").exists()
+    (run,) = client.search_runs([experiment])
+    assert run.info.status == "KILLED"
+    assert run.data.metrics["labelled"] == result["labelled"]
+
+    again = label(config)
+    assert (again["run_id"], again["labelled"], again["errors"]) == (result["run_id"], IMAGES - result["labelled"], 0)
+    counted = duckdb.execute("SELECT count(*), count(DISTINCT uri) FROM read_parquet(?)", [files]).fetchall()
+    assert counted == [(IMAGES, IMAGES)]
+    assert (tmp_path / "labels" / "runs" / f"{again['run_id']}.json").exists()
+    assert sorted(run.info.status for run in client.search_runs([experiment])) == ["FINISHED", "KILLED"]

@@ -1,0 +1,315 @@
+"""Tar archives as they are met: long and odd names, doubled members, scattered samples, damage."""
+
+import gzip
+import io
+import logging
+import random
+import re
+import tarfile
+import tracemalloc
+from collections.abc import Sequence
+from pathlib import Path
+from typing import BinaryIO, cast
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pipelines.sources import SOURCES, archives
+from pipelines.sources.archives import _Place
+from pipelines.storage import Retries, Store, TransientStorageError, open_store
+from pipelines.storage.local import LocalStore
+from pspnet_core.errors import ConfigError, PspnetError
+from tests.support import buckets
+from tests.support.buckets import outcomes, put, tar
+from tests.support.faultproxy import FaultProxy, Rule, forbid
+
+SOURCE = SOURCES["webdataset"]
+KINDS = ["x.tar", "x.tar.gz", "x.tgz"]
+
+
+def members(count: int, size: int = 700) -> list[tuple[str, bytes]]:
+    return [(f"{number:03d}.jpg", bytes([number]) * size) for number in range(count)]
+
+
+def listed(folder: object) -> pa.Table:
+    return buckets.listed("webdataset", folder)
+
+
+def keys(folder: Path) -> list[str]:
+    found: list[str] = listed(folder)["key"].to_pylist()
+    return found
+
+
+@pytest.mark.parametrize("form", [tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
+@pytest.mark.parametrize("kind", KINDS)
+def test_names_of_every_kind(tmp_path: Path, kind: str, form: int) -> None:
+    long = "/".join(["folder" * 10] * 3) + "/a.jpg"
+    found = {long: b"long", "top.jpg": b"dot", "abs.png": b"absolute", "deep/1.x.WebP": b"dots", "ümlaut.bmp": b"u"}
+    names = [long, "./top.jpg", "/abs.png", "deep/1.x.WebP", "ümlaut.bmp"]
+    content = list(zip(names, found.values(), strict=True))
+    left_out = [("._top.jpg", b"of a Mac"), ("a/.git/b.jpg", b"hidden"), ("1.txt", b"no image"), ("jpg", b"neither")]
+    (tmp_path / kind).write_bytes(tar(content + left_out, kind, form=form))
+    table = listed(tmp_path)
+    expected = {f"{kind}/{name}": data for name, data in found.items()}
+    assert outcomes("webdataset", table) == expected
+    assert table["uri"].to_pylist() == [f"{tmp_path}/{key}" for key in expected]
+
+
+def test_names_that_are_no_utf8_are_spelt_out(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(tar([("caf\udce9.jpg", b"latin")]))
+    assert outcomes("webdataset", listed(tmp_path)) == {"x.tar/caf\\xe9.jpg": b"latin"}
+
+
+def test_folders_links_and_sparse_files_are_no_images(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with tarfile.open(tmp_path / "x.tar", "w") as archive:
+        for name, kind in (
+            ("folder.jpg", tarfile.DIRTYPE),
+            ("link.jpg", tarfile.SYMTYPE),
+            ("hard.jpg", tarfile.LNKTYPE),
+        ):
+            header = tarfile.TarInfo(name)
+            header.type, header.linkname = kind, "real.jpg"
+            archive.addfile(header)
+        sparse = tarfile.TarInfo("sparse.jpg")
+        sparse.type = tarfile.GNUTYPE_SPARSE
+        archive.addfile(sparse)
+        real = tarfile.TarInfo("real.jpg")
+        real.size = 4
+        archive.addfile(real, io.BytesIO(b"real"))
+    with caplog.at_level(logging.WARNING):
+        assert outcomes("webdataset", listed(tmp_path)) == {"x.tar/real.jpg": b"real"}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/x.tar: sparse.jpg left out: stored as a sparse file"
+    ]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_doubled_members_and_scattered_samples_are_told(
+    tmp_path: Path, kind: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    content = [("s/1.jpg", b"1"), ("s/1.json", b"{}"), ("s/2.seg.png", b"2"), ("s/1.cls", b"7"), ("s/1.jpg", b"again")]
+    (tmp_path / kind).write_bytes(tar(content, kind))
+    with caplog.at_level(logging.WARNING):
+        assert outcomes("webdataset", listed(tmp_path)) == {f"{kind}/s/1.jpg": b"1", f"{kind}/s/2.seg.png": b"2"}
+    assert [record.getMessage() for record in caplog.records] == [
+        f"{tmp_path}/{kind}: s/1.jpg more than once; the first of each name is taken",
+        f"{tmp_path}/{kind}: the members of sample s/1 do not lie together",
+    ]
+
+
+def damaged(kind: str, how: str) -> bytes:
+    """An archive of 20 members, whole up to the fifth at least."""
+    whole = tar(members(20), "x.tar")
+    step = 3 * tarfile.BLOCKSIZE  # header and two blocks of data
+    if how == "ends in a member":
+        data = whole[: 10 * step + 600]
+    elif how == "ends between members":
+        data = whole[: 10 * step]
+    elif how == "bad header":
+        data = whole[: 10 * step] + b"\xff" * step + whole[11 * step :]
+    else:
+        data = whole
+    if kind != "x.tar":
+        data = gzip.compress(data)
+    return data[: len(data) * 3 // 4] if how == "cut off" else data
+
+
+@pytest.mark.parametrize("how", ["ends in a member", "ends between members", "bad header", "cut off"])
+@pytest.mark.parametrize("kind", ["x.tar", "x.tgz"])
+def test_of_a_damaged_archive_what_lies_before_the_damage_is_labelled(
+    tmp_path: Path, kind: str, how: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / kind).write_bytes(damaged(kind, how))
+    (tmp_path / "whole.tar").write_bytes(tar(members(2)))
+    with caplog.at_level(logging.WARNING):
+        table = listed(tmp_path)
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 1
+    assert messages[0].startswith(f"{tmp_path}/{kind} is damaged (")
+    found = outcomes("webdataset", table)
+    assert [found.pop(f"whole.tar/{name}") for name, _ in members(2)] == [data for _, data in members(2)]
+    content = {f"{kind}/{name}": data for name, data in members(20)}
+    assert len(found) >= 5
+    # At most the last one, in which the damage lies, has a header and no bytes.
+    *whole, last = found
+    assert {key: found[key] for key in whole} == {key: content[key] for key in whole}
+    assert found[last] in (content[last], "Truncated")
+
+
+@pytest.mark.parametrize("data", [b"", b"no archive at all", b"\x1f\x8b\x08" + b"\0" * 100, b"x" * 5000])
+@pytest.mark.parametrize("kind", ["x.tar", "x.tgz"])
+def test_what_is_no_archive_is_told(tmp_path: Path, kind: str, data: bytes, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / kind).write_bytes(data)
+    with caplog.at_level(logging.WARNING):
+        assert keys(tmp_path) == []
+    assert "is damaged" in caplog.text
+
+
+def test_a_member_that_claims_a_negative_size_ends_the_walk(tmp_path: Path) -> None:
+    data = bytearray(tar(members(2)))
+    header = data[: tarfile.BLOCKSIZE]
+    header[124:136] = b"\xff" * 11 + b"\x00"  # base 256, negative
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    (tmp_path / "x.tar").write_bytes(bytes(header) + bytes(data[tarfile.BLOCKSIZE :]))
+    assert keys(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_an_extended_header_that_claims_a_negative_size_ends_the_walk(tmp_path: Path, kind: str) -> None:
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for name, data in members(3):
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            if name == "001.jpg":
+                member.pax_headers = {"size": "-3000"}
+            archive.addfile(member, io.BytesIO(data))
+    whole = buffer.getvalue()
+    (tmp_path / kind).write_bytes(whole if kind == "x.tar" else gzip.compress(whole))
+    assert keys(tmp_path) == [f"{kind}/000.jpg"]
+
+
+def test_an_archive_of_several_gzip_streams_is_read_to_its_end(tmp_path: Path) -> None:
+    whole = tar(members(4))
+    (tmp_path / "x.tgz").write_bytes(gzip.compress(whole[:4000]) + gzip.compress(whole[4000:]))
+    assert list(outcomes("webdataset", listed(tmp_path)).values()) == [data for _, data in members(4)]
+
+
+def test_an_archive_that_goes_while_it_is_listed_is_left_to_the_next_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "a.tar").write_bytes(tar(members(2)))
+    (tmp_path / "b.tar").write_bytes(tar(members(1)))
+    opened = LocalStore.open
+
+    def vanishing(store: Store, path: str) -> BinaryIO:
+        store.delete("a.tar")
+        return opened(cast(LocalStore, store), path)
+
+    monkeypatch.setattr(LocalStore, "open", vanishing)
+    with caplog.at_level(logging.WARNING):
+        assert keys(tmp_path) == ["b.tar/000.jpg"]
+    assert "left to the next run" in caplog.text
+
+
+@pytest.mark.parametrize("root", ["local", "s3"])
+def test_folders_may_be_named_like_archives(root: str, tmp_path: Path, request: pytest.FixtureRequest) -> None:
+    store = open_store(str(tmp_path) if root == "local" else request.getfixturevalue("s3_bucket"), field="input")
+    content = {"x.tar/y.tgz": [("1.jpg", b"1")], "x.tar/z.tar": [("y.tgz/1.jpg", b"2")], "z.tar": [("1.jpg", b"3")]}
+    for path, some in content.items():
+        put(store, path, tar(some, path.rpartition("/")[2]))
+    table = listed(store.root)
+    assert outcomes("webdataset", table) == {
+        "x.tar/y.tgz/1.jpg": b"1",
+        "x.tar/z.tar/y.tgz/1.jpg": b"2",
+        "z.tar/1.jpg": b"3",
+    }
+    store.delete("x.tar/z.tar")
+    assert outcomes("webdataset", table)["x.tar/z.tar/y.tgz/1.jpg"] == "Missing"
+
+
+@pytest.mark.parametrize("name", ["x.tar/y.tgz", "x.tar/z.tar"])
+def test_of_folders_named_like_archives_one_may_not_be_looked_at(
+    name: str, s3_bucket: str, s3_proxy: FaultProxy
+) -> None:
+    store = open_store(s3_bucket, field="input")
+    content = {"x.tar/y.tgz": [("1.jpg", b"1")], "x.tar/z.tar": [("y.tgz/1.jpg", b"2")]}
+    for path, some in content.items():
+        put(store, path, tar(some, path.rpartition("/")[2]))
+    table = listed(store.root)
+    found = {"x.tar/y.tgz/1.jpg": b"1", "x.tar/z.tar/y.tgz/1.jpg": b"2"}
+    s3_proxy.add(Rule(forbid, method="HEAD", path=rf"/{re.escape(name)}$"))
+    denied = {key: "Denied" if key.startswith(name) else data for key, data in found.items()}
+    assert outcomes("webdataset", table) == denied
+
+
+class _Counted(io.FileIO):
+    """A file that counts what is read of it."""
+
+    read_bytes = 0
+
+    def readinto(self, buffer: object) -> int | None:
+        count = super().readinto(buffer)  # type: ignore[arg-type]
+        _Counted.read_bytes += count or 0
+        return count
+
+
+class _CountingStore(LocalStore):
+    def open(self, path: str) -> BinaryIO:
+        return cast(BinaryIO, _Counted(self.uri_of(path)))
+
+
+def test_of_a_plain_archive_little_more_than_the_wanted_members_is_read(tmp_path: Path) -> None:
+    size = 300_000
+    (tmp_path / "x.tar").write_bytes(tar(members(60, size)))
+    store = _CountingStore(str(tmp_path), field="input", retries=Retries())
+    archive = store.stat("x.tar")
+    assert archive
+    wanted = [f"{number:03d}.jpg" for number in (3, 4, 5, 40)]
+    _Counted.read_bytes = 0
+    found = archives._take(store, "x.tar", archive.etag, wanted, threads=2)
+    assert found == {name: data for name, data in members(60, size) if name in wanted}
+    assert _Counted.read_bytes < 4 * size + 60_000
+
+
+@pytest.mark.parametrize(
+    "error", [ConfigError("input", "x", "credentials expired"), TransientStorageError("no answer")]
+)
+@pytest.mark.parametrize("kind", KINDS)
+def test_storage_that_fails_is_no_damage(
+    tmp_path: Path, kind: str, error: PspnetError, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noise = random.Random(0)  # which does not shrink
+    (tmp_path / kind).write_bytes(tar([(name, noise.randbytes(9000)) for name, _ in members(3)], kind))
+    table = listed(tmp_path)
+
+    class Failing(io.FileIO):
+        def readinto(self, buffer: object) -> int | None:
+            if self.tell() >= 512:
+                raise error
+            return super().readinto(memoryview(buffer)[:512])  # type: ignore[arg-type]
+
+        def read(self, size: int | None = -1, /) -> bytes:
+            buffer = bytearray(512 if size is None or size < 0 else min(size, 512))
+            return bytes(buffer[: self.readinto(buffer)])
+
+    monkeypatch.setattr(LocalStore, "open", lambda store, path: Failing(f"{tmp_path}/{path}"))
+    for use in (lambda: listed(tmp_path), lambda: SOURCE.read(table, threads=1)):
+        with pytest.raises(type(error)):
+            use()
+
+
+@pytest.mark.parametrize("kind", ["x.tar", "x.tgz"])
+def test_an_archive_is_never_held_whole(tmp_path: Path, kind: str) -> None:
+    noise = random.Random(0)
+    content = [(name, noise.randbytes(2**20)) for name, _ in members(12)]
+    (tmp_path / kind).write_bytes(tar(content, kind))
+    tracemalloc.start()
+    try:
+        table = listed(tmp_path)
+        assert outcomes("webdataset", table.slice(9, 1)) == {f"{kind}/009.jpg": content[9][1]}
+        _, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert most < 6 * 2**20  # a copy or two of the member
+
+
+@given(st.lists(st.tuples(st.integers(0, 300_000), st.integers(0, 5_000_000)), max_size=30))
+@settings(deadline=None, derandomize=True)
+def test_spans_cover_all_members_and_stay_small(gaps: list[tuple[int, int]]) -> None:
+    places: dict[str, _Place] = {}
+    end = 0
+    for number, (gap, size) in enumerate(gaps):
+        places[f"{number}"] = _Place(end + gap, size)
+        end += gap + size
+    spans = list(archives._spans(places))
+    assert [name for span in spans for name in span] == list(places)
+    for span in spans:
+        assert len(span) == 1 or _length(list(span.values())) <= archives.SPAN
+
+
+def _length(places: Sequence[_Place]) -> int:
+    return places[-1].stop - places[0].start

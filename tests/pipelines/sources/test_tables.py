@@ -1,0 +1,257 @@
+"""Parquet files and manifests as they are met: every spelling of a column, what is missing, what is damaged."""
+
+import logging
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, cast
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from pipelines.label_table.listing import spooled
+from pipelines.sources import SOURCES, Inputs
+from pipelines.sources import manifests as manifests_module
+from pipelines.storage import open_store
+from pspnet_core.errors import ConfigError
+from tests.support.buckets import DATE, LATER, listed, outcomes, parquet, put
+from tests.support.faultproxy import FaultProxy, Rule, forbid
+
+DATA = [b"one" * 9, b"two" * 8, b"three" * 7]
+
+
+STRUCTS = [{"bytes": data, "path": "p"} for data in DATA]
+COLUMNS = {
+    "image": {"image": pa.array(DATA)},
+    "bytes": {"bytes": pa.array(DATA)},
+    "large": {"image": pa.array(DATA, pa.large_binary())},
+    "struct": {"image": pa.array(STRUCTS)},
+    "struct bytes": {"bytes": pa.array([{"bytes": data} for data in DATA])},
+    "beside others": {"path": ["a", "b", "c"], "bytes": pa.array([1, 2, 3]), "image": pa.array(DATA), "uri": ["u"] * 3},
+}
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_columns_of_images(columns: str, tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(parquet(pa.table(COLUMNS[columns]), row_group_size=2))
+    assert outcomes("parquet", listed("parquet", tmp_path)) == {f"x.parquet/{row}": DATA[row] for row in range(3)}
+
+
+@pytest.mark.parametrize("kind", [pa.string(), pa.int64(), pa.dictionary(pa.int32(), pa.string())])
+def test_rows_with_keys_of_their_own(kind: pa.DataType, tmp_path: Path) -> None:
+    keys = pa.array([7, None, 9]).cast(pa.string()).cast(kind)
+    (tmp_path / "x.parquet").write_bytes(parquet(pa.table({"key": keys, "image": DATA})))
+    found = outcomes("parquet", listed("parquet", tmp_path))
+    assert found == {"x.parquet/7": DATA[0], "x.parquet/1": DATA[1], "x.parquet/9": DATA[2]}
+
+
+def test_of_rows_with_one_key_the_first_is_taken(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(parquet(pa.table({"key": ["a", "b", "a"], "image": DATA})))
+    table = listed("parquet", tmp_path)
+    with spooled(table.to_batches()) as listing:
+        assert listing.pending([], 9)["key"].to_pylist() == ["x.parquet/a", "x.parquet/b"]
+    assert outcomes("parquet", table) == {"x.parquet/a": DATA[0], "x.parquet/b": DATA[1]}
+
+
+def test_a_row_without_bytes_is_an_error_of_its_own(tmp_path: Path) -> None:
+    images = pa.array([DATA[0], None, b""], pa.binary())
+    (tmp_path / "x.parquet").write_bytes(parquet(pa.table({"image": images})))
+    found = outcomes("parquet", listed("parquet", tmp_path))
+    assert found == {"x.parquet/0": DATA[0], "x.parquet/1": "Missing", "x.parquet/2": b""}
+
+
+def test_only_the_row_groups_that_are_wanted_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [bytes([row]) * 50 for row in range(100)]
+    (tmp_path / "x.parquet").write_bytes(parquet(pa.table({"image": images}), row_group_size=10))
+    table = listed("parquet", tmp_path)
+    groups: list[int] = []
+    read = pq.ParquetFile.iter_batches
+
+    def noted(file: pq.ParquetFile, rows: int, *, row_groups: list[int], **how: Any) -> Iterator[pa.RecordBatch]:
+        groups.extend(row_groups)
+        return cast(Iterator[pa.RecordBatch], read(file, rows, row_groups=row_groups, **how))
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
+    found = outcomes("parquet", table.take([95, 3, 31, 5]))
+    assert found == {f"x.parquet/{row}": images[row] for row in (95, 3, 31, 5)}
+    assert groups == [0, 3, 9]
+
+
+def test_a_column_of_uris_is_read_like_a_manifest(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path), field="input")
+    put(store, "photos/a.jpg", DATA[0])
+    put(store, "rows.parquet", parquet(pa.table({"image": DATA[1:2]})))
+    put(store, "uris.parquet", parquet(pa.table({"uri": ["photos/a.jpg", "photos/gone.jpg"]})))
+    found = outcomes("parquet", listed("parquet", tmp_path))
+    assert found == {
+        "rows.parquet/0": DATA[1],
+        f"{tmp_path}/photos/a.jpg": DATA[0],
+        f"{tmp_path}/photos/gone.jpg": "Missing",
+    }
+
+
+def test_a_damaged_parquet_file_is_told_and_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    whole = parquet(pa.table({"image": DATA}))
+    (tmp_path / "a.parquet").write_bytes(whole)
+    (tmp_path / "b.parquet").write_bytes(whole[:-20])
+    (tmp_path / "c.parquet").write_bytes(b"")
+    (tmp_path / "d.parquet").write_bytes(whole[:-60] + b"\xff" * 52 + whole[-8:])
+    with caplog.at_level(logging.WARNING):
+        table = listed("parquet", tmp_path)
+    assert table["key"].to_pylist() == ["a.parquet/0", "a.parquet/1", "a.parquet/2"]
+    for name in "bcd":
+        assert f"{tmp_path}/{name}.parquet is damaged" in caplog.text
+
+
+def test_damage_among_the_images_is_told_per_row(tmp_path: Path) -> None:
+    images = [b"\0" * 5000, b"\1" * 5000]
+    whole = bytearray(parquet(pa.table({"image": images}), row_group_size=1))
+    whole[4:40] = b"\xff" * 36  # the first page's header
+    (tmp_path / "x.parquet").write_bytes(bytes(whole))
+    table = listed("parquet", tmp_path)
+    assert set(outcomes("parquet", table.slice(0, 1)).values()) == {"Truncated"}
+    assert outcomes("parquet", table.slice(1)) == {"x.parquet/1": images[1]}
+
+
+def test_a_parquet_file_of_something_else_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "x.parquet").write_bytes(parquet(pa.table({"image": ["text"], "bytes": [7]})))
+    with pytest.raises(ConfigError, match=r"^input=.*/x\.parquet: has no column image or bytes"):
+        listed("parquet", tmp_path)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of photos a, b and c."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, data in zip("abc", DATA, strict=True):
+        (folder / f"{name}.jpg").write_bytes(data)
+    return folder
+
+
+def etag(path: Path) -> str:
+    found = open_store(str(path.parent), field="input").stat(path.name)
+    assert found is not None
+    return found.etag
+
+
+def write_list(folder: Path, kind: str, rows: list[dict[str, object]]) -> Path:
+    """A manifest of these rows; the text form has no room for etags."""
+    path = folder / f"list.{kind}"
+    if kind == "parquet":
+        path.write_bytes(parquet(pa.Table.from_pylist(rows)))
+    elif kind == "csv":
+        columns = list(rows[0])
+        lines = [",".join(columns), *(",".join(f'"{row[name] or ""}"' for name in columns) for row in rows)]
+        path.write_text("\ufeff" + "\r\n".join(lines), encoding="utf-8")
+    else:
+        path.write_text("".join(f"  {row['uri']}\r\n\r\n" for row in rows), encoding="utf-8")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
+def test_uris_of_every_form(kind: str, photos: Path, tmp_path: Path, s3_bucket: str) -> None:
+    put(open_store(s3_bucket, field="input"), "deep/x y.jpg", b"in a bucket")
+    uris = [f"{photos}/a.jpg", f"file://{photos}/../photos/b.jpg", "photos/c.jpg", f"{s3_bucket}/deep/x y.jpg"]
+    manifest = write_list(tmp_path, kind, [{"uri": uri} for uri in uris])
+    table = listed("manifest", manifest)
+    expected = [f"{photos}/a.jpg", f"{photos}/b.jpg", f"{photos}/c.jpg", f"{s3_bucket}/deep/x y.jpg"]
+    assert table["uri"].to_pylist() == table["key"].to_pylist() == expected
+    assert list(outcomes("manifest", table).values()) == [*DATA, b"in a bucket"]
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_a_row_that_says_etag_and_bytes_is_taken_at_its_word(kind: str, photos: Path, tmp_path: Path) -> None:
+    rows: list[dict[str, object]] = [
+        {"uri": f"{photos}/a.jpg", "etag": etag(photos / "a.jpg"), "bytes": len(DATA[0])},
+        {"uri": f"{photos}/b.jpg", "etag": '"of-old"' if kind == "parquet" else "of-old", "bytes": 5},
+        {"uri": f"{photos}/c.jpg", "etag": "of-old", "bytes": None},
+        {"uri": f"{photos}/gone.jpg", "etag": "of-old", "bytes": 5},
+        {"uri": f"{photos}/never.jpg", "etag": None, "bytes": None},
+    ]
+    table = listed("manifest", write_list(tmp_path, kind, rows))
+    assert table["etag"].to_pylist() == [rows[0]["etag"], "of-old", etag(photos / "c.jpg"), "of-old", ""]
+    assert list(outcomes("manifest", table).values()) == [DATA[0], "Changed", DATA[2], "Missing", "Missing"]
+
+
+def test_an_image_that_was_not_there_is_missing_for_good_and_comes_as_a_new_version(
+    photos: Path, tmp_path: Path
+) -> None:
+    manifest = write_list(tmp_path, "txt", [{"uri": f"{photos}/late.jpg"}])
+    before = listed("manifest", manifest)
+    (photos / "late.jpg").write_bytes(b"here now")
+    assert outcomes("manifest", before) == {f"{photos}/late.jpg": "Missing"}
+    after = listed("manifest", manifest)
+    assert outcomes("manifest", after) == {f"{photos}/late.jpg": b"here now"}
+    assert before["etag"].to_pylist() == [""] != after["etag"].to_pylist()
+
+
+def test_an_image_that_may_not_be_looked_at_is_denied_and_comes_as_a_new_version(
+    photos: Path, tmp_path: Path, s3_bucket: str, s3_proxy: FaultProxy
+) -> None:
+    put(open_store(s3_bucket, field="input"), "other/team.jpg", b"ours now")
+    uris = [f"{photos}/a.jpg", f"{s3_bucket}/other/team.jpg"]
+    manifest = write_list(tmp_path, "txt", [{"uri": uri} for uri in uris])
+    rule = s3_proxy.add(Rule(forbid, method="HEAD", path=r"/other/"))
+    before = listed("manifest", manifest)
+    assert rule.reached(1, seconds=10)
+    s3_proxy.clear()
+    assert outcomes("manifest", before) == dict(zip(uris, [DATA[0], "Denied"], strict=True))
+    after = listed("manifest", manifest)
+    assert outcomes("manifest", after) == dict(zip(uris, [DATA[0], b"ours now"], strict=True))
+    assert before["etag"].to_pylist()[1] != after["etag"].to_pylist()[1]
+
+
+def test_when_no_image_may_be_looked_at_the_permissions_are_wrong(
+    tmp_path: Path, s3_bucket: str, s3_proxy: FaultProxy
+) -> None:
+    manifest = write_list(tmp_path, "txt", [{"uri": f"{s3_bucket}/{name}.jpg"} for name in "ab"])
+    s3_proxy.add(Rule(forbid, method="HEAD"))
+    with pytest.raises(ConfigError, match=rf"input={manifest}: none of the images that it names may be looked at"):
+        listed("manifest", manifest)
+
+
+@pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])
+def test_a_manifest_that_may_not_be_read_is_told(kind: str, s3_bucket: str, s3_proxy: FaultProxy) -> None:
+    put(open_store(s3_bucket, field="input"), f"lists/x.{kind}", b"")
+    s3_proxy.add(Rule(forbid, method="HEAD", path=f"/x.{kind}"))
+    with pytest.raises(ConfigError, match=rf"^input={s3_bucket}/lists/x\.{kind}: cannot be read .*may not look at it"):
+        listed("manifest", f"{s3_bucket}/lists")
+
+
+def test_an_image_named_twice_counts_once(photos: Path, tmp_path: Path) -> None:
+    manifest = write_list(tmp_path, "txt", [{"uri": f"{photos}/{name}.jpg"} for name in "abab"])
+    with spooled(SOURCES["manifest"].find(Inputs.of(f"{manifest},{tmp_path}", date=DATE))) as listing:
+        assert listing.pending([], 9)["key"].to_pylist() == [f"{photos}/a.jpg", f"{photos}/b.jpg"]
+
+
+def test_more_lines_than_are_looked_up_together(photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(manifests_module, "LOOKED_UP", 2)
+    manifest = write_list(tmp_path, "txt", [{"uri": f"{photos}/{name}.jpg"} for name in "abcba"])
+    assert [uri[-5] for uri in listed("manifest", manifest)["uri"].to_pylist()] == list("abcba")
+
+
+def test_images_count_by_their_own_age(photos: Path, tmp_path: Path) -> None:
+    manifest = write_list(tmp_path, "txt", [{"uri": f"{photos}/a.jpg"}, {"uri": f"{photos}/gone.jpg"}])
+    # What is not there has no age.
+    assert listed("manifest", manifest, since=LATER)["uri"].to_pylist() == [f"{photos}/gone.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "remedy"),
+    [
+        ("x.csv", b"path,etag\na.jpg,1\n", "has no column uri"),
+        ("x.csv", b"", "has no column uri"),
+        ("x.csv", b"uri,bytes\na.jpg,many\n", "row 2 has bytes=many"),
+        ("x.txt", b"\xff\xfe\x00", "is no text in UTF-8"),
+        ("x.txt", b"tape://a/b.jpg", "unknown scheme"),
+        ("x.parquet", b"PAR1", "cannot be read"),
+        ("x.parquet", parquet(pa.table({"path": ["a"]})), "has no column uri"),
+    ],
+)
+def test_what_is_no_manifest(name: str, content: bytes, remedy: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ConfigError) as caught:
+        listed("manifest", tmp_path / name)
+    assert str(caught.value).startswith("input=")
+    assert remedy in str(caught.value)

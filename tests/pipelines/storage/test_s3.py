@@ -1,0 +1,295 @@
+"""Storage on S3: pages, versions, mistakes that a user can make, and a network that loses answers."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import socket
+from collections.abc import Callable
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from pipelines.storage import (
+    ObjectArchived,
+    ObjectChanged,
+    ObjectDenied,
+    ObjectError,
+    TransientStorageError,
+    open_store,
+    to_local,
+)
+from pipelines.storage.s3 import S3Store
+from pspnet_core.errors import ConfigError
+from tests.pipelines.storage.test_storage import QUICK, check_mistake, fill, keys
+from tests.support.faultproxy import Exchange, Fault, FaultProxy, Rule, lose_answer, reset, truncate
+from tests.support.s3server import S3Server
+
+
+async def archived(exchange: Exchange) -> None:
+    """403, as AWS answers a GET of what lies in Glacier."""
+    body = b"<Error><Code>InvalidObjectState</Code><Message>Not valid for the storage class.</Message></Error>"
+    head = f"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+    await exchange.reply(head.encode() + body)
+
+
+class SmallPages(S3Store):
+    """As with 250 times as many keys."""
+
+    page_keys = 4
+    level_pages = 4
+    parts = 3
+
+
+class TestListing:
+    def test_more_than_a_page(self, s3_bucket: str) -> None:
+        store = SmallPages(f"{s3_bucket}/x", field="input", retries=QUICK)
+        names = [f"{number:02}.jpg" for number in range(12)]
+        fill(store, dict.fromkeys(names, b""))
+        assert keys(store) == names
+        assert store.put_if_absent("12.jpg", b"")
+        assert keys(store) == [*names, "12.jpg"]
+        next(store.list())  # a stream may be left half-way
+
+    @pytest.mark.parametrize(("below", "enough", "of_a"), [("", 3, [18]), ("/x", 3, [18]), ("", 12, [1, 5, 6, 6])])
+    def test_parts_hold_each_object_once(
+        self, s3_bucket: str, below: str, enough: int, of_a: list[int], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(SmallPages, "parts", enough)
+        folders = ["", "a", "a/deep", "a/deep/er", "b c#%", "ü/日本", "dt=1", "x+y", ".hidden", "a/.tmp"]
+        names = [f"{folder}/{number}.jpg".lstrip("/") for folder in folders for number in range(5)]
+        names += [f"many/{number:02}.jpg" for number in range(20)]
+        odd = ["a/deep/er/x#1?.jpg", "ü/日本/a b.jpg", "a/deep.jpg", "a/deep-er/1.jpg", "a&b;c/+.jpg", "c//d//e.jpg"]
+        store = SmallPages(f"{s3_bucket}{below}", field="input", retries=QUICK)
+        open_store(s3_bucket, field="input").put_if_absent("xx/no.txt", b"")
+        fill(store, dict.fromkeys(["a/", "a/deep/", *names, *odd], b""))
+        parts = [[item.key for item in part] for part in store.list_in_parts({".JPG"})]
+        assert sorted(key for part in parts for key in part) == sorted(keys(store, suffixes={".jpg"}))
+        assert sum(map(len, parts)) == 8 * 5 + 20 + len(odd)
+        assert 20 in map(len, parts)  # which holds more than is worth knowing
+        assert sorted(len(part) for part in parts if part and part[0].startswith("a/")) == of_a
+
+    def test_a_flat_folder_is_one_part(self, s3_bucket: str) -> None:
+        store = SmallPages(s3_bucket, field="input", retries=QUICK)
+        names = [f"{number:02}.jpg" for number in range(30)]
+        fill(store, dict.fromkeys(["deep/99.jpg", *names], b""))
+        (part,) = store.list_in_parts()
+        assert [item.key for item in part] == keys(store) == [*names, "deep/99.jpg"]
+
+    def test_empty_parts(self, s3_bucket: str) -> None:
+        store = SmallPages(f"{s3_bucket}/x", field="input", retries=QUICK)
+        assert [item for part in store.list_in_parts() for item in part] == []
+        with pytest.raises(ConfigError, match="no such bucket"):
+            list(SmallPages(f"{s3_bucket}-nope", field="input", retries=QUICK).list_in_parts())
+
+    def test_folder_placeholders_are_no_objects(self, s3_bucket: str) -> None:
+        store = open_store(f"{s3_bucket}/x", field="input")
+        open_store(s3_bucket, field="input").put_if_absent("x/", b"")
+        fill(store, {"a/": b"", "a/b": b""})
+        assert keys(store) == ["a/b"]
+
+    def test_s3a_is_s3(self) -> None:
+        assert open_store("s3a://bucket/a/", field="input").root == "s3://bucket/a"
+
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+    @given(
+        st.lists(
+            st.text("aé日 #%+=&?;:@$,'\"*!()[]{}<>|^`~_-.", min_size=1, max_size=8)
+            .map(str.strip)
+            .filter(lambda part: part and not part.startswith(".")),
+            min_size=1,
+            max_size=3,
+        ).map("/".join)
+    )
+    def test_any_key_round_trips_on_s3(self, s3_bucket: str, key: str) -> None:
+        store = open_store(f"{s3_bucket}/{os.urandom(8).hex()}", field="input")
+        assert store.put_if_absent(key, b"data")
+        (item,) = store.list()
+        assert item.key == key
+        assert store.read_if(key, item.etag) == b"data"
+
+
+class TestReading:
+    def test_stream_keeps_to_one_version(self, s3_bucket: str) -> None:
+        store = open_store(s3_bucket, field="input")
+        item = fill(store, {"a": bytes(1_000_000)})["a"]
+        with store.open("a") as file:
+            file.read(1)
+            store.put_if_match("a", bytes(999_999), item.etag)
+            file.seek(900_000)
+            with pytest.raises(ObjectChanged):
+                file.read(1)
+
+    def test_remote_folder_and_file(self, s3_bucket: str) -> None:
+        store = open_store(s3_bucket, field="model")
+        fill(store, {"m/1/config.json": b"{}", "m/1/sub/weights": b"w", "m/10/config.json": b"other"})
+        with to_local(f"{s3_bucket}/m/1/", field="model") as folder:
+            names = sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
+            assert names == ["config.json", "sub/weights"]
+            assert (folder / "sub" / "weights").read_bytes() == b"w"
+        assert not folder.exists()
+        with to_local(f"{s3_bucket}/m/1/sub/weights", field="model") as file:
+            assert file.name == "weights"
+            assert file.read_bytes() == b"w"
+        with to_local(s3_bucket, field="model") as folder:
+            assert (folder / "m" / "10" / "config.json").is_file()
+        with (
+            pytest.raises(ConfigError, match="no file or folder of that name"),
+            to_local(f"{s3_bucket}/m/2", field="model"),
+        ):
+            pass
+
+    def test_no_secret_travels(self, s3_bucket: str) -> None:
+        store = open_store(s3_bucket, field="input")
+        keys(store)
+        assert os.environ["AWS_SECRET_ACCESS_KEY"].encode() not in pickle.dumps(store)
+        assert len(pickle.dumps(store)) < 1000
+
+
+class TestMistakes:
+    def test_missing_bucket(self, s3_bucket: str) -> None:
+        store = open_store(f"{s3_bucket}-nope/x", field="input")
+        for action in (
+            lambda: keys(store),
+            lambda: store.read("a"),
+            lambda: store.read_many([("a", None)]),
+            lambda: store.put_if_absent("a", b""),
+            store.check_writable_atomically,
+        ):
+            with pytest.raises(ConfigError) as caught:
+                action()
+            check_mistake(caught.value, f"{s3_bucket}-nope/x", "no such bucket")
+
+    def test_invalid_bucket(self, s3_bucket: str) -> None:
+        with pytest.raises(ConfigError) as caught:
+            keys(open_store("s3://A_b c", field="input"))
+        check_mistake(caught.value, "s3://A_b c", "no valid bucket name")
+
+    @pytest.mark.parametrize(
+        ("variable", "problem"),
+        [("AWS_ACCESS_KEY_ID", "access key"), ("AWS_SECRET_ACCESS_KEY", "secret key")],
+    )
+    def test_wrong_credentials(
+        self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str, problem: str
+    ) -> None:
+        store = open_store(s3_bucket, field="input")
+        assert keys(store) == []
+        monkeypatch.setenv(variable, "wrongwrongwrong")
+        for action in (lambda: keys(store), lambda: store.read_many([("a", None), ("b", None)])):
+            with pytest.raises(ConfigError) as caught:
+                action()
+            check_mistake(caught.value, s3_bucket, problem, "set AWS_ACCESS_KEY_ID")
+            assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
+
+    def test_insufficient_permissions(
+        self, s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        store = open_store(s3_bucket, field="input")
+        requests = [(item.key, item.etag) for item in fill(store, {"a": b"1", "b": b"2"}).values()]
+        self.become("reader", s3_server, monkeypatch)
+        assert store.read_many(requests) == [b"1", b"2"]
+        with pytest.raises(ConfigError) as caught:
+            store.put_if_absent("c", b"3")
+        check_mistake(caught.value, f"{s3_bucket}/c", "may not write")
+        self.become("lister", s3_server, monkeypatch)
+        assert keys(store) == ["a", "b"]
+        with pytest.raises(ObjectDenied, match=r"^Denied: .*/a: these credentials may not read it"):
+            store.read("a")
+        with pytest.raises(ObjectDenied, match="look at"):
+            store.open("a")
+        assert all(isinstance(result, ObjectDenied) for result in store.read_many(requests))
+
+    def become(self, role: str, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name, value in server.environment(role).items():
+            monkeypatch.setenv(name, value)
+
+    def test_no_credentials(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with pytest.raises(ConfigError) as caught:
+            keys(open_store(s3_bucket, field="input"))
+        check_mistake(caught.value, "no credentials", "set AWS_ACCESS_KEY_ID")
+
+    def test_wrong_profile(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_PROFILE", "nobody")
+        with pytest.raises(ConfigError) as caught:
+            keys(open_store(s3_bucket, field="input"))
+        check_mistake(caught.value, "nobody")
+
+    def test_endpoint_without_scheme(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
+        with pytest.raises(ConfigError) as caught:
+            keys(open_store(s3_bucket, field="input"))
+        check_mistake(caught.value, "localhost:9000")
+
+
+class TestFaults:
+    def test_archived_objects_are_told_as_such(self, s3_bucket: str, s3_proxy: FaultProxy) -> None:
+        store = open_store(s3_bucket, field="input", retries=QUICK)
+        requests = [(item.key, item.etag) for item in fill(store, {"a": b"1", "b": b"2"}).values()]
+        rule = s3_proxy.add(Rule(archived, method="GET", path="/[ab]"))
+        for result in store.read_many(requests):
+            assert isinstance(result, ObjectArchived)
+            assert str(result) == f"Denied: {result.uri} is archived: restore it first"
+        with store.open("a") as file, pytest.raises(ObjectArchived):
+            file.read(1)
+        assert len(rule.hits) == 3
+
+    def test_lost_answer_of_a_put(self, s3_bucket: str, s3_proxy: FaultProxy) -> None:
+        store = open_store(s3_bucket, field="output", retries=QUICK)
+        rule = s3_proxy.add(Rule(lose_answer, method="PUT", times=1))
+        assert not store.put_if_absent("a", b"data"), "the retry finds what the first attempt has put"
+        assert len(rule.hits) == 1
+        assert store.read("a") == b"data"
+
+    def test_lost_answer_of_a_replacement(self, s3_bucket: str, s3_proxy: FaultProxy) -> None:
+        store = open_store(s3_bucket, field="output", retries=QUICK)
+        item = fill(store, {"a": b"old"})["a"]
+        rule = s3_proxy.add(Rule(lose_answer, method="PUT", times=1))
+        assert store.put_if_match("a", b"new", item.etag)
+        assert len(rule.hits) == 1
+        assert store.read("a") == b"new"
+
+    @pytest.mark.parametrize("fault", [lose_answer, truncate])
+    def test_reads_and_listings_are_repeated(self, s3_bucket: str, s3_proxy: FaultProxy, fault: Fault) -> None:
+        store = open_store(s3_bucket, field="input", retries=QUICK)
+        data = os.urandom(50_000)
+        item = fill(store, {"a": data})["a"]
+        attempts: list[Callable[[], bytes | ObjectError]] = [
+            lambda: store.read_if("a", item.etag),
+            lambda: store.read_many([("a", item.etag)])[0],
+            lambda: store.open("a").read(),
+        ]
+        for attempt in attempts:
+            rule = s3_proxy.add(Rule(fault, method="GET", times=2))
+            assert attempt() == data
+            assert len(rule.hits) == 2
+        rule = s3_proxy.add(Rule(fault, method="GET", times=2))
+        assert keys(store) == ["a"]
+        assert len(rule.hits) == 2
+
+    def test_storage_that_stays_away(self, s3_bucket: str, s3_proxy: FaultProxy) -> None:
+        store = open_store(s3_bucket, field="input", retries=QUICK)
+        fill(store, {"a": b"1", "b": b"2"})
+        for action in (
+            lambda: keys(store),
+            lambda: store.read("a"),
+            lambda: store.read_many([("a", None), ("b", None)]),
+            lambda: store.put_if_absent("c", b""),
+        ):
+            s3_proxy.add(Rule(reset))
+            with pytest.raises(TransientStorageError, match="after 3 attempts") as caught:
+                action()
+            assert s3_proxy.endpoint in str(caught.value)
+            s3_proxy.clear()
+        assert store.read_many([("a", None), ("b", None)]) == [b"1", b"2"]
+
+    def test_nobody_listens(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        with socket.create_server(("127.0.0.1", 0)) as held:
+            port = held.getsockname()[1]
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:hidden@127.0.0.1:{port}")
+        with pytest.raises(TransientStorageError, match=f"from http://127.0.0.1:{port} after 3") as caught:
+            keys(open_store(s3_bucket, field="input", retries=QUICK))
+        assert "AWS_ENDPOINT_URL" in str(caught.value)
+        assert "hidden" not in str(caught.value)

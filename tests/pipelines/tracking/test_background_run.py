@@ -1,0 +1,199 @@
+"""An MLflow run that is written in the background, and what labelling leaves in it."""
+
+import json
+import logging
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow.artifacts
+import pytest
+from mlflow.entities import Run as Found
+from mlflow.tracking import MlflowClient
+from PIL import Image
+
+from pipelines.demo.scenes import draw_scene
+from pipelines.labelling.job import LabelConfig, label
+from pipelines.tracking import background_run as module
+from pipelines.tracking.background_run import background_run
+from pipelines.tracking.registry import Origin, origin_of
+from pipelines.tracking.runs import Run
+from pipelines.tracking.server import TrackingError, local_tracking, tracking_uri
+from pspnet_core.checkpoints.checkpoint import load
+from pspnet_core.errors import ConfigError, Terminated
+from tests.support.mlflowserver import MlflowServer
+
+SECRET = "hunter2hunter2"
+PATIENCE_S = 240
+
+
+def only_run(experiment: str) -> Found:
+    client = MlflowClient(tracking_uri())
+    found = client.get_experiment_by_name(experiment)
+    assert found is not None
+    (run,) = client.search_runs([found.experiment_id])
+    return run
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
+    """An MLflow store for all tests of this file: it takes seconds to make one. The environment names it."""
+    with local_tracking(tmp_path_factory.mktemp("tracking")):
+        client = MlflowClient(tracking_uri())
+        client.search_experiments()
+        yield client
+
+
+@pytest.fixture(scope="module")
+def registered(store: MlflowClient, scene_model: Path) -> tuple[str, str]:
+    """A checkpoint is version 1 of ``scenes``, and the champion: its version's URI and its run's id."""
+    run = store.create_run(store.create_experiment("training"))
+    store.create_registered_model("scenes")
+    store.create_model_version("scenes", scene_model.as_uri(), run.info.run_id)
+    store.set_registered_model_alias("scenes", "champion", "1")
+    return "models:/scenes/1", run.info.run_id
+
+
+@pytest.mark.usefixtures("store")
+def test_what_is_logged_arrives_in_order_and_one_failure_costs_nothing_else(caplog: pytest.LogCaptureFixture) -> None:
+    def refuse(run: Run) -> None:
+        raise TrackingError("no such thing")
+
+    with background_run("nights", "street", wanted=True) as run:
+        assert run is not None
+        run.log(lambda run: run.log_tags({"step": "one"}))
+        run.log(refuse)
+        run.log(lambda run: run.log_tags({"step": "two"}))
+    found = only_run("nights")
+    assert (found.info.run_name, found.info.status, found.data.tags["step"]) == ("street", "FINISHED", "two")
+    assert "not logged: no such thing" in caplog.text
+
+
+@pytest.mark.usefixtures("store")
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (ValueError("broken"), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(128 + signal.SIGTERM), "KILLED"),
+        (Terminated({}), "KILLED"),
+    ],
+)
+def test_how_a_run_ends(error: BaseException, status: str) -> None:
+    experiment = type(error).__name__
+    with pytest.raises(type(error)), background_run(experiment, "street", wanted=True) as run:
+        assert run is not None
+        run.log(lambda run: run.log_tags({"step": "one"}))
+        raise error
+    assert only_run(experiment).info.status == status
+
+
+def test_without_a_wish_or_an_action_there_is_no_run(tracking_home: Path) -> None:
+    with background_run("nights", "street", wanted=False) as run:
+        assert run is None
+    with pytest.raises(ConfigError), background_run("nights", "street", wanted=True):
+        raise ConfigError("input", "", "give one")
+    assert not list(tracking_home.iterdir())
+
+
+def test_a_server_that_refuses_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://server")
+    with background_run("nights", "street", wanted=True) as run:
+        assert run is not None
+        run.log(lambda run: run.log_tags({"step": "one"}))
+    assert caplog.text.count("this run is not logged") == 1
+
+
+def fill(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for index in range(3):
+        Image.fromarray(draw_scene(index, width=64, height=48)[0]).save(folder / f"{index}.jpg")
+    (folder / "empty.jpg").write_bytes(b"")
+    return folder
+
+
+@pytest.fixture
+def config(tmp_path: Path, scene_model: Path) -> Callable[..., LabelConfig]:
+    """Makes configs for a small bucket, whose name holds a secret."""
+
+    def make(**changes: Any) -> LabelConfig:
+        places = {"input": str(fill(tmp_path / SECRET)), "output": str(tmp_path / "labels"), "model": str(scene_model)}
+        return LabelConfig(**(places | changes))
+
+    return make
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_labelling_run_and_the_model_that_did_it(
+    config: Callable[..., LabelConfig],
+    registered: tuple[str, str],
+    scene_model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BUCKET_TOKEN", SECRET)
+    version, trained_by = registered
+    result = label(config(model="models:/scenes@champion", price_cpu=0.1, date="2026-01-31"))
+    found = only_run("pspnet-labelling")
+    data = found.data
+    assert (found.info.status, data.tags["run_id"]) == ("FINISHED", result["run_id"])
+    assert (data.tags["model_version"], data.tags["source_run_id"]) == (version, trained_by)
+    assert data.params["fingerprint"] == load(scene_model).fingerprint
+    assert (data.params["model"], data.params["date"]) == ("models:/scenes@champion", "2026-01-31")
+    counts = {name: data.metrics[name] for name in ("images", "labelled", "skipped", "errors", "errors_by_kind/Empty")}
+    assert counts == {"images": 4, "labelled": 3, "skipped": 0, "errors": 1, "errors_by_kind/Empty": 1}
+    assert data.metrics["gpu_seconds"] == 0
+    assert data.metrics["cpu_seconds"] > 0
+    assert data.metrics["stage_wall_seconds/segment"] > data.metrics["stage_wall_seconds/predict"] > 0
+    assert data.metrics["cost"] == pytest.approx(data.metrics["cpu_seconds"] / 3600 * 0.1, rel=1e-3)
+    version_tags = MlflowClient(tracking_uri()).get_model_version("scenes", "1").tags
+    assert version_tags["labelling"] == found.info.run_id
+
+    name = f"runs/{result['run_id']}.json"
+    record = mlflow.artifacts.load_dict(f"{found.info.artifact_uri}/{name}")
+    assert record == json.loads((tmp_path / "labels" / name).read_text())
+    assert (record["model_version"], record["model_run_id"]) == (version, trained_by)
+    assert record["fingerprint"] == data.params["fingerprint"]
+    assert record["code"]["version"] == record["version"]
+    logged = json.dumps([data.params, data.tags, record])
+    logged += mlflow.artifacts.load_text(f"{found.info.artifact_uri}/config.yaml")
+    assert SECRET not in logged
+    assert "***" in data.params["input"]
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_a_server_that_is_away_holds_nothing_up(
+    config: Callable[..., LabelConfig],
+    mlflow_server: MlflowServer,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """The labels are written and the job ends well. What a process that lives on has not logged it logs later."""
+    monkeypatch.setattr(module, "END_S", 0.1)
+    mlflow_server.stop()
+    with caplog.at_level(logging.WARNING):
+        result = label(config(experiment="outage"))
+    assert (result["labelled"], result["errors"]) == (3, 1)
+    assert "does not answer" in caplog.text
+    assert "this run is not there" in caplog.text
+    (thread,) = (thread for thread in threading.enumerate() if thread.name == "mlflow-run")
+    mlflow_server.start()
+    thread.join(PATIENCE_S)
+    found = only_run("outage")
+    assert (found.info.status, found.data.metrics["labelled"]) == ("FINISHED", 3)
+
+
+def test_where_models_come_from(registered: tuple[str, str], scene_model: Path) -> None:
+    version, run_id = registered
+    expected = Origin(uri=version, version=version, run_id=run_id)
+    assert origin_of("models:/scenes@champion") == expected
+    assert origin_of("models:/scenes/1") == expected
+    assert origin_of("models:/scenes/latest") == expected
+    assert origin_of(f"runs:/{run_id}/model") == Origin(uri=f"runs:/{run_id}/model", run_id=run_id)
+    for elsewhere in (str(scene_model), "s3://bucket/model"):
+        assert origin_of(elsewhere) == Origin(uri=elsewhere)
+    for missing in ("models:/scenes@nobody", "models:/scenes/7", "models:/others/1"):
+        with pytest.raises(ConfigError, match=f"^model={missing}"):
+            origin_of(missing)

@@ -1,0 +1,210 @@
+"""Training that starts from a PSPNet of any project: before the first step it is that network, to the last logit."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from pipelines.datasets.data_card import DataCard
+from pipelines.datasets.dataset import Dataset
+from pipelines.datasets.layouts import open_dataset
+from pipelines.demo.demo import draw_dataset
+from pipelines.demo.scenes import SCENE_CLASSES
+from pipelines.training.job import TrainConfig, checked, loop_config, train
+from pipelines.training.loading import Shard
+from pipelines.training.loop import LoopConfig, Worker
+from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.importers import IMPORTERS, import_checkpoint
+from pspnet_core.errors import ConfigError
+from pspnet_core.network.pspnet import IMAGENET_MEAN, IMAGENET_STD
+from tests.support.public_models import RESNET18, MmsegPSPNet, SemsegPSPNet, SmpPSPNet, TorchvisionResNet, randomise
+
+CLASSES = len(SCENE_CLASSES)
+CPU = torch.device("cpu")
+FULL_16 = """model = dict(backbone=dict(dilations=(1, 1, 1, 2), strides=(1, 2, 2, 1), contract_dilation=False),
+    decode_head=dict(type='PSPHead', align_corners=True, pool_scales=(1, 4, 5)))
+img_norm_cfg = dict(mean=[110.0, 120.0, 130.0], std=[50.0, 60.0, 70.0], to_rgb=True)"""
+
+Build = Callable[[], nn.Module]
+WHOLE: dict[str, tuple[Build, dict[str, Any], int]] = {
+    "semseg": (lambda: SemsegPSPNet(CLASSES), {}, 65),
+    "mmsegmentation": (lambda: MmsegPSPNet(CLASSES), {}, 70),
+    "mmsegmentation-changed": (
+        lambda: MmsegPSPNet(
+            CLASSES,
+            "V1d",
+            bins=(1, 4, 5),
+            strides=(1, 2, 2, 1),
+            dilations=(1, 1, 1, 2),
+            align=True,
+            contract=False,
+            auxiliary=False,
+        ),
+        {"meta": {"config": FULL_16}},
+        97,
+    ),
+    "segmentation_models": (lambda: SmpPSPNet(CLASSES, width=32), {}, 72),
+    "segmentation_models-deep": (lambda: SmpPSPNet(CLASSES, depth=5, width=32), {}, 96),
+}
+"""Networks, what their files hold beside the weights, and a side that they take."""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    draw_dataset(folder, train=4, val=2, seed=0)
+    return folder
+
+
+@functools.cache
+def opened(data: Path) -> tuple[Dataset, DataCard]:
+    """The images do not depend on the network: read once."""
+    dataset = open_dataset(str(data), "folder")
+    return dataset, checked(config(data), dataset)
+
+
+def config(data: Path, **flags: Any) -> TrainConfig:
+    settings: dict[str, Any] = {"data": str(data), "output": "b", "crop": 193, "batch": 4}
+    return TrainConfig(**(settings | flags))
+
+
+def begun(data: Path, file: Path, **flags: Any) -> LoopConfig:
+    return loop_config(config(data, init=str(file), **flags), *opened(data))
+
+
+def drawn(build: Build) -> nn.Module:
+    """A network of another project with random weights."""
+    with torch.device("meta"):  # initialising what is replaced takes longer than all the rest
+        network = build()
+    return randomise(network.to_empty(device="cpu"))
+
+
+def saved(network: nn.Module, folder: Path, **content: Any) -> Path:
+    torch.save({"state_dict": network.state_dict()} | content, folder / "theirs.pth")
+    return folder / "theirs.pth"
+
+
+def pixels(side: int) -> Tensor:
+    return torch.randint(0, 256, (1, 3, side, side), dtype=torch.uint8, generator=torch.Generator().manual_seed(side))
+
+
+@torch.no_grad()
+def assert_same_logits(loop: LoopConfig, theirs: nn.Module, side: int) -> None:
+    model = Worker(loop, Shard(rank=0, world=1), CPU).model.eval()
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (loop.network.mean, loop.network.std))
+    expected, auxiliary = theirs((pixels(side) - mean) / std)
+    found = model(pixels(side))
+    for ours, wanted in ((found.main, expected), (found.aux, auxiliary)):
+        if wanted is not None:
+            assert ours.shape == wanted.shape
+            assert (ours - wanted).abs().max() <= 1e-4 * wanted.abs().max()
+
+
+def test_every_project_with_whole_networks_is_started_from() -> None:
+    kinds = {importer.kind for importer in IMPORTERS if not importer.backbone_only}
+    assert kinds == {name.partition("-")[0] for name in WHOLE}
+
+
+@pytest.mark.parametrize("name", WHOLE)
+def test_the_network_is_what_its_weights_were_made_for(name: str, data: Path, tmp_path: Path) -> None:
+    build, content, side = WHOLE[name]
+    theirs = drawn(build)
+    loop = begun(data, saved(theirs, tmp_path, **content))
+    assert_same_logits(loop, theirs, side)
+    changed = name == "mmsegmentation-changed"
+    assert (loop.network.mean, loop.network.std) == (
+        ((110.0, 120.0, 130.0), (50.0, 60.0, 70.0)) if changed else (IMAGENET_MEAN, IMAGENET_STD)
+    )
+    # Crops are padded with what the network takes for the mean, and its head for training is there whatever theirs was.
+    assert loop.crops.augment.mean == loop.network.mean
+    assert loop.network.auxiliary
+    # What is said of the run names the network as it is.
+    settled = config(data, init="theirs.pth").settled(loop.network)
+    found = (settled.backbone, settled.stem, settled.stride, settled.bins)
+    assert found == (loop.network.backbone, loop.network.stem, loop.network.output_stride, loop.network.bins)
+
+
+def test_a_converted_checkpoint_starts_as_its_source_does(data: Path, tmp_path: Path) -> None:
+    theirs = drawn(lambda: SmpPSPNet(CLASSES, width=32))
+    found = import_checkpoint(saved(theirs, tmp_path))
+    checkpoint = checkpoints.Checkpoint(name="smp", config=found.config, classes=SCENE_CLASSES, weights=found.weights)
+    checkpoint.save(tmp_path / "ours")
+    assert_same_logits(begun(data, tmp_path / "ours"), theirs, 72)
+
+
+def test_other_classes_leave_the_rest_of_the_network_as_it_was(data: Path, tmp_path: Path) -> None:
+    file = saved(drawn(lambda: SmpPSPNet(CLASSES + 3, width=32)), tmp_path)
+    loop = begun(data, file)
+    theirs = import_checkpoint(file).config
+    own = {"classes": CLASSES, "auxiliary": True, "dropout": 0.1}
+    assert loop.network == dataclasses.replace(theirs, **own)  # type: ignore[arg-type]
+
+
+def test_flags_that_do_not_fit_the_weights_are_told(data: Path, tmp_path: Path) -> None:
+    file = saved(drawn(lambda: MmsegPSPNet(CLASSES)), tmp_path)
+    with pytest.raises(ConfigError, match=r"^init=.*: its backbone resnet18 differs; .* or leave out --backbone$"):
+        begun(data, file, backbone="resnet50")
+    with pytest.raises(ConfigError, match=r"^init=.*: its stem deep32 differs; .* or leave out --stem$"):
+        begun(data, file, stem="plain")
+    assert begun(data, file, backbone="resnet18", stem="deep32").network.stem == "deep32"
+    settled = config(data, init=str(file), crop=40)
+    with pytest.raises(ConfigError, match=r"^bins=1,2,3,6: the feature map of --crop 40 at --stride 8 has 5x5 cells"):
+        settled.settled(loop_config(settled, *opened(data)).network)
+
+
+def test_flags_that_weights_bear_are_taken_and_told(
+    data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = saved(drawn(lambda: MmsegPSPNet(CLASSES, bins=(1, 2, 4))), tmp_path)
+    with pytest.raises(ConfigError, match=r"^init=.*: the network has 3 grids; give their sizes with --bins"):
+        begun(data, file)
+    with caplog.at_level("WARNING", "pipelines.training.initial_weights"):
+        network = begun(data, file, bins=(1, 2, 4), stride=16).network
+    assert (network.bins, network.output_stride) == ((1, 2, 4), 16)
+    (warning,) = [record.getMessage() for record in caplog.records if record.name.endswith("initial_weights")]
+    assert warning.endswith("differs from the one to train: it has output_stride 8")
+
+
+def test_images_of_other_bands_are_refused(data: Path, tmp_path: Path) -> None:
+    file = saved(drawn(lambda: SmpPSPNet(CLASSES, bands=4, width=32)), tmp_path)
+    with pytest.raises(ConfigError, match=r"^init=.*: takes 4 bands; image files are read as 3, RGB$"):
+        begun(data, file)
+
+
+def test_a_bare_backbone_brings_its_layers_and_nothing_else(data: Path, tmp_path: Path) -> None:
+    theirs = drawn(lambda: TorchvisionResNet(RESNET18)).state_dict()
+    torch.save(theirs, tmp_path / "theirs.pth")
+    loop = begun(data, tmp_path / "theirs.pth", stride=16)
+    assert loop.network == TrainConfig(data="a", output="b", backbone="resnet18", stride=16).network(CLASSES)
+    own = Worker(loop, Shard(rank=0, world=1), CPU).model.backbone.state_dict()
+    assert all(tensor.equal(theirs[name]) for name, tensor in own.items())
+
+
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("resumed_with", [True, False])
+def test_a_run_goes_on_only_with_the_network_that_it_began_with(data: Path, tmp_path: Path, resumed_with: bool) -> None:
+    """The weights of its checkpoint would fit; what they compute would be something else from that step on."""
+    before: dict[str, Any] = {"backbone": "resnet18", "stem": "deep32", "stride": 8, "bins": [1, 2, 3, 6], "batch": 4}
+    before |= {"layout": "folder", "optimiser": "sgd", "ema": 0.0, "auxiliary": "on", "data": str(data)}
+    before |= {"classes": CLASSES, "run_id": "0"} | ({} if resumed_with else {"init": {"align_corners": "True"}})
+    (tmp_path / "runs/begun").mkdir(parents=True)
+    (tmp_path / "runs/begun/config.json").write_text(json.dumps(before))
+    flags = {
+        "output": str(tmp_path / "runs"),
+        "name": "begun",
+        "resume": True,
+        "backbone": "resnet18",
+        "stem": "deep32",
+    }
+    if resumed_with:
+        flags["init"] = str(saved(drawn(lambda: MmsegPSPNet(CLASSES)), tmp_path))
+    with pytest.raises(ConfigError, match=r"^init=.*: the run to resume has another network; give the --init that"):
+        train(config(data, **flags))

@@ -1,0 +1,149 @@
+"""Storage that goes away while a run trains: it is waited for, which is told once, and nothing is lost by it."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import pickle
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+
+from pipelines.datasets.dataset import Dataset
+from pipelines.datasets.layouts import open_dataset
+from pipelines.demo.demo import draw_dataset
+from pipelines.storage import Retries, TransientStorageError, open_store
+from pipelines.training.checkpointing import CheckpointFolder
+from pipelines.training.job import TrainConfig, checked, loop_config
+from pipelines.training.loading import Batch, Crops, Shard, feed_threads
+from pipelines.training.loop import LoopConfig, newest_of_all
+from pipelines.training.patience import Patience
+from tests.support.faultproxy import FaultProxy, Rule, slow_down
+from tests.support.ranks import make_worker
+
+ATTEMPTS = 2
+QUICK = Retries(attempts=ATTEMPTS, first_wait=0, longest_wait=0, jitter=0)
+SECONDS = 60.0  # a busy machine takes long
+
+
+def told(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [record.getMessage() for record in caplog.records if record.name == "pipelines.training.patience"]
+
+
+def copied(folder: Path, bucket: str) -> None:
+    """Put a local folder's files into a bucket."""
+    store = open_store(bucket, field="data")
+    for path in sorted(folder.rglob("*.*")):
+        assert store.put_if_absent(path.relative_to(folder).as_posix(), path.read_bytes())
+
+
+@pytest.fixture
+def loop(s3_proxy: FaultProxy, s3_bucket: str, tmp_path: Path) -> LoopConfig:
+    """What a worker is given of a data set in a bucket, which gives up soon by itself."""
+    draw_dataset(tmp_path, train=4, val=2, seed=0)
+    copied(tmp_path, s3_bucket)
+    dataset = open_dataset(s3_bucket, "folder")
+    config = TrainConfig(
+        data=s3_bucket,
+        output=f"{s3_bucket}/runs",
+        backbone="resnet18",
+        stride=32,
+        bins=(1, 2),
+        crop=48,
+        batch=2,
+        epochs=3,
+    )
+    quick: Dataset = dataclasses.replace(dataset, store=open_store(s3_bucket, field="data", retries=QUICK))
+    return loop_config(config, quick, checked(config, quick))
+
+
+def batches_of(crops: Crops) -> list[Batch]:
+    with feed_threads(crops, Shard(), 0, 6, threads=1) as batches:
+        return list(batches)
+
+
+def test_data_that_are_away_for_a_while_make_the_same_crops(
+    loop: LoopConfig, s3_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+) -> None:
+    expected = batches_of(loop.crops)
+    assert not told(caplog)
+    away = s3_proxy.add(Rule(slow_down, path="/images/train/", first=4))
+    with ThreadPoolExecutor(1) as reader:
+        # As they come to a worker: pickled.
+        found = reader.submit(batches_of, pickle.loads(pickle.dumps(loop.crops)))
+        assert away.reached(ATTEMPTS + 1, seconds=SECONDS)  # after a read has given up by itself
+        s3_proxy.clear()
+        for batch, other in zip(found.result(SECONDS), expected, strict=True):
+            assert torch.equal(batch.images, other.images)
+            assert torch.equal(batch.masks, other.masks)
+    missing, back = told(caplog)
+    assert missing.startswith("storage does not answer, training waits for up to 600 s: s3://")
+    assert back.startswith("storage answers again after ")
+
+
+def test_validation_waits_for_its_data(loop: LoopConfig, s3_proxy: FaultProxy) -> None:
+    worker = make_worker(loop)
+    segmenter = worker.segmenter(worker.scored_model())
+    expected = worker.validate(segmenter)
+    away = s3_proxy.add(Rule(slow_down, path="/masks/val/", times=2 * ATTEMPTS))
+    assert (worker.validate(segmenter).counts == expected.counts).all()
+    assert len(away.hits) == 2 * ATTEMPTS
+
+
+def test_a_restart_waits_for_its_checkpoint(loop: LoopConfig, s3_proxy: FaultProxy, s3_bucket: str) -> None:
+    worker = make_worker(loop)
+    folder = CheckpointFolder(open_store(s3_bucket, field="output", retries=QUICK), "run")
+    assert newest_of_all(folder, worker) is None
+    snapshot = worker.snapshot(model=worker.scored_model())
+    folder.write(snapshot, folder.new(snapshot))
+    away = s3_proxy.add(Rule(slow_down, path="run/checkpoints", times=ATTEMPTS))
+    found = newest_of_all(folder, worker)
+    assert len(away.hits) == ATTEMPTS
+    assert found is not None
+    assert found.model.fingerprint == snapshot.model.fingerprint
+
+
+def test_an_outage_is_told_once_however_many_threads_meet_it(caplog: pytest.LogCaptureFixture) -> None:
+    patience, threads = Patience(), 4
+    met = threading.Barrier(threads)
+    tried = [0] * threads
+
+    def read(thread: int) -> int:
+        tried[thread] += 1
+        if tried[thread] == 1:
+            met.wait(SECONDS)
+            raise TransientStorageError("the bucket is away")
+        met.wait(SECONDS)  # nobody finds it back before all have missed it
+        return thread
+
+    with ThreadPoolExecutor(threads) as pool:
+        assert list(pool.map(lambda thread: patience.outlast(lambda: read(thread)), range(threads))) == [0, 1, 2, 3]
+    assert tried == [2] * threads
+    missing, back = told(caplog)
+    assert missing.endswith("the bucket is away")
+    assert back.startswith("storage answers again")
+
+
+def test_patience_ends_for_all_readers_of_an_outage(caplog: pytest.LogCaptureFixture) -> None:
+    """Those that come later, too: a run that fails is not held up by what it no longer needs."""
+    patience = Patience(0.9)  # less than the first wait
+    tries: list[int] = []
+
+    def read(call: int) -> None:
+        tries.append(call)
+        raise TransientStorageError("the bucket is away")
+
+    for call in range(3):
+        with pytest.raises(TransientStorageError, match="the bucket is away"):
+            patience.outlast(functools.partial(read, call))
+    assert [call for call in tries if call] == [1, 2]
+    assert len(told(caplog)) == 1
+
+
+def test_other_errors_are_not_waited_for(caplog: pytest.LogCaptureFixture) -> None:
+    with pytest.raises(ZeroDivisionError):
+        Patience().outlast(lambda: 1 // 0)
+    assert not told(caplog)

@@ -1,0 +1,276 @@
+"""The network: sizes, the pyramid against loops, normalisation inside, and that it learns."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import math
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from pspnet_core.errors import ConfigError
+from pspnet_core.network.backbones import OutputStride
+from pspnet_core.network.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, PSPNetConfig, PyramidPooling
+from pspnet_core.training.losses import pspnet_loss
+
+SMALL = PSPNetConfig(classes=3, backbone="resnet18", output_stride=32)
+Array = NDArray[np.float64]
+
+
+@functools.cache
+def _network(config: PSPNetConfig = SMALL) -> PSPNet:
+    """A network in evaluation mode; not to be changed, since tests share it."""
+    torch.manual_seed(0)
+    return PSPNet(config).eval()
+
+
+def _images(height: int, width: int, batch: int = 2) -> Tensor:
+    generator = torch.Generator().manual_seed(height * 1000 + width)
+    return torch.randint(0, 256, (batch, 3, height, width), dtype=torch.uint8, generator=generator)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 40), (33, 47), (64, 64), (90, 7)])
+def test_logits_have_the_size_of_the_images(size: tuple[int, int]) -> None:
+    network = _network()
+    with torch.no_grad():
+        logits, coarse = network(_images(*size)), network.coarse(_images(*size))
+    assert logits.main.shape == (2, 3, *size)
+    assert coarse.shape == (2, 3, -(-size[0] // 32), -(-size[1] // 32))
+    assert logits.aux is not None  # in evaluation, too
+    assert logits.aux.shape == logits.main.shape
+    assert logits.main.dtype == torch.float32
+    assert logits.main.isfinite().all()
+
+
+@pytest.mark.parametrize("stride", [8, 16, 32])
+@pytest.mark.parametrize("size", [(1, 1), (33, 47)])
+def test_training_gives_both_logits_at_the_size_of_the_images(stride: OutputStride, size: tuple[int, int]) -> None:
+    config = dataclasses.replace(SMALL, output_stride=stride)
+    with torch.device("meta"):
+        main, aux = PSPNet(config).train()(torch.empty(2, 3, *size, dtype=torch.uint8))
+    assert main.shape == (2, 3, *size)
+    assert aux is not None
+    assert aux.shape == main.shape
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_no_auxiliary_head_no_auxiliary_logits(training: bool) -> None:
+    with torch.device("meta"):
+        network = PSPNet(dataclasses.replace(SMALL, auxiliary=False)).train(training)
+        assert network(torch.empty(2, 3, 40, 40, dtype=torch.uint8)).aux is None
+    assert not [name for name in network.state_dict() if name.startswith("auxiliary")]
+
+
+@pytest.mark.parametrize("align_corners", [True, False])
+def test_logits_are_the_coarse_ones_resized(align_corners: bool) -> None:
+    network = _network(dataclasses.replace(SMALL, align_corners=align_corners))
+    images = _images(65, 97)
+    with torch.no_grad():
+        main, coarse = network(images).main, network.coarse(images)
+    expected = F.interpolate(coarse, size=(65, 97), mode="bilinear", align_corners=align_corners)
+    other = F.interpolate(coarse, size=(65, 97), mode="bilinear", align_corners=not align_corners)
+    torch.testing.assert_close(main, expected)
+    assert not torch.allclose(main, other, atol=1e-4)
+
+
+def test_normalisation_is_inside() -> None:
+    """The same weights without normalisation, given normalised images, say the same."""
+    plain = PSPNet(dataclasses.replace(SMALL, mean=(0.0, 0.0, 0.0), std=(1.0, 1.0, 1.0))).eval()
+    plain.load_state_dict(_network().state_dict() | {"mean": plain.mean, "std": plain.std})
+    images = _images(33, 47)
+    mean, std = (np.array(values).reshape(1, 3, 1, 1) for values in (IMAGENET_MEAN, IMAGENET_STD))
+    normalised = torch.from_numpy((images.numpy() - mean) / std).float()
+    with torch.no_grad():
+        torch.testing.assert_close(_network()(images).main, plain(normalised).main, rtol=1e-4, atol=1e-4)
+        assert not torch.allclose(_network()(images).main, plain(images).main, atol=1e-2)
+
+
+def test_preprocessing_travels_with_the_weights() -> None:
+    config = dataclasses.replace(SMALL, mean=(1.0, 2.0, 3.0), std=(4.0, 5.0, 6.0))
+    state = PSPNet(config).state_dict()
+    assert state["mean"].flatten().tolist() == [1, 2, 3]
+    assert state["std"].flatten().tolist() == [4, 5, 6]
+
+
+def test_normalisation_is_per_channel_in_rgb_order() -> None:
+    colour = torch.tensor(IMAGENET_MEAN).round().to(torch.uint8).view(1, 3, 1, 1)
+    assert _network().preprocess(colour).abs().max() < 0.5 / min(IMAGENET_STD) + 1e-3
+    red = _network().preprocess(torch.tensor([255, 0, 0], dtype=torch.uint8).view(1, 3, 1, 1)).flatten()
+    torch.testing.assert_close(red, torch.tensor([(1 - 0.485) / 0.229, -0.456 / 0.224, -0.406 / 0.225]))
+
+
+def _cells(length: int, bins: int) -> list[tuple[int, int]]:
+    """Where each cell of a grid begins and ends: neighbours share a pixel where the grid does not divide the length."""
+    return [(i * length // bins, math.ceil((i + 1) * length / bins)) for i in range(bins)]
+
+
+def _naive_stage(x: Array, stage: nn.Module, bins: int) -> Array:
+    """One grid of the pyramid by loops, ``(channels, h, w)`` to ``(width, bins, bins)``."""
+    state = {name: value.double().numpy() for name, value in stage.state_dict().items()}
+    rows = [
+        np.stack([x[:, t:b, left:r].mean(axis=(1, 2)) for left, r in _cells(x.shape[2], bins)], axis=-1)
+        for t, b in _cells(x.shape[1], bins)
+    ]
+    y = np.einsum("oc,cyx->oyx", state["0.weight"][:, :, 0, 0], np.stack(rows, axis=-2))
+    if "0.bias" in state:
+        return cast(Array, np.maximum(y + state["0.bias"][:, None, None], 0))
+    gamma, beta, mean, var = (
+        state[f"1.{name}"][:, None, None] for name in ("weight", "bias", "running_mean", "running_var")
+    )
+    return cast(Array, np.maximum((y - mean) / np.sqrt(var + 1e-5) * gamma + beta, 0))
+
+
+@pytest.mark.parametrize("size", [(7, 5), (1, 1), (6, 13), (3, 4)])
+def test_pyramid_pooling_by_loops(size: tuple[int, int]) -> None:
+    torch.manual_seed(1)
+    bins = (1, 2, 3, 6)
+    pyramid = PyramidPooling(8, bins, 3, biased=(2,)).eval()
+    for module in pyramid.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            nn.init.uniform_(module.get_buffer("running_mean"), -0.2, 0.2)
+            nn.init.uniform_(module.get_buffer("running_var"), 0.5, 1.5)
+            nn.init.uniform_(module.bias, 0.5, 1.5)
+    x = torch.randn(1, 8, *size)
+    with torch.no_grad():
+        found = pyramid(x)
+    for grid, stage, cells in zip(found, pyramid.stages, bins, strict=True):
+        assert grid.shape == (1, 3, cells, cells)
+        assert grid.max() > 0
+        np.testing.assert_allclose(
+            grid[0].numpy(), _naive_stage(x[0].double().numpy(), stage, cells), rtol=1e-4, atol=1e-5
+        )
+
+
+@pytest.mark.parametrize(
+    ("backbone", "pyramid", "fusion", "auxiliary"),
+    [
+        ("resnet18", (128, 512, 1, 1), (128, 1024, 3, 3), (64, 256, 3, 3)),
+        ("resnet50", (512, 2048, 1, 1), (512, 4096, 3, 3), (256, 1024, 3, 3)),
+    ],
+)
+def test_widths_are_the_papers(
+    backbone: str, pyramid: tuple[int, ...], fusion: tuple[int, ...], auxiliary: tuple[int, ...]
+) -> None:
+    with torch.device("meta"):
+        state = PSPNet(PSPNetConfig(classes=19, backbone=backbone)).state_dict()
+    assert {tuple(state[f"pyramid.stages.{index}.0.weight"].shape) for index in range(4)} == {pyramid}
+    assert tuple(state["fusion.0.weight"].shape) == fusion
+    assert tuple(state["auxiliary.0.weight"].shape) == auxiliary
+    assert tuple(state["decoder.1.weight"].shape) == (19, fusion[0], 1, 1)
+    assert tuple(state["auxiliary.4.weight"].shape) == (19, auxiliary[0], 1, 1)
+
+
+def test_the_auxiliary_head_sees_the_third_stage_and_the_main_head_the_fourth() -> None:
+    torch.manual_seed(0)
+    network = PSPNet(SMALL).train()
+    fourth = list(network.backbone.layer4.parameters())
+    third = list(network.backbone.layer3.parameters())
+    main, aux = network(_images(64, 64))
+    assert aux is not None
+    from_aux = torch.autograd.grad(aux.sum(), [*third, *fourth], retain_graph=True, allow_unused=True)
+    assert all(gradient is not None for gradient in from_aux[: len(third)])
+    assert all(gradient is None for gradient in from_aux[len(third) :])
+    from_main = torch.autograd.grad(main.square().sum(), [*third, *fourth], allow_unused=True)
+    assert all(gradient is not None for gradient in from_main)
+
+
+def test_dropout_works_in_training_only() -> None:
+    network = _network(dataclasses.replace(SMALL, dropout=0.5))
+    feature = torch.rand(1, 128, 2, 2) + 1
+    with torch.no_grad():
+        assert torch.equal(network.decoder(feature), network.decoder(feature))
+        network.decoder.train()
+        assert not torch.equal(network.decoder(feature), network.decoder(feature))
+        network.decoder.eval()
+
+
+def test_layout_does_not_change_the_logits() -> None:
+    torch.manual_seed(0)
+    network = PSPNet(SMALL).eval()
+    images = _images(33, 47)
+    with torch.no_grad():
+        expected = _network()(images).main
+        network.load_state_dict(_network().state_dict())
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        found = network(images.contiguous(memory_format=torch.channels_last)).main
+    assert network.fusion.get_parameter("0.weight").is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_logits_are_float32_under_autocast() -> None:
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16):
+        assert _network().coarse(_images(33, 33)).dtype == torch.bfloat16
+        assert _network()(_images(33, 33)).main.dtype == torch.float32
+
+
+def test_an_image_does_not_change_its_neighbours_logits() -> None:
+    images = _images(33, 47, batch=3)
+    with torch.no_grad():
+        together = _network()(images).main
+        alone = torch.cat([_network()(image[None]).main for image in images])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_a_step_of_training_lowers_the_loss() -> None:
+    torch.manual_seed(0)
+    network = PSPNet(dataclasses.replace(SMALL, dropout=0.0)).train()
+    optimiser = torch.optim.SGD(network.parameters(), lr=0.01)
+    images, masks = _images(64, 64), torch.arange(64).view(1, 1, 64).expand(2, 64, 64) // 22
+    losses = []
+    for _ in range(3):
+        loss = pspnet_loss(network(images), masks, ignore=255)
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        losses.append(loss.item())
+    assert losses[0] > losses[1] > losses[2]
+
+
+@pytest.mark.parametrize(
+    ("change", "field"),
+    [
+        ({"classes": 1}, "classes"),
+        ({"classes": 65536}, "classes"),
+        ({"backbone": "resnet20"}, "backbone"),
+        ({"bins": ()}, "bins"),
+        ({"bins": (1, 0)}, "bins"),
+        ({"dropout": 1.0}, "dropout"),
+        ({"dropout": -0.1}, "dropout"),
+        ({"dropout": math.nan}, "dropout"),
+        ({"mean": ()}, "mean"),
+        ({"mean": (1.0, math.inf, 3.0)}, "mean"),
+        ({"mean": (1.0, 2.0)}, "std"),
+        ({"std": (1.0, 2.0, 3.0, 4.0)}, "std"),
+        ({"std": (1.0, 0.0, 1.0)}, "std"),
+        ({"std": (1.0, math.nan, 1.0)}, "std"),
+        ({"stem": "wide"}, "stem"),
+        ({"output_stride": 4}, "output_stride"),
+        ({"stages": 1}, "stages"),
+        ({"stages": 5}, "stages"),
+        ({"dilation": "some"}, "dilation"),
+        ({"dilations": (2, 0)}, "dilations"),
+        ({"dilations": (2,)}, "dilations"),
+        ({"fusion_order": "first"}, "fusion_order"),
+        ({"fusion_kernel": 2}, "fusion_kernel"),
+        ({"classifier_kernel": 0}, "classifier_kernel"),
+        ({"biased_bins": (4,)}, "biased_bins"),
+        ({"bin_width": -1}, "bin_width"),
+        ({"fusion_width": -5}, "fusion_width"),
+        ({"auxiliary_width": -5}, "auxiliary_width"),
+    ],
+)
+def test_a_config_that_cannot_work_is_refused(change: dict[str, Any], field: str) -> None:
+    with pytest.raises(ConfigError, match=rf"^{field}=.*: \S") as caught, torch.device("meta"):
+        PSPNet(PSPNetConfig(**({"classes": 3} | change)))
+    assert caught.value.field == field
+
+
+def test_the_limits_of_the_config_are_allowed() -> None:
+    assert PSPNetConfig(classes=2, dropout=0.0).classes == 2
+    assert PSPNetConfig(classes=65535).classes == 65535

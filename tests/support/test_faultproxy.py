@@ -1,0 +1,146 @@
+"""The proxy that injects faults does what it says: a store behind it meets each fault, and gets over it."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from pipelines.storage import Retries, Store, TransientStorageError, open_store
+from tests.support.faultproxy import Fault, FaultProxy, Rule, hang, lose_answer, reset, slow_down, truncate
+from tests.support.s3server import S3Server
+
+SECONDS = 60.0
+PATIENT = Retries(attempts=3, first_wait=0, longest_wait=0, jitter=0)
+DATA = os.urandom(50_000)
+
+
+@pytest.fixture
+def store(s3_bucket: str, s3_proxy: FaultProxy) -> Store:
+    return open_store(f"{s3_bucket}/x", field="input", retries=PATIENT)
+
+
+def test_without_rules_nothing_differs(store: Store) -> None:
+    """Signatures hold, whatever the names; conditions, ranges, listings and empty bodies pass."""
+    names = ["a b/é+%=&.jpg", "plain.jpg"]
+    for name in names:
+        assert store.put_if_absent(name, DATA)
+        assert not store.put_if_absent(name, b"")
+    items = {item.key: item for item in store.list()}
+    assert sorted(items) == names
+    for name in names:
+        assert store.read_if(name, items[name].etag) == DATA
+    with store.open("plain.jpg") as stream:
+        stream.seek(1000)
+        assert stream.read(10) == DATA[1000:1010]
+    assert store.put_if_match("plain.jpg", b"", items["plain.jpg"].etag)
+    assert store.read("plain.jpg") == b""
+    store.delete("plain.jpg")
+    assert not store.exists("plain.jpg")
+
+
+@pytest.mark.parametrize("fault", [reset, slow_down, truncate, lose_answer])
+def test_a_read_is_repeated(store: Store, s3_proxy: FaultProxy, fault: Fault) -> None:
+    store.put_if_absent("a", DATA)
+    attempts: list[Callable[[], bool]] = [
+        lambda: store.read("a") == DATA,
+        lambda: [item.key for item in store.list()] == ["a"],
+    ]
+    for attempt in attempts:
+        rule = s3_proxy.add(Rule(fault, method="GET", times=2))
+        assert attempt()
+        assert len(rule.hits) == 2
+
+
+@pytest.mark.parametrize(("fault", "mine"), [(reset, True), (slow_down, True), (lose_answer, False)])
+def test_a_write_is_repeated(store: Store, s3_proxy: FaultProxy, fault: Fault, mine: bool) -> None:
+    """After a lost answer the retry finds what the first attempt has put."""
+    rule = s3_proxy.add(Rule(fault, method="PUT", path="/x/a$", times=1))
+    assert store.put_if_absent("a", DATA) is mine
+    assert len(rule.hits) == 1
+    assert store.read("a") == DATA
+
+
+def test_which_requests_fail(store: Store, s3_proxy: FaultProxy) -> None:
+    for name in "abcdef":
+        store.put_if_absent(name, name.encode())
+    rule = s3_proxy.add(Rule(slow_down, method="GET", path="/x/[a-e]$", first=2, times=2))
+    never = s3_proxy.add(Rule(reset, method="DELETE"))
+    assert [store.read(name) for name in "abcdef"] == [name.encode() for name in "abcdef"]
+    # The second matching request fails and, as its retry matches too, that one.
+    assert [request.path[-1] for request in rule.hits] == ["b", "b"]
+    assert not never.hits
+    s3_proxy.clear()
+    store.delete("f")
+    assert not never.hits
+
+
+def test_a_rule_that_holds_for_a_while(store: Store, s3_proxy: FaultProxy) -> None:
+    """From its first failure on, by its own clock."""
+    now = 100.0
+    rule = s3_proxy.add(Rule(slow_down, method="PUT", path="/x/b$", seconds=60, clock=lambda: now))
+    store.put_if_absent("a", DATA)
+    now = 200.0
+    with pytest.raises(TransientStorageError):
+        store.put_if_absent("b", DATA)
+    now = 259.0
+    with pytest.raises(TransientStorageError):
+        store.put_if_absent("b", DATA)
+    now = 260.0
+    assert store.put_if_absent("b", DATA)
+    assert len(rule.hits) == 2 * PATIENT.attempts
+
+
+def test_a_share_of_the_requests_fails_the_same_each_time(s3_proxy: FaultProxy) -> None:
+    def tried(seed: int) -> list[bool]:
+        s3_proxy.clear()
+        s3_proxy.add(Rule(slow_down, share=0.3, seed=seed))
+        return [answers(s3_proxy) == 503 for _ in range(60)]
+
+    failed = tried(1)
+    assert failed[0], "the first one always fails, so that a rule is never without effect"
+    assert 5 < sum(failed) < 35
+    assert tried(1) == failed
+    assert tried(2) != failed
+
+
+def answers(proxy: FaultProxy) -> int:
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    try:
+        with direct.open(f"{proxy.endpoint}/healthz", timeout=SECONDS) as answer:
+            return int(answer.status)
+    except urllib.error.HTTPError as error:
+        with error:
+            return error.code
+
+
+def test_what_hangs_goes_on_when_told(store: Store, s3_proxy: FaultProxy) -> None:
+    rule = s3_proxy.add(Rule(hang, method="PUT", times=1))
+    with ThreadPoolExecutor(1) as pool:
+        late = pool.submit(store.put_if_absent, "a", b"late")
+        assert rule.reached(1, seconds=SECONDS)
+        assert store.put_if_absent("a", b"early")
+        assert not late.done()
+        rule.release()
+        assert late.result(SECONDS) is False
+    assert store.read("a") == b"early"
+
+
+def test_unreachable_for_a_while(store: Store, s3_proxy: FaultProxy) -> None:
+    store.put_if_absent("a", DATA)
+    with s3_proxy.unreachable(), pytest.raises(TransientStorageError, match="after 3 attempts"):
+        store.read("a")
+    assert store.read("a") == DATA
+
+
+def test_leaving_ends_what_hangs(s3_server: S3Server) -> None:
+    with ThreadPoolExecutor(1) as pool:
+        with FaultProxy(s3_server.endpoint) as proxy:
+            rule = proxy.add(Rule(hang))
+            waiting = pool.submit(answers, proxy)
+            assert rule.reached(1, seconds=SECONDS)
+        assert isinstance(waiting.exception(SECONDS), OSError)

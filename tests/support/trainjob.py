@@ -1,0 +1,111 @@
+"""``jobs/train.py`` as a process of its own, and what can be seen of its run from outside."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+from mlflow.entities import Metric
+from mlflow.tracking import MlflowClient
+
+from pipelines.storage import open_store
+from pipelines.training.checkpointing import CheckpointFolder
+from tests.support.paths import ROOT
+from tests.support.waiting import PATIENCE_S
+
+FLAGS = {
+    "backbone": "resnet18",
+    "stride": 32,
+    "bins": "1,2",
+    "crop": 48,
+    "resize": 0.5,
+    "batch": 4,
+    "epochs": 5,
+    "every": 1,
+    "ema": 0.5,
+    "deterministic": True,
+}
+
+
+class Job:
+    """A training run.
+
+    Args:
+        address: of the Ray cluster.
+        tracking: of MLflow.
+        flags: beside, or in place of, ``FLAGS``.
+    """
+
+    def __init__(
+        self, data: Path | str, output: Path | str, *, address: str, tracking: str, name: str, **flags: Any
+    ) -> None:
+        self.output, self.name, self.tracking = output, name, tracking
+        given = FLAGS | {"data": data, "output": output, "name": name} | flags
+        self.command = [
+            sys.executable,
+            str(ROOT / "jobs/train.py"),
+            *(f"--{key}={value}" for key, value in given.items()),
+        ]
+        self.folder = CheckpointFolder(open_store(str(output), field="output"), name)
+        self.environment = os.environ | {
+            "RAY_ADDRESS": address,
+            "MLFLOW_TRACKING_URI": tracking,
+            "OMP_NUM_THREADS": "1",
+        }
+
+    @contextlib.contextmanager
+    def running(self, log: Path) -> Iterator[subprocess.Popen[bytes]]:
+        with log.open("ab") as errors, self._started(errors) as process:
+            try:
+                yield process
+            finally:
+                process.kill()
+
+    def _started(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
+        return subprocess.Popen(self.command, env=self.environment, stdout=subprocess.PIPE, stderr=errors)
+
+    def step(self) -> int:
+        """The newest step that was saved."""
+        if isinstance(self.output, Path) and not self.output.is_dir():
+            return 0
+        return max((entry.progress.step for entry in self.folder.entries()), default=0)
+
+    @functools.cached_property
+    def run_id(self) -> str:
+        """Of the run in MLflow, once it has begun."""
+        record: dict[str, str] = json.loads(self.folder.store.read(f"{self.name}/config.json"))
+        return record["run_id"]
+
+    def points(self) -> list[Metric]:
+        """What MLflow knows of the steps' losses."""
+        found: list[Metric] = list(MlflowClient(self.tracking).get_metric_history(self.run_id, "step/loss"))
+        return found
+
+    def losses(self) -> dict[int, float]:
+        """The loss of each step that MLflow knows of; a step that was taken twice gave the same both times."""
+        found = {(point.step, point.value) for point in self.points()}
+        losses = dict(found)
+        assert len(losses) == len(found), sorted(found)
+        return losses
+
+    def fingerprint(self, step: int) -> str:
+        """Of the newest checkpoint, which is that of this step."""
+        newest = self.folder.newest()
+        assert newest is not None
+        assert newest.progress.step == step
+        return newest.model.fingerprint
+
+
+def result(process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
+    """The job's JSON line, once it has ended well."""
+    output, _ = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, log.read_text()[-3000:]
+    found: dict[str, Any] = json.loads(output.splitlines()[-1])
+    return found
