@@ -243,6 +243,8 @@ def test_images_count_by_their_own_age(photos: Path, tmp_path: Path) -> None:
         ("x.csv", b"path,etag\na.jpg,1\n", "has no column uri"),
         ("x.csv", b"", "has no column uri"),
         ("x.csv", b"uri,bytes\na.jpg,many\n", "row 2 has bytes=many"),
+        pytest.param("x.csv", b'uri\n"' + b"a" * 200_000, "is no CSV", id="a quote that never ends"),
+        pytest.param("x.csv", b'"' + b"a" * 200_000, "is no CSV", id="one that never ends in the first line"),
         ("x.txt", b"\xff\xfe\x00", "is no text in UTF-8"),
         ("x.txt", b"tape://a/b.jpg", "unknown scheme"),
         ("x.parquet", b"PAR1", "cannot be read"),
