@@ -24,7 +24,7 @@ import sysconfig
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -55,12 +55,14 @@ class S3Server:
         endpoint: ``http://127.0.0.1:PORT``.
         keys: (access key, secret key) of each of ``ROLES``; no others are accepted.
         pid: process id of the server.
+        ports: all that it listens on.
         log: its log file.
     """
 
     endpoint: str
     keys: Mapping[str, tuple[str, str]] = field(repr=False)
     pid: int
+    ports: Sequence[int]
     log: Path
 
     def environment(self, role: str = "admin") -> dict[str, str]:
@@ -94,7 +96,7 @@ def running_s3_server(folder: Path) -> Iterator[S3Server]:
         try:
             yield server
         finally:
-            _stop(process)
+            _stop(process, server.ports)
 
 
 def _start_with_retries(folder: Path, sockets: Path) -> tuple[subprocess.Popen[bytes], S3Server]:
@@ -126,12 +128,13 @@ def _start(folder: Path, sockets: Path) -> tuple[subprocess.Popen[bytes], S3Serv
         endpoint=f"http://127.0.0.1:{ports[0]}",
         keys=keys,
         pid=process.pid,
+        ports=ports,
         log=log,
     )
     try:
         _wait_until_healthy(process, server)
     except BaseException:
-        _stop(process)
+        _stop(process, ports)
         raise
     return process, server
 
@@ -142,6 +145,7 @@ def _command(folder: Path, sockets: Path, config: Path, ports: list[int]) -> lis
     s3, s3_grpc, filer, filer_grpc, master, master_grpc, volume, volume_grpc = ports
     return [
         _weed(),
+        f"-logdir={folder}",
         "server",
         f"-dir={data}",
         "-ip=127.0.0.1",
@@ -234,7 +238,7 @@ def _tail(log: Path, lines: int = 20) -> str:
     return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
 
 
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], ports: Sequence[int]) -> None:
     process.terminate()
     try:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -242,6 +246,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     finally:
         process.kill()  # does nothing once it has ended
         process.wait()
+        for port in ports:  # sockets that it has put there whatever it was told, and not taken away
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                path.unlink(missing_ok=True)
 
 
 def main() -> int:
