@@ -24,7 +24,7 @@ from pspnet_core.errors import ConfigError
 from pspnet_core.inference.segmenter import Prediction, Prepared
 
 ACTORS = 4
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 GPUS = 0.5
 """Of each actor."""
 LAST = 250

@@ -146,7 +146,7 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=12, stateful_step_count=14, deadline=None, derandomize=True)
+TestLife.settings = settings(max_examples=12, stateful_step_count=14)
 
 
 def fill(store: Store, files: int) -> list[Version]:

@@ -8,7 +8,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.label_table import ledger as ledgers
@@ -47,7 +47,6 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 9), st.integers(1, 120))
-@settings(deadline=None, derandomize=True)
 def test_chunks_cover_everything_within_the_limits(sizes: list[int], images: int, limit: int) -> None:
     bounds = chunk_bounds(np.array(sizes, np.int64), ChunkLimits(images=images, bytes=limit))
     assert [index for start, stop in bounds for index in range(start, stop)] == list(range(len(sizes)))

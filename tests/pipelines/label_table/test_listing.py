@@ -47,7 +47,7 @@ IMAGES = st.builds(Image, TEXTS, TEXTS, TEXTS, st.integers(0, 2**40))
 
 
 @given(st.lists(IMAGES, max_size=30), st.lists(VERSIONS, max_size=30), st.integers(0, 40), st.data())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 def test_what_is_left_is_the_difference_of_two_sets(
     images: list[Image], others: list[tuple[str, str]], limit: int, data: st.DataObject
 ) -> None:
@@ -66,7 +66,7 @@ def test_what_is_left_is_the_difference_of_two_sets(
 
 
 @given(st.lists(IMAGES, max_size=10), st.lists(VERSIONS, max_size=10))
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 def test_how_many_of_some_images_are_not_listed(images: list[Image], others: list[tuple[str, str]]) -> None:
     present = {(image.uri, image.etag) for image in images}
     with spooled(listed(*images)) as found:

@@ -111,7 +111,7 @@ class TestListing:
     def test_s3a_is_s3(self) -> None:
         assert open_store("s3a://bucket/a/", field="input").root == "s3://bucket/a"
 
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
     @given(
         st.lists(
             st.text("aé日 #%+=&?;:@$,'\"*!()[]{}<>|^`~_-.", min_size=1, max_size=8)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import cast
@@ -21,6 +19,7 @@ from pipelines.labelling.stages.chunks import ENCODED, Work, Write
 from pipelines.labelling.stages.coordinator import ATTEMPTS, ChunkFailed, coordinated
 from pipelines.storage import open_store
 from pipelines.storage.arrow import to_ipc
+from tests.support.waiting import until
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 
@@ -36,6 +35,13 @@ def processes() -> list[psutil.Process]:
         if "_State" in title:
             found.append(process)
     return found
+
+
+def only_process() -> psutil.Process:
+    """The one that is left once those of coordinators before it have gone."""
+    until(lambda: len(processes()) == 1)
+    (process,) = processes()
+    return process
 
 
 def test_attempts_are_counted_until_a_chunk_is_done() -> None:
@@ -118,8 +124,8 @@ def test_no_chunk_begins_once_it_is_closed() -> None:
 def test_one_that_dies_comes_back() -> None:
     with coordinated() as coordinator:
         assert [coordinator.begin(0), coordinator.begin(0)] == [1, 2]
-        (process,) = processes()
-        os.kill(process.pid, signal.SIGKILL)
+        process = only_process()
+        process.kill()
         process.wait(60)
         assert coordinator.admits(1)
         assert coordinator.begin(0) in (1, 2), "it has forgotten the attempts, which only bounds them later"
@@ -128,5 +134,5 @@ def test_one_that_dies_comes_back() -> None:
 def test_it_ends_with_the_run() -> None:
     with coordinated() as coordinator:
         coordinator.admits(0)
-        (process,) = processes()
+        process = only_process()
     process.wait(60)
