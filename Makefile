@@ -9,7 +9,7 @@ STAMP := .venv/.stamp
 
 # Demo and tests start what they need themselves: a Ray cluster that happens to run on this machine, or a
 # tracking server that this shell happens to know, must not see their data.
-demo test test-all: export RAY_ADDRESS := local
+demo test test-all mutants: export RAY_ADDRESS := local
 ifneq ($(MAKECMDGOALS),nightly)
 unexport MLFLOW_TRACKING_URI
 unexport MLFLOW_REGISTRY_URI
@@ -24,7 +24,7 @@ DATE ?= today
 SINCE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo nightly test test-all chaos lint bench s3 clean help
+.PHONY: setup demo nightly test test-all chaos mutants lint bench s3 clean help
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -47,6 +47,10 @@ test-all: $(STAMP) ## the same, and everything else that is tested on clusters o
 
 chaos: $(STAMP) ## kill, freeze and cut off labelling at random; ARGS='--rounds 20 --seed 7' for more
 	@$(BIN)/python -m tests.cluster.chaos $(ARGS)
+
+mutants: $(STAMP) ## break the code on purpose, and count how often the tests notice; ARGS='masks --each 20'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev,mutants]'
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(STAMP) ## style and types
 	@$(BIN)/ruff check .
