@@ -25,7 +25,7 @@ from pipelines.storage import (
 from pipelines.storage.s3 import S3Store
 from pspnet_core.errors import ConfigError
 from tests.pipelines.storage.test_storage import QUICK, check_mistake, fill, keys
-from tests.support.faultproxy import Exchange, Fault, FaultProxy, Rule, hang, lose_answer, reset, truncate
+from tests.support.faultproxy import Exchange, Fault, FaultProxy, Rule, hang, lose_answer, reset, slow_down, truncate
 from tests.support.s3server import S3Server
 
 
@@ -311,10 +311,12 @@ class TestFaults:
         assert store.read("a") == b"1"
         assert len(rule.hits) == 1
 
-    def test_lost_answer_of_a_put(self, s3_bucket: str, s3_proxy: FaultProxy) -> None:
+    @pytest.mark.parametrize(("fault", "mine"), [(reset, True), (slow_down, True), (lose_answer, False)])
+    def test_a_put_is_repeated(self, s3_bucket: str, s3_proxy: FaultProxy, fault: Fault, mine: bool) -> None:
+        """After a lost answer the retry finds what the first attempt has put."""
         store = open_store(s3_bucket, field="output", retries=QUICK)
-        rule = s3_proxy.add(Rule(lose_answer, method="PUT", times=1))
-        assert not store.put_if_absent("a", b"data"), "the retry finds what the first attempt has put"
+        rule = s3_proxy.add(Rule(fault, method="PUT", times=1))
+        assert store.put_if_absent("a", b"data") is mine
         assert len(rule.hits) == 1
         assert store.read("a") == b"data"
 
@@ -326,7 +328,7 @@ class TestFaults:
         assert len(rule.hits) == 1
         assert store.read("a") == b"new"
 
-    @pytest.mark.parametrize("fault", [lose_answer, truncate])
+    @pytest.mark.parametrize("fault", [lose_answer, truncate, reset, slow_down])
     def test_reads_and_listings_are_repeated(self, s3_bucket: str, s3_proxy: FaultProxy, fault: Fault) -> None:
         store = open_store(s3_bucket, field="input", retries=QUICK)
         data = os.urandom(50_000)
