@@ -23,8 +23,8 @@ from tests.support.waiting import PATIENCE_S, until
 
 EPOCHS, STEPS = 2, 8  # of 16 images, 4 a step
 HELD = 60
-"""The request for a shard that nobody answers for a while: checking the data and making the first steps takes about 40,
-the whole run more than 100."""
+"""The request for a shard that nobody answers for a while: checking the data takes 56, the first two steps three more,
+the whole run about 100."""
 PREDICT = """
 import sys
 import mlflow.pyfunc

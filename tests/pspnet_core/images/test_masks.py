@@ -82,7 +82,7 @@ def test_what_is_no_mask_is_refused(mask: Ids) -> None:
 @pytest.mark.parametrize(
     ("classes", "lengths", "part"),
     [
-        ([1, 2], [3, 2], "hold 5 pixels"),
+        ([1, 2], [3, 2], "hold 5 pixels, the mask 2 x 3 = 6"),
         ([1, 2], [3, 4], "hold 7 pixels"),
         ([1, 2], [8, -2], "a run of -2"),
         ([1], [3, 3], "as many of each"),
@@ -134,3 +134,16 @@ def test_a_png_holds_at_least_a_pixel() -> None:
 def test_the_same_mask_gives_the_same_bytes() -> None:
     mask = np.arange(600, dtype=np.int32).reshape(20, 30)
     assert to_png(mask) == to_png(mask.astype(np.uint16))
+
+
+@pytest.mark.parametrize(("highest", "dtype"), [(255, np.uint8), (256, np.uint16)])
+def test_the_highest_id_decides_the_type(highest: int, dtype: type) -> None:
+    mask = np.array([[0, highest]])
+    assert from_run_lengths(*run_lengths(mask), 1, 2).dtype == dtype
+    assert from_png(to_png(mask)).dtype == dtype
+
+
+def test_a_palette_has_a_colour_for_each_id_of_eight_bits() -> None:
+    palette = bytes(range(256)) * 4  # more than a PNG can hold
+    _, colors = _header(to_png(np.array([[0, 255]]), palette))
+    assert colors[0].tolist() == [[0, 1, 2], [253, 254, 255]]

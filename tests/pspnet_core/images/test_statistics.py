@@ -75,6 +75,7 @@ def test_a_confidence_map_that_is_no_block_of_memory() -> None:
     ("classes", "lengths", "part"),
     [
         ([0], [3], "hold 3 pixels"),
+        ([0], [5], "hold 5 pixels"),
         ([0, 1], [4], "as many of each"),
         ([], [], "one run"),
         ([0, 1], [4, 0], "one run"),
