@@ -31,7 +31,7 @@ UNITS = ["--ignore=tests/cluster", "-n2", "--dist=loadgroup", "--no-loadscope-re
 KILLS = ["tests/cluster/test_kills.py"]
 CLUSTER = ["tests/cluster"]
 
-GRACE_S = 20.0
+GRACE_S = 60.0
 """Seconds within which what the tests have ended must be gone."""
 EXPECTED = ("pytest-of-", "ray", "lint", ".ses")
 """What pytest, Ray, this script and ONNX Runtime keep in the temporary folder until it goes."""
