@@ -33,8 +33,8 @@ CLUSTER = ["tests/cluster"]
 
 GRACE_S = 60.0
 """Seconds within which what the tests have ended must be gone."""
-EXPECTED = ("pytest-of-", "ray", "lint", ".ses")
-"""What pytest, Ray, this script and ONNX Runtime keep in the temporary folder until it goes."""
+EXPECTED = ("pytest-of-", "lint", "ray", "pymp-", "torchinductor_", ".ses")
+"""What pytest, this script, Ray and its dashboard, torch's compiler and ONNX Runtime keep in the temporary folder."""
 PR_SET_CHILD_SUBREAPER = 36
 
 

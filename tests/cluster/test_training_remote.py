@@ -26,11 +26,12 @@ HELD = 60
 """The request for a shard that nobody answers for a while: checking the data takes 56, the first two steps three more,
 the whole run about 100."""
 PREDICT = """
+import os
 import sys
 import mlflow.pyfunc
 import numpy as np
 
-print(mlflow.pyfunc.load_model(sys.argv[1]).predict(np.zeros((2, 40, 56, 3), np.uint8)).shape)
+print(mlflow.pyfunc.load_model(sys.argv[1], dst_path=os.getcwd()).predict(np.zeros((2, 40, 56, 3), np.uint8)).shape)
 """
 
 

@@ -34,11 +34,12 @@ from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 from tests.support.mlflowserver import MlflowServer
 
 PREDICT = """
+import os
 import sys
 import mlflow.pyfunc
 import numpy as np
 
-model = mlflow.pyfunc.load_model(sys.argv[1])
+model = mlflow.pyfunc.load_model(sys.argv[1], dst_path=os.getcwd())
 images = np.load("images.npz")
 ragged = np.empty(2, dtype=object)
 ragged[0], ragged[1] = images["small"], images["large"]
