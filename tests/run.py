@@ -40,7 +40,7 @@ PR_SET_CHILD_SUBREAPER = 36
 
 def main() -> int:
     """Run it all; the exit code is 0 when everything has passed and nothing is left."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--all", action="store_true", help="all tests on clusters, not just one kill of each kind")
     parser.add_argument("--beside", default="true", metavar="COMMAND", help="runs meanwhile; its output comes last")
     options, arguments = parser.parse_known_args()
