@@ -10,6 +10,7 @@ for somebody to look at: either a test is missing, or the mutant does the same a
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import random
 import re
@@ -31,7 +32,9 @@ from cosmic_ray.testing import run_tests
 from cosmic_ray.work_db import use_db
 from cosmic_ray.work_item import MutationSpec, TestOutcome, WorkItem
 
-ROOT = Path(__file__).resolve().parents[1]
+from tests.run import adopt_orphans, end_processes
+from tests.support.paths import ROOT
+
 POINTLESS = re.compile(r"ReplaceBinaryOperator_BitOr_|Operator_(Is|IsNot|Eq|NotEq)_(Is|IsNot|Eq|NotEq)$")
 """Operators left out: ``|`` is mostly met in types, and ``==`` for ``is`` mostly changes nothing."""
 PATIENCE_S = 60.0
@@ -98,7 +101,9 @@ def main() -> int:
     unknown = [name for name in options.areas if name not in areas]
     if unknown:
         parser.error(f"no area {unknown[0]}; choose among {', '.join(areas)}")
-    with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
+    adopt_orphans()  # of tests that were ended for their time
+    with tempfile.TemporaryDirectory(prefix="mutants-") as folder, contextlib.ExitStack() as at_end:
+        at_end.callback(end_processes, 0)
         copy_checkout(Path(folder, "code"))
         os.chdir(Path(folder, "code"))
         os.environ |= {"PYTHONPATH": os.getcwd(), "TMPDIR": folder, "RAY_ADDRESS": "local"}

@@ -81,17 +81,17 @@ def _pytest(arguments: list[str]) -> int:
     return process.wait()
 
 
-def end_processes() -> list[str]:
+def end_processes(grace_s: float = GRACE_S) -> list[str]:
     """End the processes that are still there after a while, and tell them with the ports that they listen on."""
     told = []
-    psutil.wait_procs(psutil.Process().children(recursive=True), timeout=GRACE_S)
+    psutil.wait_procs(psutil.Process().children(recursive=True), timeout=grace_s)
     left = psutil.Process().children(recursive=True)
     for process in left:
         with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
             ports = [each.laddr.port for each in process.net_connections() if each.status == psutil.CONN_LISTEN]
             told.append(f"process {process.pid} with ports {ports}: {shlex.join(process.cmdline())}")
             process.kill()
-    psutil.wait_procs(left, timeout=GRACE_S)
+    psutil.wait_procs(left)
     return told
 
 

@@ -22,11 +22,10 @@ PARENT = f"import subprocess, sys; subprocess.Popen([sys.executable, '-c', {LIST
 LEAVES = f"""
 import subprocess, sys
 from tests import run
-run.GRACE_S = 1
 run.adopt_orphans()
 subprocess.run([sys.executable, "-c", {PARENT!r}], check=True)
 sys.stdin.readline()
-print(*run.end_processes(), sep="\\n")
+print(*run.end_processes(1), sep="\\n")
 """
 
 
