@@ -40,7 +40,7 @@ def test_a_node_and_the_driver_are_killed_and_the_weights_are_the_same(
 def test_a_bucket_that_goes_away_loses_nothing(arena: Arena, scenes: Path, tmp_path: Path) -> None:
     """The bucket for checkpoints goes after some steps, and comes back when all the others are taken."""
     log = tmp_path / "log"
-    job = training_of(arena, scenes, tmp_path, output="s3://chaos/runs", workers=1)
+    job = training_of(arena, scenes, tmp_path, output="s3://chaos/runs", workers=2)
     with job.running(log) as process:
         until(lambda: job.step() >= 2, process, log)
         assert job.run_id  # kept from now on, as the bucket will not tell
