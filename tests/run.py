@@ -28,8 +28,8 @@ import pytest
 from tests.support.paths import ROOT
 
 UNITS = ["--ignore=tests/cluster", "-n2", "--dist=loadgroup", "--no-loadscope-reorder"]
-KILLS = ["tests/cluster/test_kills.py"]
-CLUSTER = ["tests/cluster"]
+KILLS = ["tests/cluster/test_kills.py", "--timeout=1800"]
+CLUSTER = ["tests/cluster", "--timeout=1800"]
 
 GRACE_S = 60.0
 """Seconds within which what the tests have ended must be gone."""
