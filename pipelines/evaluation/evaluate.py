@@ -36,7 +36,7 @@ from pipelines.evaluation.tables import (
     image_row,
     worst_first,
 )
-from pipelines.models.loading import MLFLOW_SCHEMES, load_rgb_model
+from pipelines.models.loading import MLFLOW_SCHEMES, check_rgb, load_rgb_model
 from pipelines.process.redaction import redacted
 from pipelines.storage import open_store
 from pipelines.storage.arrow import from_ipc, to_ipc
@@ -180,14 +180,15 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         config.data, config.layout, LayoutOptions(confidence=config.confidence, holdout=config.holdout)
     )
     pairs = dataset.split(config.split)
-    _check_classes(config, checkpoint, dataset)
+    _check_classes(checkpoint, dataset, uri=config.model)
     facts = _facts(config, checkpoint, dataset)
     folder = _folder(config, checkpoint)
     evaluation = folder.find(facts) if folder else None
     with _tracked_run(config, checkpoint) as run:
         if evaluation is None:
             with ray_session():
-                scores, images = _scores(config, checkpoint, dataset, pairs)
+                pool = Pool.of(config.workers, config.gpus, reserve=0.0)
+                scores, images = _scores(checkpoint, dataset, pairs, pool, batch=config.batch, compile=config.compile)
             evaluation = Evaluation(scores=scores, images=images, facts=facts)
             if folder:
                 folder.write(evaluation)
@@ -197,11 +198,28 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     return _result(evaluation) | places
 
 
-def _check_classes(config: EvaluateConfig, checkpoint: Checkpoint, dataset: Dataset) -> None:
+def score_checkpoint(checkpoint: Checkpoint, dataset: Dataset, split: str, *, gpus: float | None = None) -> float:
+    """The mIoU of a model on a split, measured as ``evaluate`` does by default; nothing is written or logged.
+
+    Args:
+        gpus: GPUs of each actor; by default 1 when the cluster has any.
+
+    Raises:
+        ConfigError: the model has other classes or bands than the data, or a pair cannot be read.
+    """
+    pairs = dataset.split(split)
+    check_rgb(checkpoint, checkpoint.name)
+    _check_classes(checkpoint, dataset, uri=checkpoint.name)
+    with ray_session():
+        scores, _ = _scores(checkpoint, dataset, pairs, Pool.of(None, gpus, reserve=0.0), batch=BATCH, compile=False)
+    return scores.confusion.miou
+
+
+def _check_classes(checkpoint: Checkpoint, dataset: Dataset, *, uri: str) -> None:
     if dataset.classes.names != checkpoint.classes.names:
         known, found = (", ".join(table.names[:4]) for table in (checkpoint.classes, dataset.classes))
         remedy = f"its {len(checkpoint.classes)} classes ({known}, ...) are not the {len(dataset.classes)} of the data"
-        raise ConfigError("model", config.model, f"{remedy} ({found}, ...); use a model of this data")
+        raise ConfigError("model", uri, f"{remedy} ({found}, ...); use a model of this data")
 
 
 def _facts(config: EvaluateConfig, checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
@@ -234,15 +252,14 @@ def _folder(config: EvaluateConfig, checkpoint: Checkpoint) -> EvaluationFolder 
 
 
 def _scores(
-    config: EvaluateConfig, checkpoint: Checkpoint, dataset: Dataset, pairs: Sequence[Pair]
+    checkpoint: Checkpoint, dataset: Dataset, pairs: Sequence[Pair], pool: Pool, *, batch: int, compile: bool
 ) -> tuple[Scores, pa.Table]:
     """The split's counts and its images' rows, from actors over chunks of it."""
-    pool = Pool.of(config.workers, config.gpus, reserve=0.0)
     quiet_ray_data()
-    tasks = _tasks(pairs, config.batch, workers=pool.high)
+    tasks = _tasks(pairs, batch, workers=pool.high)
     answers = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
         Score,  # type: ignore[arg-type]  # a class is built once per actor
-        fn_constructor_args=(dataset, pairs, ray.put(checkpoint), config.batch, config.compile, pool.share),
+        fn_constructor_args=(dataset, pairs, ray.put(checkpoint), batch, compile, pool.share),
         compute=ray.data.ActorPoolStrategy(min_size=pool.low, max_size=pool.high),
         num_cpus=pool.share.cpus,
         num_gpus=pool.share.gpus or None,

@@ -33,9 +33,14 @@ def load_rgb_model(uri: str) -> Checkpoint:
         ConfigError: as ``load_model``, and for a network of another number of input bands than 3.
     """
     checkpoint = load_model(uri)
+    check_rgb(checkpoint, uri)
+    return checkpoint
+
+
+def check_rgb(checkpoint: Checkpoint, uri: str) -> None:
+    """Raise a ConfigError for a network of another number of input bands than 3."""
     if checkpoint.config.bands != 3:
         raise ConfigError("model", uri, f"takes {checkpoint.config.bands} bands; image files are read as 3, RGB")
-    return checkpoint
 
 
 def _load(folder: Path, uri: str, field: str) -> Checkpoint:

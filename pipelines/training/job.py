@@ -10,9 +10,7 @@ import logging
 import math
 import os
 import sys
-import tempfile
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyarrow.fs
@@ -26,18 +24,17 @@ from pipelines.cluster.session import ray_session
 from pipelines.datasets.data_card import DataCard, check
 from pipelines.datasets.dataset import Dataset, LayoutOptions
 from pipelines.datasets.layouts import open_dataset
-from pipelines.evaluation.evaluate import EvaluateConfig, evaluate
-from pipelines.storage import Store, open_store, to_local
-from pipelines.tracking import registry
+from pipelines.storage import Store, open_store
 from pipelines.tracking.runs import Run, resume_run, start_run
-from pipelines.training.checkpointing import CheckpointFolder, best
+from pipelines.training.checkpointing import CheckpointFolder
 from pipelines.training.initial_weights import Start, read_start
 from pipelines.training.loading import TASK_CPUS, Crops
 from pipelines.training.loop import LoopConfig, train_loop
 from pipelines.training.patience import patient
-from pspnet_core.checkpoints.checkpoint import Checkpoint, check_name
+from pipelines.training.publishing import TrainingFailed, publish
+from pspnet_core.checkpoints.checkpoint import check_name
 from pspnet_core.device import training_dtype
-from pspnet_core.errors import ConfigError, PspnetError
+from pspnet_core.errors import ConfigError
 from pspnet_core.inference.segmenter import InferenceSettings
 from pspnet_core.network.pspnet import PSPNetConfig
 from pspnet_core.training.augment import AugmentConfig
@@ -54,10 +51,6 @@ EXPERIMENT = "pspnet-training"
 FEEDS = ("auto", "threads", "ray")
 FEED_RESERVE = 0.2
 """Share of the CPUs that is left to Ray Data where it makes the crops."""
-
-
-class TrainingFailed(PspnetError):
-    """The training run ended with an error that retries did not cure."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -318,7 +311,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
             if begun:
                 run.log_setting(dataclasses.asdict(config), card=card.to_json())
             _fit(config, loop, scaling, folder, run)
-            summary = _publish(config, loop, folder, run)
+            summary = publish(config, loop, folder, run)
         except BaseException:
             run.finish("FAILED")
             raise
@@ -515,44 +508,6 @@ def _cause(error: ray.train.TrainingFailedError) -> str:
     """The first worker's own words."""
     failures = getattr(error, "worker_failures", None) or {}
     return " ".join(str(next(iter(failures.values()), error)).strip().splitlines()[-1:])
-
-
-def _publish(config: TrainConfig, loop: LoopConfig, folder: CheckpointFolder, run: Run) -> dict[str, Any]:
-    """Log and register the best checkpoint."""
-    found = best(folder.entries())
-    if not found:
-        raise TrainingFailed("training ended without a checkpoint")
-    entry, metrics = found[0], found[0].progress.metrics
-    uri, data = folder.store.uri_of(entry.model), loop.dataset.fingerprint(config.val)
-    with to_local(uri, field="output") as local:
-        model = run.log_model(local, config.name, miou=metrics["miou"], data=data, step=entry.progress.step)
-    champion = registry.promote(model, lambda other: _score(config, other), uri=run.uri)
-    return {
-        "run_id": run.run_id,
-        "model": model,
-        "metrics": {key: metrics[key] for key in ("miou", "macc", "aacc")},
-        "images_per_second": metrics["images_per_second"],
-        "epoch": int(metrics["epoch"]),
-        "checkpoint": uri,
-        "champion": champion,
-    }
-
-
-def _score(config: TrainConfig, checkpoint: Checkpoint) -> float:
-    """mIoU of another model on the validation split."""
-    with tempfile.TemporaryDirectory() as folder:
-        checkpoint.save(Path(folder))
-        settings = EvaluateConfig(
-            data=config.data,
-            layout=config.layout,
-            split=config.val,
-            confidence=config.confidence,
-            holdout=config.holdout,
-            model=folder,
-            gpus=config.gpus,
-            track=False,
-        )
-        return float(evaluate(settings)["miou"])
 
 
 class EpochPrinter(UserCallback):

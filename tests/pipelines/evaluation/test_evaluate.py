@@ -24,7 +24,7 @@ from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.demo import draw_dataset
 from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.evaluation import scoring
-from pipelines.evaluation.evaluate import EvaluateConfig, evaluate
+from pipelines.evaluation.evaluate import EvaluateConfig, evaluate, score_checkpoint
 from pipelines.evaluation.scoring import Compared, chunked, score
 from pipelines.evaluation.tables import image_row, scores_of
 from pipelines.labelling.job import LabelConfig, label
@@ -314,6 +314,7 @@ def test_it_agrees_with_validation_to_the_last_digit(data: Path, checkpoint: Che
     found = evaluate(EvaluateConfig(data=str(tmp_path / "data"), model=str(tmp_path / "model"), workers="2"))
     assert (found["miou"], found["macc"], found["aacc"]) == (total.miou, total.macc, total.aacc)
     assert json.dumps(list(found["iou"].values())) == json.dumps(total.iou().tolist())
+    assert score_checkpoint(checkpoint, open_dataset(str(tmp_path / "data"), "folder"), "val") == total.miou
 
 
 def test_tables_in_a_bucket_and_a_run_in_mlflow(
@@ -428,6 +429,9 @@ def test_a_model_of_other_bands_is_refused(run: str, data: Path, tmp_path: Path)
 def test_a_model_of_other_classes_is_refused(data: Path, scene_model: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "other")
     (tmp_path / "other/classes.json").write_text(json.dumps({"names": ["a", "b"]}))
-    with pytest.raises(ConfigError, match=r"are not the 2 of the data \(a, b, ...\); use a model of this data"):
+    line = r"are not the 2 of the data \(a, b, ...\); use a model of this data"
+    with pytest.raises(ConfigError, match=line):
         evaluate(EvaluateConfig(data=str(tmp_path / "other"), model=str(scene_model), output=str(tmp_path / "out")))
+    with pytest.raises(ConfigError, match=line):
+        score_checkpoint(checkpoints.load(scene_model), open_dataset(str(tmp_path / "other"), "folder"), "val")
     assert not (tmp_path / "out").exists()

@@ -22,7 +22,8 @@ from pipelines.evaluation.evaluate import EvaluateConfig, evaluate
 from pipelines.models.loading import load_model
 from pipelines.tracking.server import TrackingError, local_tracking, tracking_uri
 from pipelines.training.initial_weights import read_start
-from pipelines.training.job import TrainConfig, TrainingFailed, checked, loop_config, train
+from pipelines.training.job import TrainConfig, checked, loop_config, train
+from pipelines.training.publishing import TrainingFailed
 from pspnet_core.checkpoints import checkpoint as checkpoints
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable

@@ -1,0 +1,41 @@
+"""What is left of a training run: its best checkpoint, logged and registered, and whether it is the champion."""
+
+import functools
+from typing import TYPE_CHECKING, Any
+
+from pipelines.evaluation.evaluate import score_checkpoint
+from pipelines.storage import to_local
+from pipelines.tracking import registry
+from pipelines.tracking.runs import Run
+from pipelines.training.checkpointing import CheckpointFolder, best
+from pipelines.training.loop import LoopConfig
+from pspnet_core.errors import PspnetError
+
+if TYPE_CHECKING:
+    from pipelines.training.job import TrainConfig
+
+
+class TrainingFailed(PspnetError):
+    """The training run ended with an error that retries did not cure."""
+
+
+def publish(config: "TrainConfig", loop: LoopConfig, folder: CheckpointFolder, run: Run) -> dict[str, Any]:
+    """Log and register the best checkpoint."""
+    found = best(folder.entries())
+    if not found:
+        raise TrainingFailed("training ended without a checkpoint")
+    entry, metrics = found[0], found[0].progress.metrics
+    uri, data = folder.store.uri_of(entry.model), loop.dataset.fingerprint(config.val)
+    with to_local(uri, field="output") as local:
+        model = run.log_model(local, config.name, miou=metrics["miou"], data=data, step=entry.progress.step)
+    score = functools.partial(score_checkpoint, dataset=loop.dataset, split=config.val, gpus=config.gpus)
+    champion = registry.promote(model, score, uri=run.uri)
+    return {
+        "run_id": run.run_id,
+        "model": model,
+        "metrics": {key: metrics[key] for key in ("miou", "macc", "aacc")},
+        "images_per_second": metrics["images_per_second"],
+        "epoch": int(metrics["epoch"]),
+        "checkpoint": uri,
+        "champion": champion,
+    }
