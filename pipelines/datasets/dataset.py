@@ -32,15 +32,12 @@ class PairError(ConfigError):
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutOptions:
-    """What some layouts can be told; the others pay no heed.
-
-    Attributes:
-        confidence: layout ``labels``: a class whose mean confidence in an image is lower is ignored there; 0 to 1.
-        holdout: layout ``labels``: share of the images that make the split ``val``; 0 to below 1.
-    """
+    """Options of the layout ``labels``; the others ignore them."""
 
     confidence: float = 0.9
+    """Layout labels: pixels of a class whose mean confidence in an image is lower are ignored."""
     holdout: float = 0.1
+    """Layout labels: share of the images that make the split val."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.confidence <= 1:

@@ -23,8 +23,8 @@ import ray.data
 from pipelines.cluster.ray_data import quiet_ray_data, rows_of
 from pipelines.cluster.session import ray_session
 from pipelines.datasets.data_card import DataCard, Measured, Rejected, SplitCard, Tally, content_hash, measure
-from pipelines.datasets.dataset import Dataset, LayoutOptions, Pair, PairError
-from pipelines.datasets.layouts import open_dataset
+from pipelines.datasets.dataset import Dataset, Pair, PairError
+from pipelines.datasets.layouts import DataConfig
 from pipelines.datasets.shards import (
     CARD_FILE,
     CARD_TEXT,
@@ -58,27 +58,15 @@ class PackingFailed(PspnetError):
 class PrepareConfig:
     """Check a labelled data set, and pack it into Parquet shards with a data card."""
 
-    data: str
-    """The data set: a local folder or a URI (s3://...)."""
+    dataset: DataConfig
     output: str
     """Where the shards go: a local folder or a URI; training reads it as layout shards."""
-    layout: str = "folder"
-    """How the data is laid out; a row of LAYOUTS."""
     shard: int = 128
     """Size of a shard in MB of encoded images and masks."""
-    confidence: float = 0.9
-    """Layout labels: pixels of a class whose mean confidence in an image is lower are ignored."""
-    holdout: float = 0.1
-    """Layout labels: share of the images that make the split val."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard <= 1024:
             raise ConfigError("shard", self.shard, "give a size in MB, 1 to 1024")
-        self.options()
-
-    def options(self) -> LayoutOptions:
-        """What the layout is told."""
-        return LayoutOptions(confidence=self.confidence, holdout=self.holdout)
 
 
 def prepare(config: PrepareConfig) -> dict[str, Any]:
@@ -93,9 +81,10 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
             no pair can be used.
         PackingFailed: the input changed meanwhile.
     """
-    dataset = open_dataset(config.data, config.layout, config.options())
+    dataset = config.dataset.open()
     if not dataset.splits:
-        raise ConfigError("data", config.data, f"holds no labelled images in layout {config.layout}")
+        remedy = f"holds no labelled images in layout {config.dataset.layout}"
+        raise ConfigError("data", config.dataset.data, remedy)
     output = open_store(config.output, field="output")
     output.check_writable_atomically()
     claim(output, config, dataset)
@@ -104,7 +93,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
         parts = _pack_all(pack)
     card = card_of_parts(dataset, parts)
     _refuse_unusable(dataset, card)
-    if listing_of(open_dataset(config.data, config.layout, config.options())) != listing_of(dataset):
+    if listing_of(config.dataset.open()) != listing_of(dataset):
         raise PackingFailed(f"{dataset.store.root} changed while it was packed; empty {output.root} and start again")
     finish(output, dataset, card, parts)
     if leaks := card.leaks():
@@ -151,7 +140,7 @@ def claim(output: Store, config: PrepareConfig, dataset: Dataset) -> None:
         ConfigError: the output is of another input, or of other settings.
     """
     plan = {"format": FORMAT, "shard": config.shard, "listing": listing_of(dataset)}
-    facts = {"data": dataset.store.root, "layout": config.layout}
+    facts = {"data": dataset.store.root, "layout": config.dataset.layout}
     if output.put_if_absent(PLAN_FILE, json.dumps(plan | facts, indent=1).encode()):
         return
     there = json.loads(output.read(PLAN_FILE))

@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyarrow as pa
@@ -24,8 +24,8 @@ import torch
 from pipelines.cluster.ray_data import quiet_ray_data, rows_of
 from pipelines.cluster.resources import Pool, Share, WorkerRange
 from pipelines.cluster.session import ray_session
-from pipelines.datasets.dataset import Dataset, LayoutOptions, Pair
-from pipelines.datasets.layouts import open_dataset
+from pipelines.datasets.dataset import Dataset, Pair
+from pipelines.datasets.layouts import DataConfig
 from pipelines.evaluation.charts import confusion_picture, iou_picture
 from pipelines.evaluation.scoring import BATCH, Compared, chunked, compare
 from pipelines.evaluation.tables import (
@@ -37,6 +37,7 @@ from pipelines.evaluation.tables import (
     worst_first,
 )
 from pipelines.models.loading import MLFLOW_SCHEMES, check_rgb, load_rgb_model
+from pipelines.process.config_tree import check_positive, flatten
 from pipelines.process.redaction import redacted
 from pipelines.storage import open_store
 from pipelines.storage.arrow import from_ipc, to_ipc
@@ -54,29 +55,9 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvaluateConfig:
-    """Score a model on labelled images at their own size."""
+class InferenceOverrides:
+    """Settings of inference in place of the checkpoint's."""
 
-    data: str
-    """Labelled images: a local folder or a URI (s3://...)."""
-    model: str
-    """Checkpoint: a local folder, a URI, runs:/... or models:/name@alias."""
-    layout: str = "folder"
-    """How the data is laid out; a row of LAYOUTS."""
-    split: str = "val"
-    """Split to score."""
-    output: str | None = None
-    """Where tables of classes, confusions and images go: a local folder or a URI; by default nowhere."""
-    track: bool | None = None
-    """Whether the result is logged to MLflow; by default if MLFLOW_TRACKING_URI is set or the model is from there."""
-    experiment: str = "pspnet-evaluation"
-    """MLflow experiment of the result."""
-    workers: str | None = None
-    """Model actors: N or MIN:MAX; by default up to one per GPU, or one on CPUs."""
-    gpus: float | None = None
-    """GPUs per actor; by default 1 when the cluster has any."""
-    batch: int = BATCH
-    """Most images in one forward pass, or on CPUs at a time; by default that of training's validation."""
     scales: tuple[float, ...] | None = None
     """Input scales to average over; by default the checkpoint's."""
     flip: bool | None = None
@@ -85,18 +66,44 @@ class EvaluateConfig:
     """Side of the sliding window in pixels, 0 for whole images; by default the checkpoint's."""
     reduced: bool | None = None
     """Whether JPEGs larger than the network's input are decoded to fewer pixels; by default the checkpoint's."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorConfig:
+    """The actors that score."""
+
+    workers: str | None = None
+    """Model actors: N or MIN:MAX; by default up to one per GPU, or one on CPUs."""
+    gpus: float | None = None
+    """GPUs per actor; by default 1 when the cluster has any."""
+    batch: int = BATCH
+    """Most images in one forward pass, or on CPUs at a time; by default that of training's validation."""
     compile: bool = False
     """Whether the network is compiled (CUDA graphs on GPUs): for many images of one size."""
-    confidence: float = 0.9
-    """Layout labels: pixels of a class whose mean confidence in an image is lower are ignored."""
-    holdout: float = 0.1
-    """Layout labels: share of the images that make the split val."""
 
     def __post_init__(self) -> None:
-        if self.batch < 1:
-            raise ConfigError("batch", self.batch, "give a positive number")
+        check_positive(batch=self.batch)
         if self.workers is not None:
             WorkerRange.parse(self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """Score a model on labelled images at their own size."""
+
+    dataset: DataConfig
+    split: str = "val"
+    """Split to score."""
+    model: str
+    """Checkpoint: a local folder, a URI, runs:/... or models:/name@alias."""
+    inference: InferenceOverrides = field(default_factory=InferenceOverrides)
+    actors: ActorConfig = field(default_factory=ActorConfig)
+    output: str | None = None
+    """Where tables of classes, confusions and images go: a local folder or a URI; by default nowhere."""
+    track: bool | None = None
+    """Whether the result is logged to MLflow; by default if MLFLOW_TRACKING_URI is set or the model is from there."""
+    experiment: str = "pspnet-evaluation"
+    """MLflow experiment of the result."""
 
     @property
     def tracked(self) -> bool:
@@ -117,8 +124,7 @@ class Score:
         dataset: Dataset,
         pairs: Sequence[Pair],
         checkpoint: "ray.ObjectRef[Checkpoint]",
-        batch: int,
-        compile: bool,
+        config: ActorConfig,
         share: Share,
     ) -> None:
         self.threads = share.threads_here()
@@ -126,8 +132,10 @@ class Score:
         model: Checkpoint = ray.get(checkpoint)
         self.dataset, self.pairs = dataset, pairs
         memory = share.pass_memory_here()
-        self.segmenter = Segmenter(model.model, model.inference, batch=batch, memory=memory, compile=compile)
-        self.batched = True if compile else None  # what is compiled is for one thread at a time
+        self.segmenter = Segmenter(
+            model.model, model.inference, batch=config.batch, memory=memory, compile=config.compile
+        )
+        self.batched = True if config.compile else None  # what is compiled is for one thread at a time
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
         """Score the pairs ``start..stop``.
@@ -172,13 +180,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ConfigError: a mistake in the config or in the data.
         TrackingError: the MLflow server cannot be used.
     """
-    checkpoint = load_rgb_model(config.model)
-    checkpoint = checkpoint.with_inference(
-        scales=config.scales, flip=config.flip, window=config.window, reduced=config.reduced
-    )
-    dataset = open_dataset(
-        config.data, config.layout, LayoutOptions(confidence=config.confidence, holdout=config.holdout)
-    )
+    checkpoint = load_rgb_model(config.model).with_inference(**vars(config.inference))
+    dataset = config.dataset.open()
     pairs = dataset.split(config.split)
     _check_classes(checkpoint, dataset, uri=config.model)
     facts = _facts(config, checkpoint, dataset)
@@ -187,8 +190,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     with _tracked_run(config, checkpoint) as run:
         if evaluation is None:
             with ray_session():
-                pool = Pool.of(config.workers, config.gpus, reserve=0.0)
-                scores, images = _scores(checkpoint, dataset, pairs, pool, batch=config.batch, compile=config.compile)
+                scores, images = _scores(checkpoint, dataset, pairs, config.actors)
             evaluation = Evaluation(scores=scores, images=images, facts=facts)
             if folder:
                 folder.write(evaluation)
@@ -211,7 +213,7 @@ def score_checkpoint(checkpoint: Checkpoint, dataset: Dataset, split: str, *, gp
     check_rgb(checkpoint, checkpoint.name)
     _check_classes(checkpoint, dataset, uri=checkpoint.name)
     with ray_session():
-        scores, _ = _scores(checkpoint, dataset, pairs, Pool.of(None, gpus, reserve=0.0), batch=BATCH, compile=False)
+        scores, _ = _scores(checkpoint, dataset, pairs, ActorConfig(gpus=gpus))
     return scores.confusion.miou
 
 
@@ -231,9 +233,9 @@ def _facts(config: EvaluateConfig, checkpoint: Checkpoint, dataset: Dataset) -> 
         "partition": checkpoint.partition,
         "fingerprint": checkpoint.fingerprint,
         "inference": dataclasses.asdict(checkpoint.inference),
-        "batch": config.batch,
+        "batch": config.actors.batch,
         "data": redacted(dataset.store.root),
-        "layout": config.layout,
+        "layout": config.dataset.layout,
         "split": config.split,
         "content": dataset.fingerprint(config.split),
         "classes": dataset.classes.to_json(),
@@ -252,14 +254,15 @@ def _folder(config: EvaluateConfig, checkpoint: Checkpoint) -> EvaluationFolder 
 
 
 def _scores(
-    checkpoint: Checkpoint, dataset: Dataset, pairs: Sequence[Pair], pool: Pool, *, batch: int, compile: bool
+    checkpoint: Checkpoint, dataset: Dataset, pairs: Sequence[Pair], config: ActorConfig
 ) -> tuple[Scores, pa.Table]:
     """The split's counts and its images' rows, from actors over chunks of it."""
+    pool = Pool.of(config.workers, config.gpus, reserve=0.0)
     quiet_ray_data()
-    tasks = _tasks(pairs, batch, workers=pool.high)
+    tasks = _tasks(pairs, config.batch, workers=pool.high)
     answers = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
         Score,  # type: ignore[arg-type]  # a class is built once per actor
-        fn_constructor_args=(dataset, pairs, ray.put(checkpoint), batch, compile, pool.share),
+        fn_constructor_args=(dataset, pairs, ray.put(checkpoint), config, pool.share),
         compute=ray.data.ActorPoolStrategy(min_size=pool.low, max_size=pool.high),
         num_cpus=pool.share.cpus,
         num_gpus=pool.share.gpus or None,
@@ -315,7 +318,7 @@ def _tracked_run(config: EvaluateConfig, checkpoint: Checkpoint) -> Iterator[Run
 def _log(run: Run, config: EvaluateConfig, evaluation: Evaluation) -> None:
     """Log settings, metrics, tables and pictures, and tie them to the model's version."""
     facts, confusion = evaluation.facts, evaluation.scores.confusion
-    run.log_setting(dataclasses.asdict(config) | {key: facts[key] for key in ("fingerprint", "inference", "content")})
+    run.log_setting(flatten(config) | {key: facts[key] for key in ("fingerprint", "inference", "content")})
     metrics = {name: value for name, value in _result(evaluation).items() if isinstance(value, float)}
     metrics |= {f"iou_{index}": value for index, value in enumerate(confusion.iou().tolist())}  # named as in training
     known = {name: value for name, value in metrics.items() if not math.isnan(value)}

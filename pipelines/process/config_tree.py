@@ -51,10 +51,20 @@ def leaves(config_class: type[DataclassInstance], part: str = "") -> dict[str, L
     return found
 
 
-def build(config_class: type[ConfigT], values: Mapping[str, Any], part: str = "") -> ConfigT:
-    """A tree out of values by flat name; what is not among them has its default. Raises as the dataclasses do."""
+def build(config_class: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+    """A tree out of values by flat name; what is not among them has its default.
+
+    Raises:
+        ConfigError: an unknown name, or as the dataclasses do.
+    """
+    for name in values.keys() - leaves(config_class).keys():
+        raise ConfigError(name, values[name], f"unknown; {config_class.__name__} has no such field")
+    return _build(config_class, values)
+
+
+def _build(config_class: type[ConfigT], values: Mapping[str, Any], part: str = "") -> ConfigT:
     below = parts(config_class)
-    given: dict[str, Any] = {name: build(each, values, name) for name, each in below.items()}
+    given: dict[str, Any] = {name: _build(each, values, name) for name, each in below.items()}
     for field in dataclasses.fields(config_class):
         name = _flat_name(field.name, part)
         if field.name not in below and name in values:

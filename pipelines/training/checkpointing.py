@@ -27,6 +27,7 @@ import tenacity
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pipelines.process.config_tree import check_not_negative, check_positive
 from pipelines.storage import ObjectMissing, Store, TransientStorageError, to_local
 from pipelines.training.patience import PATIENCE_S
 from pspnet_core.checkpoints import checkpoint as checkpoints
@@ -41,6 +42,22 @@ PROGRESS_FILE = "progress.json"
 
 class CheckpointLost(PspnetError):
     """The last checkpoints of a run could not be written before patience ended."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """When a run is scored and saved, and what is kept of it."""
+
+    val_every: int = 1
+    """Epochs between validations; one follows the last epoch in any case."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints, besides the one after each validation; 0 for none."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept, besides the best one."""
+
+    def __post_init__(self) -> None:
+        check_positive(val_every=self.val_every, keep_checkpoints=self.keep_checkpoints)
+        check_not_negative(checkpoint_every=self.checkpoint_every)
 
 
 @dataclass(frozen=True, kw_only=True)

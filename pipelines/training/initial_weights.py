@@ -1,4 +1,4 @@
-"""The weights that training starts from: a checkpoint, or a file of another project."""
+"""The network that is trained, and the weights that it starts from: a checkpoint, or a file of another project."""
 
 import dataclasses
 import logging
@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipelines.models.loading import MLFLOW_SCHEMES, load_model
+from pipelines.process.config_tree import check_below_1
 from pipelines.storage import to_local
 from pipelines.tracking import registry
 from pspnet_core.checkpoints.importers import import_checkpoint
@@ -22,8 +23,52 @@ log = logging.getLogger(__name__)
 WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The network to train, and the weights that it starts from; None is as in those weights, or the default."""
+
+    backbone: str | None = None
+    """resnet18, resnet34, resnet50, resnet101 or resnet152; by default that of --init, else resnet50."""
+    stem: str | None = None
+    """First layers of the backbone: plain (one 7x7), deep (three 3x3) or deep32 (three 3x3, narrower); by default those
+    of --init, else plain."""
+    output_stride: int | None = None
+    """Output stride of the backbone: 8 (the paper's), 16 or 32; by default that of the PSPNet of --init, else 8."""
+    bins: tuple[int, ...] | None = None
+    """Grid sizes of the pyramid, none above the feature map of the crop (crop / output stride); by default those of the
+    PSPNet of --init, else 1,2,3,6."""
+    dropout: float = 0.1
+    """Share of channels that are dropped before the classifier in training."""
+    init: str | None = None
+    """Start from these weights: a checkpoint (any model URI), or ImageNet backbone weights (.pth, .safetensors)."""
+
+    def __post_init__(self) -> None:
+        check_below_1(dropout=self.dropout)
+
+    def resolve(self, classes: int, *, auxiliary: bool = True, start: "InitialWeights | None" = None) -> PSPNetConfig:
+        """The network for this many classes: what the flags leave open is as in the network of ``start``.
+
+        Raises:
+            ConfigError: when the weights of ``start`` are those of another backbone or stem, or not for RGB images.
+        """
+        for flag, own, theirs in start.fixed(self) if start else ():
+            if own not in (None, theirs):
+                remedy = f"its {flag} {theirs} differs; start from the same {flag}, or leave out --{flag}"
+                raise ConfigError("init", self.init, remedy)
+        given = {name: value for name, value in vars(self).items() if value is not None and name != "init"}
+        given |= {"classes": classes, "auxiliary": auxiliary}
+        network = PSPNetConfig(**(start.shared if start else {}) | given)
+        if network.bands != 3:
+            raise ConfigError("init", self.init, f"takes {network.bands} bands; image files are read as 3, RGB")
+        return network
+
+    def settled(self, network: PSPNetConfig) -> "NetworkConfig":
+        """The same with nothing left open."""
+        return dataclasses.replace(self, **{name: getattr(network, name) for name in vars(self) if name != "init"})
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Start:
+class InitialWeights:
     """Weights to start training from.
 
     Attributes:
@@ -37,6 +82,10 @@ class Start:
     weights: dict[str, Tensor]
     config: PSPNetConfig
     backbone_only: bool
+
+    def fixed(self, flags: NetworkConfig) -> tuple[tuple[str, str | None, str], ...]:
+        """What no weights bear to be otherwise: its flag, what that says, and what it is here."""
+        return ("backbone", flags.backbone, self.config.backbone), ("stem", flags.stem, self.config.stem)
 
     @property
     def shared(self) -> dict[str, Any]:
@@ -81,7 +130,7 @@ class Start:
 _BACKBONE_FIELDS = ("backbone", "stem", "avg_down", "mean", "std")
 
 
-def read_start(uri: str, *, bins: tuple[int, ...] | None = None) -> Start:
+def read_initial_weights(uri: str, *, bins: tuple[int, ...] | None = None) -> InitialWeights:
     """Read weights to start training from.
 
     Args:
@@ -95,13 +144,13 @@ def read_start(uri: str, *, bins: tuple[int, ...] | None = None) -> Start:
     """
     if PurePosixPath(uri).suffix not in WEIGHT_FILES:
         checkpoint = load_model(uri, field="init")
-        return Start(uri=uri, weights=checkpoint.weights, config=checkpoint.config, backbone_only=False)
+        return InitialWeights(uri=uri, weights=checkpoint.weights, config=checkpoint.config, backbone_only=False)
     with _local_file(uri) as file:
         try:
             found = import_checkpoint(file, source=uri, overrides={"bins": bins} if bins else None)
         except ConfigError as error:
             raise ConfigError("init", uri, error.remedy) from error
-    return Start(uri=uri, weights=found.weights, config=found.config, backbone_only=found.backbone_only)
+    return InitialWeights(uri=uri, weights=found.weights, config=found.config, backbone_only=found.backbone_only)
 
 
 @contextmanager

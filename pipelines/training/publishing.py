@@ -1,34 +1,32 @@
 """What is left of a training run: its best checkpoint, logged and registered, and whether it is the champion."""
 
 import functools
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipelines.evaluation.evaluate import score_checkpoint
 from pipelines.storage import to_local
 from pipelines.tracking import registry
 from pipelines.tracking.runs import Run
 from pipelines.training.checkpointing import CheckpointFolder, best
-from pipelines.training.loop import LoopConfig
+from pipelines.training.setup import Setup
 from pspnet_core.errors import PspnetError
-
-if TYPE_CHECKING:
-    from pipelines.training.job import TrainConfig
 
 
 class TrainingFailed(PspnetError):
     """The training run ended with an error that retries did not cure."""
 
 
-def publish(config: "TrainConfig", loop: LoopConfig, folder: CheckpointFolder, run: Run) -> dict[str, Any]:
+def publish(setup: Setup, folder: CheckpointFolder, run: Run) -> dict[str, Any]:
     """Log and register the best checkpoint."""
+    config = setup.config
     found = best(folder.entries())
     if not found:
         raise TrainingFailed("training ended without a checkpoint")
     entry, metrics = found[0], found[0].progress.metrics
-    uri, data = folder.store.uri_of(entry.model), loop.dataset.fingerprint(config.val)
+    uri, data = folder.store.uri_of(entry.model), setup.dataset.fingerprint(config.val)
     with to_local(uri, field="output") as local:
         model = run.log_model(local, config.name, miou=metrics["miou"], data=data, step=entry.progress.step)
-    score = functools.partial(score_checkpoint, dataset=loop.dataset, split=config.val, gpus=config.gpus)
+    score = functools.partial(score_checkpoint, dataset=setup.dataset, split=config.val, gpus=config.scaling.gpus)
     champion = registry.promote(model, score, uri=run.uri)
     return {
         "run_id": run.run_id,

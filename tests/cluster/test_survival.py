@@ -21,7 +21,7 @@ from tests.support.waiting import until
 STEPS = 30  # 5 epochs of 24 images, 4 a step
 WORKERS = 3
 """Numbers that two workers add up have the same sum in either order; with three a change of order shows."""
-THREE = {"workers": WORKERS, "batch": 6, "every": 2}
+THREE = {"workers": WORKERS, "batch": 6, "checkpoint_every": 2}
 THREE_STEPS = 20
 SEED = int(os.environ.get("SURVIVAL_SEED", random.SystemRandom().randrange(2**32)))
 EPOCHS = 10_000  # more than the test waits for
@@ -103,7 +103,7 @@ def test_a_range_of_workers_shrinks_and_grows(cluster: Cluster, data: Path, tmp_
     cluster.add_node(num_cpus=1)
     second = cluster.add_node(num_cpus=1)
     log = tmp_path / "log"
-    job = job_of(cluster, data, tmp_path / "runs", tmp_path, workers="1:2", grow=1, epochs=EPOCHS)
+    job = job_of(cluster, data, tmp_path / "runs", tmp_path, workers="1:2", resize_interval=1, epochs=EPOCHS)
     job.environment["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = "10"
     with job.running(log) as process:
         until(lambda: job.step() >= 4, process, log)

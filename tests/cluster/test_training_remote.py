@@ -1,4 +1,4 @@
-"""Training far from its data: shards in a bucket, every feed, and an MLflow server that goes away meanwhile."""
+"""Training far from its data: shards in a bucket, every loader, and an MLflow server that goes away meanwhile."""
 
 from __future__ import annotations
 
@@ -46,16 +46,16 @@ class Place:
     bucket: str
     proxy: FaultProxy
 
-    def job(self, feed: str) -> Job:
-        """Trains on the bucket's shards with this feed."""
+    def job(self, loader: str) -> Job:
+        """Trains on the bucket's shards with this loader."""
         return Job(
             f"{self.bucket}/data",
             f"{self.bucket}/runs",
             address=self.address,
             tracking=self.mlflow.uri,
-            name=f"remote-{feed}",
+            name=f"remote-{loader}",
             layout="shards",
-            feed=feed,
+            loader=loader,
             workers=2,
             epochs=EPOCHS,
         )
@@ -124,7 +124,7 @@ def by_ray(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Trained:
         return Trained(job=job, result=result(process, log))
 
 
-def test_the_feeds_make_the_same_weights_of_a_bucket(by_threads: Trained, by_ray: Trained) -> None:
+def test_the_loaders_make_the_same_weights_of_a_bucket(by_threads: Trained, by_ray: Trained) -> None:
     assert by_threads.job.fingerprint(STEPS) == by_ray.job.fingerprint(STEPS)
     assert by_threads.result["metrics"] == by_ray.result["metrics"]
 

@@ -26,7 +26,7 @@ from pipelines.labelling.job import LabelConfig
 from pipelines.models.converting import ConvertConfig
 from pipelines.models.exporting import ExportConfig
 from pipelines.process.config_tree import build, flatten, leaves, parts
-from pipelines.training.job import TrainConfig
+from pipelines.training.config import TrainConfig
 from pspnet_core.errors import ConfigError, ImageError, PspnetError
 from tests.support.paths import ROOT
 

@@ -22,13 +22,13 @@ from tests.support.waiting import PATIENCE_S
 
 FLAGS = {
     "backbone": "resnet18",
-    "stride": 32,
+    "output_stride": 32,
     "bins": "1,2",
     "crop": 48,
-    "resize": 0.5,
+    "image_scale": 0.5,
     "batch": 4,
     "epochs": 5,
-    "every": 1,
+    "checkpoint_every": 1,
     "ema": 0.5,
     "deterministic": True,
 }

@@ -19,6 +19,7 @@ from pipelines.datasets.data_card import check
 from pipelines.datasets.dataset import Dataset, Pair, by_split
 from pipelines.datasets.layouts import open_dataset
 from pipelines.datasets.packing import Pack, PackingFailed, PrepareConfig, plan_shards, prepare
+from pipelines.process.config_tree import build
 from pipelines.storage import open_store
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import CAMVID
@@ -43,7 +44,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def config(data: Path, output: Path, **changes: Any) -> PrepareConfig:
-    return replace(PrepareConfig(data=str(data), output=str(output), shard=1), **changes)
+    return build(PrepareConfig, {"data": str(data), "output": str(output), "shard": 1} | changes)
 
 
 def files(output: Path) -> dict[str, bytes]:
@@ -162,7 +163,7 @@ def test_an_input_that_changes_meanwhile_is_told(data: Path, tmp_path: Path, mon
     opened = open_dataset(str(data), "folder")
     later = replace(opened, splits={"train": opened.split("train")[:-1], "val": opened.split("val")})
     answers = iter([opened, later])
-    monkeypatch.setattr("pipelines.datasets.packing.open_dataset", lambda *_: next(answers))
+    monkeypatch.setattr("pipelines.datasets.layouts.open_dataset", lambda *_: next(answers))
     with pytest.raises(PackingFailed, match=r"changed while it was packed; empty .* and start again"):
         prepare(config(data, tmp_path / "out"))
     assert not (tmp_path / "out/card.json").exists()

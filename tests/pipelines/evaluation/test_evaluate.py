@@ -28,6 +28,7 @@ from pipelines.evaluation.evaluate import EvaluateConfig, evaluate, score_checkp
 from pipelines.evaluation.scoring import Compared, chunked, score
 from pipelines.evaluation.tables import image_row, scores_of
 from pipelines.labelling.job import LabelConfig, label
+from pipelines.process.config_tree import build
 from pipelines.storage import open_store
 from pspnet_core.checkpoints import checkpoint as checkpoints
 from pspnet_core.checkpoints.checkpoint import Checkpoint
@@ -47,6 +48,10 @@ NAMES = SCENE_CLASSES.names
 def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is logged where a test does not say so."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def config_of(data: Path, model: Path | str, **flags: Any) -> EvaluateConfig:
+    return build(EvaluateConfig, {"data": str(data), "model": str(model)} | flags)
 
 
 @pytest.fixture(scope="module")
@@ -74,7 +79,7 @@ def result(data: Path, scene_model: Path, output: Path, ray_cluster: None) -> di
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setattr(scoring, "CHUNK", 2)
-        config = EvaluateConfig(data=str(data), model=str(scene_model), output=str(output), batch=1, workers="2")
+        config = config_of(data, scene_model, output=str(output), batch=1, workers="2")
         return evaluate(config)
 
 
@@ -239,11 +244,11 @@ def test_a_second_run_into_the_folder_reads_it(
         raise AssertionError("scored again")
 
     monkeypatch.setattr("pipelines.evaluation.evaluate._scores", refuse)
-    config = EvaluateConfig(data=str(data), model=str(scene_model), output=str(output), batch=1)
+    config = config_of(data, scene_model, output=str(output), batch=1)
     assert json.dumps(evaluate(config)) == json.dumps(result)  # as text, since NaN is not equal to itself
     assert files == {path: path.read_bytes() for path in Path(result["output"]).iterdir()}
     with pytest.raises(ConfigError, match=r"^output=.*split=val: holds an .* with batch 1, not 8; choose another"):
-        evaluate(EvaluateConfig(data=str(data), model=str(scene_model), output=str(output)))
+        evaluate(config_of(data, scene_model, output=str(output)))
 
 
 @pytest.fixture
@@ -255,7 +260,7 @@ def quickly(result: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("quickly")
 def test_another_setting_is_another_folder(data: Path, scene_model: Path, output: Path, result: dict[str, Any]) -> None:
-    config = EvaluateConfig(data=str(data), model=str(scene_model), output=str(output), flip=True)
+    config = config_of(data, scene_model, output=str(output), flip=True)
     flipped = evaluate(config)
     assert flipped["model"] != result["model"]
     assert flipped["output"] != result["output"]
@@ -269,7 +274,7 @@ def test_other_data_is_refused_before_the_work(
     key = min(path.stem for path in (data / "images/val").iterdir())
     (tmp_path / f"less/images/val/{key}.jpg").unlink()
     (tmp_path / f"less/masks/val/{key}.png").unlink()
-    config = EvaluateConfig(data=str(tmp_path / "less"), model=str(scene_model), output=str(output), batch=1)
+    config = config_of(tmp_path / "less", scene_model, output=str(output), batch=1)
     with pytest.raises(ConfigError, match=r"^output=.*split=val: holds an evaluation .* with content "):
         evaluate(config)
 
@@ -282,7 +287,7 @@ def test_a_run_that_broke_off_is_finished(
     shutil.copytree(result["output"], folder)
     (folder / "classes.parquet").unlink()
     (folder / "confusion.parquet").unlink()
-    config = EvaluateConfig(data=str(data), model=str(scene_model), output=str(tmp_path), batch=1)
+    config = config_of(data, scene_model, output=str(tmp_path), batch=1)
     again = evaluate(config)
     assert again["output"] == str(folder)
     for path in Path(result["output"]).iterdir():
@@ -311,7 +316,7 @@ def test_it_agrees_with_validation_to_the_last_digit(data: Path, checkpoint: Che
             for pair in dataset.split("val"):
                 shutil.copy(data / kind / "val" / f"{pair.key}.{suffix}", folder / f"{place}-{pair.key}.{suffix}")
     shutil.copy(data / "classes.json", tmp_path / "data/classes.json")
-    found = evaluate(EvaluateConfig(data=str(tmp_path / "data"), model=str(tmp_path / "model"), workers="2"))
+    found = evaluate(config_of(tmp_path / "data", tmp_path / "model", workers="2"))
     assert (found["miou"], found["macc"], found["aacc"]) == (total.miou, total.macc, total.aacc)
     assert json.dumps(list(found["iou"].values())) == json.dumps(total.iou().tolist())
     assert score_checkpoint(checkpoint, open_dataset(str(tmp_path / "data"), "folder"), "val") == total.miou
@@ -327,9 +332,7 @@ def test_tables_in_a_bucket_and_a_run_in_mlflow(
     client.create_registered_model("scenes")
     client.create_model_version("scenes", f"{trained.info.artifact_uri}/model", trained.info.run_id)
     client.set_registered_model_alias("scenes", "champion", "1")
-    config = EvaluateConfig(
-        data=str(data), model="models:/scenes@champion", output=f"{s3_bucket}/scores", experiment="scores", batch=1
-    )
+    config = config_of(data, "models:/scenes@champion", output=f"{s3_bucket}/scores", experiment="scores", batch=1)
     found = evaluate(config)
     assert {key: value for key, value in found.items() if key not in ("output", "run_id", "iou")} == {
         key: value for key, value in result.items() if key not in ("output", "run_id", "iou")
@@ -369,7 +372,7 @@ def test_a_run_that_fails_is_closed_as_failed(
 
     monkeypatch.setattr("pipelines.evaluation.evaluate._scores", fail)
     with pytest.raises(RuntimeError, match="broken"):
-        evaluate(EvaluateConfig(data=str(data), model=str(scene_model)))
+        evaluate(config_of(data, scene_model))
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("pspnet-evaluation")
     assert experiment is not None
@@ -408,7 +411,7 @@ def test_raw_ids_in_the_files_change_nothing(
         Image.fromarray(np.where(mask == SCENE_CLASSES.ignore, 0, mask + 1).astype(np.uint8)).save(path)
     ids = {str(index + 1): index for index in range(len(SCENE_CLASSES))}
     (tmp_path / "raw/classes.json").write_text(json.dumps(SCENE_CLASSES.to_json() | {"ids": ids}))
-    again = evaluate(EvaluateConfig(data=str(tmp_path / "raw"), model=str(scene_model), batch=1))
+    again = evaluate(config_of(tmp_path / "raw", scene_model, batch=1))
     assert json.dumps(again) == json.dumps(result | {"output": None})  # as text, since NaN is not equal to itself
 
 
@@ -420,7 +423,7 @@ def test_a_model_of_other_bands_is_refused(run: str, data: Path, tmp_path: Path)
     model = str(tmp_path / "four")
     with pytest.raises(ConfigError, match=r"^model=.*four: takes 4 bands; image files are read as 3, RGB$"):
         if run == "evaluate":
-            evaluate(EvaluateConfig(data=str(data), model=model))
+            evaluate(config_of(data, model))
         else:
             label(LabelConfig(input=str(data), output=str(tmp_path / "labels"), model=model))
     assert not (tmp_path / "labels").exists()
@@ -431,7 +434,7 @@ def test_a_model_of_other_classes_is_refused(data: Path, scene_model: Path, tmp_
     (tmp_path / "other/classes.json").write_text(json.dumps({"names": ["a", "b"]}))
     line = r"are not the 2 of the data \(a, b, ...\); use a model of this data"
     with pytest.raises(ConfigError, match=line):
-        evaluate(EvaluateConfig(data=str(tmp_path / "other"), model=str(scene_model), output=str(tmp_path / "out")))
+        evaluate(config_of(tmp_path / "other", scene_model, output=str(tmp_path / "out")))
     with pytest.raises(ConfigError, match=line):
         score_checkpoint(checkpoints.load(scene_model), open_dataset(str(tmp_path / "other"), "folder"), "val")
     assert not (tmp_path / "out").exists()

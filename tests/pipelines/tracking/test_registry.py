@@ -24,7 +24,7 @@ from pipelines.storage import open_store
 from pipelines.tracking.registry import promote
 from pipelines.tracking.runs import Run, start_run
 from pipelines.tracking.server import TrackingError, client_of
-from pipelines.training.initial_weights import read_start
+from pipelines.training.initial_weights import read_initial_weights
 from pspnet_core.checkpoints import checkpoint as checkpoints
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import ConfigError
@@ -153,7 +153,7 @@ def test_what_is_registered(mlflow_server: MlflowServer, folders: dict[int, Path
         assert load_model(uri).fingerprint == checkpoint.fingerprint
         assert requests_for(mlflow_server, "GET", "weights") == weights + number
     assert requests_for(mlflow_server, "GET", "pspnet_core") == code
-    whole = read_start(model).state(checkpoint.config)
+    whole = read_initial_weights(model).state(checkpoint.config)
     assert all(tensor.equal(checkpoint.weights[name]) for name, tensor in whole.items())
 
 
@@ -187,13 +187,13 @@ def test_training_starts_from_weights_at_any_place(mlflow_server: MlflowServer, 
     for file in (*(tmp_path / "small").iterdir(), tmp_path / "imagenet.safetensors"):
         store.put_if_absent(f"in/{file.name}", file.read_bytes())
     torch.manual_seed(1)
-    whole = read_start(f"{s3_bucket}/in").state(made.config)
+    whole = read_initial_weights(f"{s3_bucket}/in").state(made.config)
     assert all(tensor.equal(made.weights[name]) for name, tensor in whole.items())
     for uri in (f"{s3_bucket}/in/imagenet.safetensors", f"runs:/{run.run_id}/weights/imagenet.safetensors"):
-        started = read_start(uri).state(made.config)
+        started = read_initial_weights(uri).state(made.config)
         assert all(started[prefix + name].equal(tensor) for name, tensor in backbone.items())
     with pytest.raises(ConfigError, match=r"^init=runs:"):
-        read_start(f"runs:/{'0' * 32}/imagenet.pth").state(made.config)
+        read_initial_weights(f"runs:/{'0' * 32}/imagenet.pth").state(made.config)
 
 
 @pytest.mark.parametrize(
