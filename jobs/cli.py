@@ -191,7 +191,7 @@ def _entries(
 
 def _convert(name: str, given: Any, hint: Any) -> Any:
     """The value of a text, or of a list of texts, in a field of this type."""
-    value = given
+    value = given if _is_list(hint) else _text(given)
     try:
         if value == "null" and types.NoneType in _alternatives(hint):
             return None

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -30,7 +30,7 @@ from pipelines.datasets.shards import (
     CARD_TEXT,
     CLASSES_FILE,
     INDEX_FILE,
-    Entry,
+    IndexRow,
     ShardWriter,
     shard_metadata,
     shard_path,
@@ -69,8 +69,11 @@ class PrepareConfig:
             raise ConfigError("shard", self.shard, "give a size in MB, 1 to 1024")
 
 
-def prepare(config: PrepareConfig) -> dict[str, Any]:
+def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | None = None) -> dict[str, Any]:
     """Check and pack a data set.
+
+    Args:
+        execute: makes every shard and returns their parts, in order; by default ``pack_on_ray``.
 
     Returns:
         ``splits`` (name -> images packed), ``shards`` (how many), ``rejected`` (pairs left out), ``leaks`` (images that
@@ -89,8 +92,7 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     output.check_writable_atomically()
     claim(output, config, dataset)
     pack = Pack(dataset, output, plan_shards(dataset, config.shard * 10**6))
-    with ray_session():
-        parts = _pack_all(pack)
+    parts = (execute or pack_on_ray)(pack)
     card = card_of_parts(dataset, parts)
     _refuse_unusable(dataset, card)
     if listing_of(config.dataset.open()) != listing_of(dataset):
@@ -158,7 +160,7 @@ class Part:
 
     split: str
     card: SplitCard
-    entries: tuple[Entry, ...]
+    entries: tuple[IndexRow, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The part in plain JSON types."""
@@ -174,7 +176,7 @@ class Part:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Part":
         """Read what ``to_json`` gives."""
-        entries = tuple(Entry(**entry) for entry in content["entries"])
+        entries = tuple(IndexRow(**entry) for entry in content["entries"])
         card = SplitCard(
             images=len(entries),
             pixels=np.array(content["pixels"], dtype=np.int64),
@@ -208,7 +210,7 @@ class Pack:
     def _shard(self, number: int) -> bytes:
         pairs = self.shards[number]
         writer, tally = ShardWriter(), Tally(len(self.dataset.classes))
-        entries: list[Entry] = []
+        entries: list[IndexRow] = []
         with ThreadPoolExecutor(THREADS) as pool:
             for packed in map_ahead(pool, self._checked, pairs, depth=2 * THREADS):
                 if isinstance(packed, Rejected):
@@ -240,9 +242,9 @@ class _Packed(NamedTuple):
     mask: bytes
     measured: Measured
 
-    def entry(self, shard: int, row: int) -> Entry:
+    def entry(self, shard: int, row: int) -> IndexRow:
         """Its row of the index."""
-        return Entry(
+        return IndexRow(
             key=self.measured.key,
             split=self.measured.split,
             shard=shard,
@@ -253,15 +255,14 @@ class _Packed(NamedTuple):
         )
 
 
-def _pack_all(pack: Pack) -> list[Part]:
-    """Every shard's part, in order."""
+def pack_on_ray(pack: Pack) -> list[Part]:
+    """Every shard's part, in order, from tasks of Ray Data."""
     quiet_ray_data()
     count = len(pack.shards)
-    # A whole CPU each: as many shards are in memory at a time as the cluster has CPUs.
-    tasks = ray.data.range(count, override_num_blocks=count).map(pack, num_cpus=1)
     parts: dict[int, Part] = {}
-    with Progress(sum(map(len, pack.shards)), "packing") as progress:
-        for row in rows_of(tasks):
+    with ray_session(), Progress(sum(map(len, pack.shards)), "packing") as progress:
+        # A whole CPU each: as many shards are in memory at a time as the cluster has CPUs.
+        for row in rows_of(ray.data.range(count, override_num_blocks=count).map(pack, num_cpus=1)):
             parts[row["id"]] = Part.from_json(json.loads(row["part"]))
             progress.advance(row["images"])
     return [parts[number] for number in range(count)]

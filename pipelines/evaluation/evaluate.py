@@ -11,45 +11,29 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import pyarrow as pa
-import ray
-import ray.data
-import torch
-
-from pipelines.cluster.ray_data import quiet_ray_data, rows_of
-from pipelines.cluster.resources import Pool, Share, WorkerRange
 from pipelines.cluster.session import ray_session
-from pipelines.datasets.dataset import Dataset, Pair
+from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.layouts import DataConfig
+from pipelines.evaluation.actors import ActorConfig, check_classes, score_split
 from pipelines.evaluation.charts import confusion_picture, iou_picture
-from pipelines.evaluation.scoring import BATCH, Compared, chunked, compare
 from pipelines.evaluation.tables import (
-    IMAGE_SCORES,
     SCHEMA_VERSION,
     Evaluation,
     EvaluationFolder,
-    image_row,
-    worst_first,
 )
-from pipelines.models.loading import MLFLOW_SCHEMES, check_rgb, load_rgb_model
-from pipelines.process.config_tree import check_positive, flatten
+from pipelines.models.loading import MLFLOW_SCHEMES, load_rgb_model
+from pipelines.process.config_tree import flatten
 from pipelines.process.redaction import redacted
 from pipelines.storage import open_store
-from pipelines.storage.arrow import from_ipc, to_ipc
 from pipelines.tracking.runs import Run, start_run
 from pipelines.tracking.server import patiently
 from pspnet_core import __version__
 from pspnet_core.checkpoints.checkpoint import Checkpoint
-from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
-from pspnet_core.inference.segmenter import Segmenter
-from pspnet_core.metrics.confusion import BoundaryCounts, ConfusionMatrix, Scores
-from pspnet_core.threads import map_ahead
 
 log = logging.getLogger(__name__)
 
@@ -66,25 +50,6 @@ class InferenceOverrides:
     """Side of the sliding window in pixels, 0 for whole images; by default the checkpoint's."""
     reduced: bool | None = None
     """Whether JPEGs larger than the network's input are decoded to fewer pixels; by default the checkpoint's."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActorConfig:
-    """The actors that score."""
-
-    workers: str | None = None
-    """Model actors: N or MIN:MAX; by default up to one per GPU, or one on CPUs."""
-    gpus: float | None = None
-    """GPUs per actor; by default 1 when the cluster has any."""
-    batch: int = BATCH
-    """Most images in one forward pass, or on CPUs at a time; by default that of training's validation."""
-    compile: bool = False
-    """Whether the network is compiled (CUDA graphs on GPUs): for many images of one size."""
-
-    def __post_init__(self) -> None:
-        check_positive(batch=self.batch)
-        if self.workers is not None:
-            WorkerRange.parse(self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,59 +78,6 @@ class EvaluateConfig:
         return bool(os.environ.get("MLFLOW_TRACKING_URI")) or self.model.startswith(MLFLOW_SCHEMES)
 
 
-TASK = 8  # most chunks of one task, which an actor reads ahead across
-
-
-class Score:
-    """Actor that scores chunks of a split."""
-
-    def __init__(
-        self,
-        dataset: Dataset,
-        pairs: Sequence[Pair],
-        checkpoint: "ray.ObjectRef[Checkpoint]",
-        config: ActorConfig,
-        share: Share,
-    ) -> None:
-        self.threads = share.threads_here()
-        torch.set_num_threads(self.threads)
-        model: Checkpoint = ray.get(checkpoint)
-        self.dataset, self.pairs = dataset, pairs
-        memory = share.pass_memory_here()
-        self.segmenter = Segmenter(
-            model.model, model.inference, batch=config.batch, memory=memory, compile=config.compile
-        )
-        self.batched = True if config.compile else None  # what is compiled is for one thread at a time
-
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        """Score the pairs ``start..stop``.
-
-        Returns:
-            ``confusion`` (C, C) and ``boundary`` (2, C), the counts of all of them; ``images``, an ``IMAGE_SCORES``
-            table as an Arrow stream.
-        """
-        pairs = self.pairs[row["start"] : row["stop"]]
-        total, rows = Scores.empty(len(self.dataset.classes)), []
-        with ThreadPoolExecutor(self.threads) as pool:
-            compared = compare(self.segmenter, self.dataset, pairs, threads=self.threads, batched=self.batched)
-            # Counting boundaries takes time as decoding does: beside the network, not after it.
-            for scores, image in map_ahead(pool, self._measure, compared, depth=self.threads):
-                total += scores
-                rows.append(image)
-        images = pa.Table.from_pylist(rows, schema=IMAGE_SCORES)
-        return {
-            "confusion": total.confusion.counts,
-            "boundary": total.boundary.counts,
-            "images": to_ipc(images),
-        }
-
-    def _measure(self, found: Compared) -> tuple[Scores, dict[str, Any]]:
-        """An image's own counts, and its row."""
-        scores = Scores.empty(len(self.dataset.classes))
-        scores.update(found.mask, found.target, ignore=self.dataset.classes.ignore)
-        return scores, image_row(found, scores, self.dataset)
-
-
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score the split.
 
@@ -183,14 +95,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     checkpoint = load_rgb_model(config.model).with_inference(**vars(config.inference))
     dataset = config.dataset.open()
     pairs = dataset.split(config.split)
-    _check_classes(checkpoint, dataset, uri=config.model)
+    check_classes(checkpoint, dataset, uri=config.model)
     facts = _facts(config, checkpoint, dataset)
     folder = _folder(config, checkpoint)
     evaluation = folder.find(facts) if folder else None
     with _tracked_run(config, checkpoint) as run:
         if evaluation is None:
             with ray_session():
-                scores, images = _scores(checkpoint, dataset, pairs, config.actors)
+                scores, images = score_split(checkpoint, dataset, pairs, config.actors)
             evaluation = Evaluation(scores=scores, images=images, facts=facts)
             if folder:
                 folder.write(evaluation)
@@ -198,30 +110,6 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             _log(run, config, evaluation)
     places = {"output": folder.uri if folder else None, "run_id": run.run_id if run else None}
     return _result(evaluation) | places
-
-
-def score_checkpoint(checkpoint: Checkpoint, dataset: Dataset, split: str, *, gpus: float | None = None) -> float:
-    """The mIoU of a model on a split, measured as ``evaluate`` does by default; nothing is written or logged.
-
-    Args:
-        gpus: GPUs of each actor; by default 1 when the cluster has any.
-
-    Raises:
-        ConfigError: the model has other classes or bands than the data, or a pair cannot be read.
-    """
-    pairs = dataset.split(split)
-    check_rgb(checkpoint, checkpoint.name)
-    _check_classes(checkpoint, dataset, uri=checkpoint.name)
-    with ray_session():
-        scores, _ = _scores(checkpoint, dataset, pairs, ActorConfig(gpus=gpus))
-    return scores.confusion.miou
-
-
-def _check_classes(checkpoint: Checkpoint, dataset: Dataset, *, uri: str) -> None:
-    if dataset.classes.names != checkpoint.classes.names:
-        known, found = (", ".join(table.names[:4]) for table in (checkpoint.classes, dataset.classes))
-        remedy = f"its {len(checkpoint.classes)} classes ({known}, ...) are not the {len(dataset.classes)} of the data"
-        raise ConfigError("model", uri, f"{remedy} ({found}, ...); use a model of this data")
 
 
 def _facts(config: EvaluateConfig, checkpoint: Checkpoint, dataset: Dataset) -> dict[str, Any]:
@@ -251,38 +139,6 @@ def _folder(config: EvaluateConfig, checkpoint: Checkpoint) -> EvaluationFolder 
     store = open_store(config.output, field="output")
     store.check_writable_atomically()
     return EvaluationFolder.of(store, partition=checkpoint.partition, split=config.split)
-
-
-def _scores(
-    checkpoint: Checkpoint, dataset: Dataset, pairs: Sequence[Pair], config: ActorConfig
-) -> tuple[Scores, pa.Table]:
-    """The split's counts and its images' rows, from actors over chunks of it."""
-    pool = Pool.of(config.workers, config.gpus, reserve=0.0)
-    quiet_ray_data()
-    tasks = _tasks(pairs, config.batch, workers=pool.high)
-    answers = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(
-        Score,  # type: ignore[arg-type]  # a class is built once per actor
-        fn_constructor_args=(dataset, pairs, ray.put(checkpoint), config, pool.share),
-        compute=ray.data.ActorPoolStrategy(min_size=pool.low, max_size=pool.high),
-        num_cpus=pool.share.cpus,
-        num_gpus=pool.share.gpus or None,
-    )
-    classes = len(dataset.classes)
-    total, images = Scores.empty(classes), []
-    for answer in rows_of(answers):
-        total += Scores(
-            confusion=ConfusionMatrix(classes, answer["confusion"]),
-            boundary=BoundaryCounts(classes, answer["boundary"]),
-        )
-        images.append(from_ipc(answer["images"]))
-    return total, worst_first(pa.concat_tables(images))
-
-
-def _tasks(pairs: Sequence[Pair], batch: int, *, workers: int) -> list[dict[str, int]]:
-    """Ranges of pairs, whole chunks each: some for every worker, so that none waits long for the last."""
-    sizes = [len(chunk) for chunk in chunked(pairs, batch=batch)]
-    step = sizes[0] * max(1, min(TASK, len(sizes) // (4 * workers)))
-    return [{"start": start, "stop": min(start + step, len(pairs))} for start in range(0, len(pairs), step)]
 
 
 def _result(evaluation: Evaluation) -> dict[str, Any]:

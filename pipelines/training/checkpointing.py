@@ -61,7 +61,7 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class RunProgress:
     """Where a run was, in plain numbers. Order, augmentation, dropout and learning rate are functions of the step."""
 
     step: int
@@ -91,17 +91,17 @@ class Snapshot:
     weights: dict[str, Tensor] | None = field(repr=False)
     """The weights that learn, when the model holds their average."""
     optimiser: dict[str, Tensor] = field(repr=False)
-    progress: Progress
+    progress: RunProgress
     folder: str | None = None
     """Where it was read, relative to the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class SavedCheckpoint:
     """A complete checkpoint: its folder relative to the store, and its progress."""
 
     folder: str
-    progress: Progress
+    progress: RunProgress
 
     @property
     def model(self) -> str:
@@ -125,7 +125,7 @@ class CheckpointFolder:
         """Where they are, relative to the store."""
         return f"{self.name}/checkpoints"
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[SavedCheckpoint]:
         """The complete ones, oldest first; one that is deleted meanwhile is not among them."""
         entries = []
         for item in self.store.list(self.path, suffixes={PROGRESS_FILE}):
@@ -133,16 +133,18 @@ class CheckpointFolder:
                 entries.append(self.entry(item.key.rpartition("/")[0]))
         return sorted(entries, key=lambda entry: (entry.progress.step, entry.progress.score, entry.folder))
 
-    def entry(self, folder: str) -> Entry:
+    def entry(self, folder: str) -> SavedCheckpoint:
         """The checkpoint in a folder. Raises as ``Store.read`` when it is not complete."""
-        return Entry(folder=folder, progress=Progress(**json.loads(self.store.read(f"{folder}/{PROGRESS_FILE}"))))
+        return SavedCheckpoint(
+            folder=folder, progress=RunProgress(**json.loads(self.store.read(f"{folder}/{PROGRESS_FILE}")))
+        )
 
-    def new(self, snapshot: Snapshot) -> Entry:
+    def new(self, snapshot: Snapshot) -> SavedCheckpoint:
         """Where a snapshot will be."""
         folder = f"{self.path}/{snapshot.progress.step:09d}-{uuid.uuid4().hex[:8]}"
-        return Entry(folder=folder, progress=snapshot.progress)
+        return SavedCheckpoint(folder=folder, progress=snapshot.progress)
 
-    def write(self, snapshot: Snapshot, entry: Entry) -> None:
+    def write(self, snapshot: Snapshot, entry: SavedCheckpoint) -> None:
         """Write a snapshot; readers see it whole or not at all. May be repeated. Raises as ``Store.put_if_absent``."""
         for path, data in _files(snapshot):
             self.store.put_if_absent(f"{entry.folder}/{path}", data)
@@ -164,7 +166,7 @@ class CheckpointFolder:
             raise damaged
         return None
 
-    def read(self, entry: Entry) -> Snapshot:
+    def read(self, entry: SavedCheckpoint) -> Snapshot:
         """What ``write`` wrote.
 
         Raises:
@@ -201,7 +203,7 @@ def _folder(key: str) -> str:
     return "/".join(key.split("/")[:3])
 
 
-def best(entries: Iterable[Entry]) -> list[Entry]:
+def best(entries: Iterable[SavedCheckpoint]) -> list[SavedCheckpoint]:
     """The entry of the highest mIoU, the first of several; none where nothing was scored."""
     scored = [entry for entry in entries if entry.progress.score > -math.inf]
     return [max(scored, key=lambda entry: (entry.progress.score, -entry.progress.step))] if scored else []

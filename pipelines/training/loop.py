@@ -28,7 +28,7 @@ EXAMPLES = 6
 
 
 def train_loop(arguments: dict[str, Any]) -> str | None:
-    """Entry point of a worker process.
+    """SavedCheckpoint point of a worker process.
 
     Args:
         arguments: ``setup``, ``folder`` (of the run's checkpoints) and ``run``.

@@ -3,7 +3,7 @@
 import functools
 from typing import Any
 
-from pipelines.evaluation.evaluate import score_checkpoint
+from pipelines.evaluation.actors import score_checkpoint
 from pipelines.storage import to_local
 from pipelines.tracking import registry
 from pipelines.tracking.runs import Run

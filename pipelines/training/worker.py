@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.evaluation.scoring import BATCH, chunked, score
-from pipelines.training.checkpointing import Progress, Snapshot
+from pipelines.training.checkpointing import RunProgress, Snapshot
 from pipelines.training.loading import Batch, Rank
 from pipelines.training.setup import Setup
 from pspnet_core.checkpoints import checkpoint as checkpoints
@@ -96,7 +96,7 @@ class Worker:
 
     def snapshot(self, *, model: checkpoints.Checkpoint, metrics: Mapping[str, float] | None = None) -> Snapshot:
         """The state as it is now, copied to CPU memory; ``metrics`` where an epoch has just ended."""
-        progress = Progress(
+        progress = RunProgress(
             step=self.steps_done,
             workers=self.rank.world,
             loss=self.losses,

@@ -250,6 +250,11 @@ def test_a_file_gives_values_and_flags_override_them_wherever_they_stand(tmp_pat
     assert parse_config(SampleConfig, ["--coats", "6", "--config", path]) == overridden
 
 
+def test_a_list_in_a_file_is_the_text_of_a_field_that_is_text(tmp_path: Path) -> None:
+    path = written(tmp_path, 'fence: ["a,b", c]')
+    assert parse_config(SampleConfig, ["--config", path]).fence == '["a,b", "c"]'
+
+
 def test_an_empty_file_gives_nothing(tmp_path: Path) -> None:
     assert parsed("--config", written(tmp_path, "# nothing yet\n")) == parsed()
 

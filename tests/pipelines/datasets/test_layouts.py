@@ -195,10 +195,15 @@ def build_labels(store: Store) -> Expected:
     return Expected(found, "sky", "car", 9)
 
 
+def in_process(pack: Pack) -> list[Part]:
+    """What Ray does, without it."""
+    return [Part.from_json(json.loads(pack({"id": number})["part"])) for number in range(len(pack.shards))]
+
+
 def pack(dataset: Dataset, output: Store, limit: int = 1000) -> list[Part]:
     """What ``prepare`` does, in this process."""
     work = Pack(dataset, output, plan_shards(dataset, limit))
-    parts = [Part.from_json(json.loads(work({"id": number})["part"])) for number in range(len(work.shards))]
+    parts = in_process(work)
     finish(output, dataset, card_of_parts(dataset, parts), parts)
     return parts
 

@@ -24,7 +24,8 @@ from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.demo import draw_dataset
 from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.evaluation import scoring
-from pipelines.evaluation.evaluate import EvaluateConfig, evaluate, score_checkpoint
+from pipelines.evaluation.actors import score_checkpoint
+from pipelines.evaluation.evaluate import EvaluateConfig, evaluate
 from pipelines.evaluation.scoring import Compared, chunked, score
 from pipelines.evaluation.tables import image_row, scores_of
 from pipelines.labelling.job import LabelConfig, label
@@ -243,7 +244,7 @@ def test_a_second_run_into_the_folder_reads_it(
     def refuse(*arguments: Any, **options: Any) -> None:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr("pipelines.evaluation.evaluate._scores", refuse)
+    monkeypatch.setattr("pipelines.evaluation.evaluate.score_split", refuse)
     config = config_of(data, scene_model, output=str(output), batch=1)
     assert json.dumps(evaluate(config)) == json.dumps(result)  # as text, since NaN is not equal to itself
     assert files == {path: path.read_bytes() for path in Path(result["output"]).iterdir()}
@@ -255,7 +256,7 @@ def test_a_second_run_into_the_folder_reads_it(
 def quickly(result: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Scoring gives at once what it gave before."""
     classes, confusion, images = tables(result)
-    monkeypatch.setattr("pipelines.evaluation.evaluate._scores", lambda *_: (scores_of(classes, confusion), images))
+    monkeypatch.setattr("pipelines.evaluation.evaluate.score_split", lambda *_: (scores_of(classes, confusion), images))
 
 
 @pytest.mark.usefixtures("quickly")
@@ -370,7 +371,7 @@ def test_a_run_that_fails_is_closed_as_failed(
     def fail(*arguments: Any, **options: Any) -> None:
         raise RuntimeError("broken")
 
-    monkeypatch.setattr("pipelines.evaluation.evaluate._scores", fail)
+    monkeypatch.setattr("pipelines.evaluation.evaluate.score_split", fail)
     with pytest.raises(RuntimeError, match="broken"):
         evaluate(config_of(data, scene_model))
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])

@@ -18,7 +18,7 @@ from pipelines.training.checkpointing import (
     CheckpointFolder,
     CheckpointLost,
     CheckpointWriter,
-    Progress,
+    RunProgress,
     Snapshot,
     best,
 )
@@ -34,12 +34,12 @@ def snapshot() -> Snapshot:
     config = PSPNetConfig(classes=2, backbone="resnet18", output_stride=32, bins=(1, 2), auxiliary=False)
     model = checkpoints.from_model(PSPNet(config), name="tiny", classes=ClassTable.from_json({"names": ["a", "b"]}))
     optimiser = {"decoder.1.weight.momentum_buffer": torch.randn(2, 3, generator=torch.Generator().manual_seed(1))}
-    return Snapshot(model=model, weights=None, optimiser=optimiser, progress=Progress(step=0))
+    return Snapshot(model=model, weights=None, optimiser=optimiser, progress=RunProgress(step=0))
 
 
 def at(snapshot: Snapshot, step: int, miou: float | None = None) -> Snapshot:
     metrics = {} if miou is None else {"miou": miou}
-    return dataclasses.replace(snapshot, progress=Progress(step=step, metrics=metrics))
+    return dataclasses.replace(snapshot, progress=RunProgress(step=step, metrics=metrics))
 
 
 def steps(folder: CheckpointFolder) -> list[int]:
@@ -58,7 +58,7 @@ def write(folder: CheckpointFolder, snapshot: Snapshot) -> None:
 
 def test_what_is_written_is_read(folder: CheckpointFolder, snapshot: Snapshot) -> None:
     assert folder.newest() is None
-    progress = Progress(
+    progress = RunProgress(
         step=7, loss=0.1 + 0.2, scaler={"scale": 2.0**16}, metrics={"miou": 1 / 3}, unsent=[["loss", 0.5, 1, 7]]
     )
     given = dataclasses.replace(snapshot, weights={"w": torch.ones(3)}, progress=progress)
