@@ -1,16 +1,16 @@
 """What every job shares: a config dataclass becomes flags, and the result one JSON line.
 
-A job is ``sys.exit(main(Config, run))``. The contract with whoever starts it:
+A job is ``sys.exit(main(Config, run))``. What its caller can rely on:
 
 * Every leaf of the config's tree is a flag; ``--config FILE.yaml`` gives values that the flags override, flat or
   nested by component.
 * Standard output holds one JSON object, on its last line. Everything else goes to standard error.
-* Exit code 0: done. 1: the job failed. 2: a bad flag or config, told in one line
-  ``error: field=value: remedy``. 130: interrupted. 143: SIGTERM came, what was under way is done, and the JSON
-  line tells how far it went.
+* Exit code 0: done. 1: the job failed. 2: a bad flag or config, with one line
+  ``error: field=value: remedy``. 130: interrupted. 143: an orderly end after SIGTERM; the JSON line holds
+  the result so far.
 
-The scripts find the project without touching ``sys.path``: whoever installs the dependencies installs it too
-(``make setup`` does so in place), and ``ray job submit --working-dir`` puts its folder on ``PYTHONPATH``.
+The scripts find the project without touching ``sys.path``: ``make setup`` installs it in place with its
+dependencies, and ``ray job submit --working-dir`` puts its folder on ``PYTHONPATH``.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main(
     Args:
         config_class: a keyword-only dataclass. Its docstring and its fields' docs are the ``--help``; its
             ``__post_init__`` may raise :class:`ConfigError`.
-        run: the job. Whatever it, its threads or its child processes print goes to standard error.
+        run: the job. All output of its own, its threads and its child processes goes to standard error.
         argv: the flags; those of the process by default.
     """
     os.environ.setdefault("NO_COLOR", "1")  # output is kept in logs and read by programs
@@ -118,7 +118,7 @@ def _read_flags(config_class: type[DataclassInstance], argv: Sequence[str]) -> d
     parser = _build_parser(config_class)
     try:
         given, rest = parser.parse_known_args([_dashed(token) for token in argv])
-    except ArgumentError as error:  # types are told below: this is a flag without its value
+    except ArgumentError as error:  # a flag without its value: argparse checks no types here
         name = (error.argument_name or "").lstrip("-").replace("-", "_")
         remedy = f"needs a value: {_describe(known[name].type)}" if name in known else error.message
         raise ConfigError(error.argument_name or "flags", "", remedy) from error
@@ -258,7 +258,7 @@ def _closest(name: str, known: Iterable[str]) -> str:
 
 @contextlib.contextmanager
 def _reserved_stdout() -> Iterator[TextIO]:
-    """Yield standard output for the JSON line; everybody else's goes to standard error.
+    """Yield standard output for the JSON line; all other output goes to standard error.
 
     Descriptor 1 itself is turned, so that C libraries and child processes are covered, and it stays so: a
     thread that forwards the logs of remote workers may print until the process ends, and the JSON line must
@@ -295,7 +295,7 @@ def _origin(error: BaseException) -> BaseException:
 
 
 def _plain(value: object) -> object:
-    """The same value in the types of JSON, as far as it can be told without knowing the libraries."""
+    """The same value in the types of JSON, without importing the libraries that it may come from."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -44,7 +44,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejected:
-    """A pair that cannot be learnt from, the file that is to blame and why."""
+    """A pair that training cannot use, its broken file and the reason."""
 
     split: str
     key: str

@@ -27,7 +27,7 @@ Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 class PairError(ConfigError):
-    """One pair cannot be learnt from: a file is gone, unreadable, of the wrong size, or names ids without a class."""
+    """One pair cannot be used: a file is gone, unreadable, of the wrong size, or names ids without a class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +55,7 @@ class Pair:
         image, mask: where they lie, as the data set's reader understands it: paths relative to the root, absolute
             URIs, or ``<Parquet file>/<row>``.
         split: the split that it is in.
-        version: identifies the content of both as far as the listing tells (etags, hashes, options).
+        version: identifies the content of both by what the listing has (etags, hashes, options).
         bytes: size of both as listed; 0 where it is not known.
     """
 

@@ -1,4 +1,4 @@
-"""A label table of this project as training data: self-training on the masks that a model was sure of.
+"""A label table of this project as training data: self-training on confident masks.
 
 Images are read from the ``uri`` of each row, masks from its run lengths (or its PNG). Rows of status ``error`` are left
 out, and of an image that was labelled several times the newest row counts.
@@ -44,7 +44,7 @@ class LabelRows:
     ignore: int
 
     def fetch(self, store: Store, pair: Pair) -> Sample:
-        """As ``Reader.fetch``; an image that is not the labelled one any more is a PairError."""
+        """As ``Reader.fetch``; an image that changed since it was labelled is a PairError."""
         folder, _, name = pair.image.rpartition("/")
         try:
             image = _folder(folder or "/", store.field).read_if(name, pair.version.split()[0])

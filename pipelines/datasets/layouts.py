@@ -1,8 +1,7 @@
 """How labelled data lies in a folder or bucket: one function per layout, and the table ``LAYOUTS``.
 
 A layout lists a store once and pairs images with masks. Reading, decoding and checking are shared
-(``datasets.Dataset``); layouts whose pairs are rows of Parquet files have files of their own (``shards``,
-``label_pairs``).
+(``dataset.Dataset``); layouts whose pairs are rows of Parquet files have files of their own (``shards``, ``labels``).
 """
 
 import json

@@ -204,7 +204,7 @@ class Pack:
         path = shard_path(number)
         if not self.output.exists(path):
             self.output.put_if_absent(path, self._shard(number))
-        # Whoever wrote it: what counts is what is there.
+        # Another run may have written it: the file in the store counts.
         return {"id": number, "images": len(self.shards[number]), "part": shard_metadata(self.output, path)}
 
     def _shard(self, number: int) -> bytes:

@@ -158,7 +158,7 @@ def _result(evaluation: Evaluation) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def _tracked_run(config: EvaluateConfig, checkpoint: Checkpoint) -> Iterator[Run | None]:
-    """An MLflow run, begun before the work so that a server that is not there is told at once; None if not wanted."""
+    """An MLflow run, started before the work so that a missing server fails at once; None if not wanted."""
     if not config.tracked:
         yield None
         return

@@ -4,8 +4,8 @@ The counts do not depend on how many workers, threads or processes share the wor
 answer depend on what else is in its batch and, on CPUs, on the number of threads:
 
 * On GPUs pairs are dealt out in chunks, and no batch crosses one: each image meets the same neighbours in its forward
-  pass whoever scores its chunk.
-* On CPUs each image goes through the network by itself on one thread, several at a time.
+  pass on every worker.
+* On CPUs each image goes through the network alone on one thread, several at a time.
 
 Shapes: ``H W`` pixels of an image.
 """

@@ -46,7 +46,7 @@ class CheckpointLost(PspnetError):
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
-    """When a run is scored and saved, and what is kept of it."""
+    """Intervals of validation and of checkpoints, and how many are kept."""
 
     val_every: int = 1
     """Epochs between validations; one follows the last epoch in any case."""
@@ -192,7 +192,7 @@ class CheckpointFolder:
         kept = {entry.folder for entry in [*entries[-keep:], *best(entries)]}
         newest = entries[-1].folder if entries else ""
         superseded = (item.key for item in self.store.list(self.path) if _folder(item.key) < newest)
-        # Without its progress a checkpoint is none any more, whatever happens next.
+        # Progress first: without it the folder no longer counts as a checkpoint.
         for key in sorted(superseded, key=lambda key: not key.endswith(PROGRESS_FILE)):
             if _folder(key) not in kept:
                 self.store.delete(key)
@@ -220,7 +220,7 @@ def _files(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
 
 
 class CheckpointWriter:
-    """Writes snapshots in a thread, so that training does not wait for storage; goes on trying while it is away.
+    """Writes snapshots in a thread, so that training does not wait for storage, and retries while it is away.
 
     At most three snapshots are held at a time: the one that is being written, the newest and the best-scored one that
     wait for it.

@@ -1,4 +1,4 @@
-"""What a training run is told: ``TrainConfig``, a tree of parts.
+"""``TrainConfig``: the settings of a training run as a tree of parts.
 
 The parts of a worker's step are here; the others are beside what they configure.
 """
@@ -28,7 +28,7 @@ from pspnet_core.training.optim import OPTIMISERS
 
 @dataclass(frozen=True, kw_only=True)
 class StepConfig:
-    """How a step is taken."""
+    """Batch, normalisation and number format of a training step."""
 
     batch: int = 16
     """Images per step over all workers together."""
@@ -50,7 +50,7 @@ class StepConfig:
         training_dtype(torch.device("cpu"), self.precision)
 
     def feasible(self, wanted: WorkerRange) -> WorkerRange:
-        """Those of the wanted numbers of workers that the batch is large enough for.
+        """The part of a range of workers for which the batch is large enough.
 
         Raises:
             ConfigError: when there are none.
@@ -68,7 +68,7 @@ class StepConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class OptimiserConfig:
-    """How a gradient becomes an update."""
+    """The optimiser, its learning rates, and the moving average of the weights."""
 
     kind: str = "sgd"
     """sgd (the paper's) or adamw."""
@@ -97,7 +97,7 @@ class OptimiserConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleConfig:
-    """How long a run is, and how its learning rate goes."""
+    """Length of a run and the curve of its learning rate."""
 
     epochs: int = 100
     """Passes over the training split."""
@@ -135,7 +135,7 @@ class TrainingLoss:
         self.of()
 
     def of(self) -> LossConfig:
-        """The same for the core, which is given the weights of the classes by themselves."""
+        """The settings of the core's loss, to which ``class_balance`` is no setting but a tensor of weights."""
         given = {name: value for name, value in vars(self).items() if name != "class_balance"}
         return LossConfig(**{_CORE_NAMES.get(name, name): value for name, value in given.items()})
 
@@ -188,11 +188,11 @@ class TrainConfig:
         return self.loss.aux_weight > 0
 
     def workers(self) -> WorkerRange:
-        """The numbers of workers that were asked for and that the batch is large enough for."""
+        """The part of ``--workers`` for which the batch is large enough."""
         return self.step.feasible(WorkerRange.parse(self.scaling.workers))
 
     def settled(self, network: PSPNetConfig) -> TrainConfig:
-        """The same config with every flag of the network as it turned out."""
+        """The same config with the network's flags filled in."""
         return replace(self, network=self.network.settled(network))
 
     def _check_bins(self, network: PSPNetConfig) -> None:

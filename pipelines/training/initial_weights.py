@@ -25,7 +25,7 @@ WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkConfig:
-    """The network to train, and the weights that it starts from; None is as in those weights, or the default."""
+    """The network to train and its initial weights. None takes a setting from those weights, else the default."""
 
     backbone: str | None = None
     """resnet18, resnet34, resnet50, resnet101 or resnet152; by default that of --init, else resnet50."""
@@ -46,7 +46,7 @@ class NetworkConfig:
         check_below_1(dropout=self.dropout)
 
     def resolve(self, classes: int, *, auxiliary: bool = True, start: "InitialWeights | None" = None) -> PSPNetConfig:
-        """The network for this many classes: what the flags leave open is as in the network of ``start``.
+        """The network for this many classes; ``start`` decides what the flags leave open.
 
         Raises:
             ConfigError: when the weights of ``start`` are those of another backbone or stem, or not for RGB images.
@@ -63,7 +63,7 @@ class NetworkConfig:
         return network
 
     def settled(self, network: PSPNetConfig) -> "NetworkConfig":
-        """The same with nothing left open."""
+        """The same with every setting filled in."""
         return dataclasses.replace(self, **{name: getattr(network, name) for name in vars(self) if name != "init"})
 
 
@@ -84,7 +84,7 @@ class InitialWeights:
     backbone_only: bool
 
     def fixed(self, flags: NetworkConfig) -> tuple[tuple[str, str | None, str], ...]:
-        """What no weights bear to be otherwise: its flag, what that says, and what it is here."""
+        """Flags that must agree with these weights: name, given value, value here."""
         return ("backbone", flags.backbone, self.config.backbone), ("stem", flags.stem, self.config.stem)
 
     @property
@@ -110,8 +110,11 @@ class InitialWeights:
         return {name: own[name] if name in fresh else self.weights[name] for name in own}
 
     def _fresh(self, model: PSPNet) -> set[str]:
-        """Names of the model's weights that start afresh: beside a bare backbone all others, else the classifiers of
-        other classes, and an auxiliary head where there is none here."""
+        """Names of the model's weights that are initialised anew.
+
+        Beside a bare backbone these are all others, else the classifiers of other classes and an auxiliary head that
+        is missing here.
+        """
         names = model.state_dict().keys()
         if self.backbone_only:
             return {name for name in names if not name.startswith("backbone.")}

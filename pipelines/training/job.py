@@ -67,35 +67,35 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def _fit(setup: Setup, scaling: Scaling, folder: CheckpointFolder, run: Run) -> None:
-    config = setup.config
+    """Train to the last step; TrainingFailed names the reason and the last good checkpoint."""
     patience = ELASTIC_START_TIMEOUT_S if scaling.elastic else START_TIMEOUT_S
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", patience)
-    filesystem = pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(folder.store.filesystem))
-    trainer = TorchTrainer(
+    try:
+        result: Any = _trainer(setup, scaling, folder, run).fit()
+    except ray.train.TrainingFailedError as error:
+        raise TrainingFailed(f"training failed: {_cause(error)}") from error
+    if reason := result.return_value:
+        entries = [folder.store.uri_of(entry.model) for entry in folder.entries()]
+        last = f"the last good checkpoint is {entries[-1]}" if entries else "no checkpoint yet"
+        remedy = "try a lower --lr, --grad-clip, or --precision float32"
+        raise TrainingFailed(f"training stopped: {reason}; {last}; {remedy}")
+
+
+def _trainer(setup: Setup, scaling: Scaling, folder: CheckpointFolder, run: Run) -> TorchTrainer:
+    config = setup.config
+    return TorchTrainer(
         train_loop,  # type: ignore[arg-type]  # Train V2 hands on what it returns
         train_loop_config={"setup": setup, "folder": folder, "run": run},
         scaling_config=scaling.for_ray(config.scaling.resize_interval),
         run_config=RunConfig(  # type: ignore[call-arg]  # typed as Train V1, which V2 replaces at import
             name=config.name,
             storage_path=folder.store.path_of(""),
-            storage_filesystem=filesystem,
+            storage_filesystem=pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(folder.store.filesystem)),
             failure_config=FailureConfig(max_failures=config.scaling.max_failures),
             callbacks=[EpochPrinter()],  # type: ignore[list-item]
             logging_config=LoggingConfig(log_level="WARNING"),
         ),
     )
-    try:
-        result: Any = trainer.fit()
-    except ray.train.TrainingFailedError as error:
-        raise TrainingFailed(f"training failed: {_cause(error)}") from error
-    if reason := result.return_value:
-        entries = folder.entries()
-        last = (
-            f"the last good checkpoint is {folder.store.uri_of(entries[-1].model)}" if entries else "no checkpoint yet"
-        )
-        raise TrainingFailed(
-            f"training stopped: {reason}; {last}; try a lower --lr, --grad-clip, or --precision float32"
-        )
 
 
 def _cause(error: ray.train.TrainingFailedError) -> str:

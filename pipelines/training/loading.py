@@ -1,7 +1,7 @@
 """Training batches: which samples, in which order, augmented how, as pure functions of seed and step.
 
 The order does not depend on the number of workers: step ``s`` takes the same images whether one worker processes them
-or eight. What a worker gets of a step is a function of (seed, step, its rank among how many), so that a run goes on
+or eight. A worker's part of a step is a function of (seed, step, rank, number of workers), so that a run resumes
 from any step with any number of workers.
 
 A loader makes a worker's batches ahead of the network: in threads of the worker, or on the cluster's CPUs by Ray Data.
@@ -61,7 +61,7 @@ class AugmentationConfig:
     hflip: float = 0.5
     """Share of crops that are flipped left to right."""
     cat_max_ratio: float = 0.75
-    """Largest share of a crop's labelled pixels that one class may have, as far as ten tries find such a crop."""
+    """Largest share of a crop's labelled pixels that one class may have, if ten tries find such a crop."""
     photometric: float = 0.0
     """Share of crops whose brightness, contrast, saturation and hue are changed."""
 
@@ -70,7 +70,7 @@ class AugmentationConfig:
         self.of(ignore=255)
 
     def of(self, *, ignore: int, mean: tuple[float, ...] = IMAGENET_MEAN) -> AugmentConfig:
-        """The same for the core; a crop is padded with the network's mean colour and the ignore id."""
+        """The settings of the core's augmentation; padding is the network's mean colour and the ignore id."""
         given = vars(self) | {"crop": (self.crop, self.crop), "mean": mean, "ignore": ignore}
         return AugmentConfig(**{_CORE_NAMES.get(name, name): value for name, value in given.items()})
 
@@ -80,7 +80,7 @@ _CORE_NAMES = {"image_scale": "base", "hflip": "mirror", "cat_max_ratio": "cap"}
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """Which worker this is, of how many."""
+    """A worker's index among all workers."""
 
     index: int = 0
     world: int = 1

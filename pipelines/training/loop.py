@@ -28,7 +28,7 @@ EXAMPLES = 6
 
 
 def train_loop(arguments: dict[str, Any]) -> str | None:
-    """SavedCheckpoint point of a worker process.
+    """Entry point of a worker process.
 
     Args:
         arguments: ``setup``, ``folder`` (of the run's checkpoints) and ``run``.
@@ -58,7 +58,7 @@ def train_loop(arguments: dict[str, Any]) -> str | None:
 
 
 def newest_of_all(folder: CheckpointFolder, worker: "Worker") -> Snapshot | None:
-    """The newest checkpoint that the first worker sees; all go on from that one, whatever is written just now."""
+    """The newest checkpoint that the first worker sees: all resume from that one, even if a newer one appears."""
     patience = Patience()
     found = patience.outlast(folder.newest) if worker.rank.index == 0 else None
     if worker.rank.world > 1:
@@ -80,7 +80,7 @@ def load_batches(
 
 
 def run_steps(worker: "Worker", batches: Iterator[Batch], record: Record | None) -> None:
-    """All steps that are left, with a validation every few epochs; the first worker keeps the record."""
+    """Take all steps that are left, with a validation every few epochs; the first worker keeps the record."""
     setup = worker.setup
     clock = Clock(setup.crops.batch)
     for batch in _with_progress(worker, clock.timed(batches), shown=record is not None and setup.progress):
@@ -90,18 +90,23 @@ def run_steps(worker: "Worker", batches: Iterator[Batch], record: Record | None)
         if record:
             record.step(worker.steps_done, clock.metrics() | {"loss": worker.loss, "lr": lr})
         if setup.validates(worker.steps_done):
-            model = worker.scored_model()
-            segmenter = worker.segmenter(model)
-            confusion = worker.validate(segmenter)
-            metrics = worker.epoch_metrics(confusion, lr) | {"images_per_second": clock.images_per_second}
-            if record:
-                examples = compare(segmenter, setup.dataset, spread(setup.val, EXAMPLES))
-                record.epoch(metrics, confusion, list(examples), setup.dataset.classes)
-                record.save(worker.snapshot(model=model, metrics=metrics))
-            ray.train.report(metrics)
+            ray.train.report(validate(worker, record, {"lr": lr, "images_per_second": clock.images_per_second}))
             clock.restart()
         elif record and setup.saves(worker.steps_done):
             record.save(worker.snapshot(model=worker.current_model()))
+
+
+def validate(worker: Worker, record: Record | None, metrics: dict[str, float]) -> dict[str, float]:
+    """Score the validation split, and record and save the epoch; returns the epoch's metrics with those given."""
+    setup, model = worker.setup, worker.scored_model()
+    segmenter = worker.segmenter(model)
+    confusion = worker.validate(segmenter)
+    metrics = worker.epoch_metrics(confusion) | metrics
+    if record:
+        examples = compare(segmenter, setup.dataset, spread(setup.val, EXAMPLES))
+        record.epoch(metrics, confusion, list(examples), setup.dataset.classes)
+        record.save(worker.snapshot(model=model, metrics=metrics))
+    return metrics
 
 
 def _with_progress(worker: Worker, batches: Iterator[Batch], *, shown: bool) -> Iterator[Batch]:

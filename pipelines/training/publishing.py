@@ -1,4 +1,4 @@
-"""What is left of a training run: its best checkpoint, logged and registered, and whether it is the champion."""
+"""Log and register the best checkpoint of a run, and compare it with the champion."""
 
 import functools
 from typing import Any

@@ -1,4 +1,4 @@
-"""A run is begun, or gone on with: the output remembers how it began, on which its saved state depends."""
+"""Start a run or resume one. A record in the output holds how the run began, to compare a resume with."""
 
 import dataclasses
 import json
@@ -23,7 +23,7 @@ EXPERIMENT = "pspnet-training"
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """How a run began: ``<name>/config.json``.
+    """Settings that a run began with: ``<name>/config.json``.
 
     Attributes:
         data: root of the data.
@@ -64,7 +64,7 @@ class RunRecord:
 
     @property
     def shape(self) -> dict[str, Any]:
-        """What weights, momenta and averages fit, by the flags that decide it."""
+        """Flags that must be equal, because saved weights, momenta and averages fit no others."""
         network = self.network
         return {
             "backbone": network.backbone,
@@ -82,13 +82,13 @@ class RunRecord:
 
     @property
     def course(self) -> dict[str, Any]:
-        """What the images, crops, learning rate and update of a step are functions of, by flags."""
+        """Flags that decide the images, crops, learning rate and update of a step."""
         parts = (self.augmentation, self.optimiser, self.schedule)
         return {"seed": self.seed} | {name: value for part in parts for name, value in flatten(part).items()}
 
 
 def open_run(setup: Setup, output: Store) -> tuple[Run, bool]:
-    """Start the run, or take up the one to resume; and whether MLflow has begun a new one for it.
+    """Start or resume the run; returns it, and whether it is new in MLflow.
 
     Raises:
         ConfigError: there is a run already, or the one to resume had another shape.
@@ -110,20 +110,18 @@ def open_run(setup: Setup, output: Store) -> tuple[Run, bool]:
 
 
 def check_resumable(before: RunRecord, now: RunRecord, *, init: str | None) -> None:
-    """Refuse to go on with what the saved state does not fit, and warn of what else has changed.
-
-    A longer run, for one, may be wanted: it is told, and not refused.
+    """Refuse settings that the saved state does not fit, and warn of other changes, such as a longer run.
 
     Raises:
         ConfigError: names the flag, its value, and what the run began with.
     """
     for flag, value, old in differences(now.shape, before.shape):
         raise ConfigError(flag, value, f"the run to resume has {old}; give that, or another --name")
-    # What only --init can have changed; dropout is no part of what weights are made for.
+    # Only --init changes the other fields; dropout may differ.
     if dataclasses.replace(before.network, dropout=now.network.dropout) != now.network:
         remedy = "the run to resume has another network; give the --init that it began with, or another --name"
         raise ConfigError("init", init, remedy)
-    # A classifier of as many classes goes on with others, or in another order, without an error.
+    # Other classes of the same number, or in another order, would load without an error.
     for index, (new, old) in enumerate(zip(now.classes, before.classes, strict=True)):
         if new != old:
             remedy = f"class {index} of the run to resume is {old}; give its classes in its order, or another --name"

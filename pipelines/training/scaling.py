@@ -1,4 +1,4 @@
-"""How many workers train, what each may use of the cluster, and what makes their crops."""
+"""Number and resources of the training workers, and where their crops are made."""
 
 from dataclasses import dataclass
 
@@ -17,16 +17,16 @@ LOADER_RESERVE = 0.2
 
 @dataclass(frozen=True, kw_only=True)
 class ScalingConfig:
-    """The workers, and what makes their crops."""
+    """The workers, and the loader of their crops."""
 
     workers: str = "1"
     """Data-parallel workers: N, or MIN:MAX for as many as the cluster has room for, which may change meanwhile."""
     gpus: float | None = None
     """GPUs per worker; by default 1 when the cluster has any."""
     max_failures: int = 10
-    """How often the run outlives the death of workers or their nodes before it gives up."""
+    """How often the run restarts after the death of workers or their nodes before it fails."""
     resize_interval: float = 60.0
-    """Seconds between looks for room for more workers, with --workers MIN:MAX."""
+    """Seconds between checks for room for more workers, with --workers MIN:MAX."""
     loader: str = "auto"
     """What makes the crops: threads (of each worker), ray (Ray Data on all CPUs of the cluster), or auto: ray where the
     workers have GPUs."""
@@ -40,7 +40,7 @@ class ScalingConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class Scaling:
-    """How many workers there are, and what each of them and the tasks that make their crops may use."""
+    """Number and resources of the workers, and of the tasks that make their crops."""
 
     workers: WorkerRange
     share: Share

@@ -1,4 +1,4 @@
-"""Before the first step: the data is checked, the network is known, and all that a worker needs is in one value."""
+"""Preparation on the driver: check the data, resolve the network, and gather a worker's input in one value."""
 
 import logging
 import sys
@@ -21,7 +21,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """Everything a worker needs: the config, and what the driver has found out and checked."""
+    """A worker's input: the config, and what the driver resolved and checked."""
 
     config: TrainConfig
     crops: Crops
@@ -85,7 +85,7 @@ def check_data(config: TrainConfig, dataset: Dataset) -> DataCard:
 
 
 def set_up(config: TrainConfig, dataset: Dataset, card: DataCard) -> Setup:
-    """Gather what a worker needs; the config's network is settled.
+    """Resolve the network and gather a worker's input.
 
     Raises:
         ConfigError: when the weights of --init fit neither flags nor data.

@@ -6,7 +6,7 @@ A step takes one batch, spread over the workers and, to save memory, over severa
 over the pixels that count in all of them together, however unevenly the ignored ones are spread.
 
 Everything that chance decides (order, augmentation, dropout) is drawn from the seed and the number of the step, so a
-run that goes on from the checkpoint of step ``s`` does what an undisturbed one did after it.
+resumed run takes the same steps as an undisturbed one.
 
 Shapes: ``b`` images of one worker's part of the batch, ``h w`` pixels of the crop.
 """
@@ -191,14 +191,15 @@ class Worker:
         value, length = torch.stack([loss, norm]).tolist()
         if not math.isfinite(value):
             raise NotFinite(f"the loss is {value}")
-        # The loss scaling of float16 leaves such a step out, and goes on with a smaller scale.
+        # The loss scaling of float16 skips such a step and reduces the scale.
         if not math.isfinite(length) and not self.scaler.is_enabled():
             raise NotFinite(f"the norm of the gradient is {length}")
 
     def _refuse_spoilt_state(self) -> None:
-        """Stop before a checkpoint that nothing can go on from, on all workers if on one: each has its own statistics.
+        """Stop all workers before a checkpoint whose values are not finite on one of them.
 
-        They overflow in a forward pass whose loss and gradient may still be finite, as weights do in an update.
+        Each worker has its own statistics, which overflow in a forward pass whose loss and gradient may be finite;
+        weights overflow in an update.
         """
         models = [self.model, self.average.model] if self.average else [self.model]
         state = [tensor for model in models for tensor in model.state_dict().values() if tensor.is_floating_point()]
@@ -255,13 +256,12 @@ class Worker:
         confusion.counts[:] = counts.cpu().numpy()
         return confusion
 
-    def epoch_metrics(self, confusion: ConfusionMatrix, lr: float) -> dict[str, float]:
+    def epoch_metrics(self, confusion: ConfusionMatrix) -> dict[str, float]:
         """What is reported of the epoch that has just ended; ``iou_<class id>`` of each class that was there."""
         iou = {f"iou_{index}": value for index, value in enumerate(confusion.iou().tolist()) if np.isfinite(value)}
         return {
             "epoch": self.steps_done // self.setup.crops.steps,
             "loss": self.losses / self.setup.crops.steps,
-            "lr": lr,
             "workers": self.rank.world,
             "miou": confusion.miou,
             "macc": confusion.macc,
