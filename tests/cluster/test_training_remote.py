@@ -15,11 +15,13 @@ import pytest
 from mlflow.tracking import MlflowClient
 from ray.cluster_utils import Cluster
 
+from pipelines.datasets.packing import PrepareConfig, prepare
 from pipelines.demo.demo import draw_dataset
+from pipelines.process.config_tree import build
 from tests.conftest import s3_settings
 from tests.support.faultproxy import FaultProxy, Rule, hang
 from tests.support.mlflowserver import MlflowServer
-from tests.support.paths import ROOT
+from tests.support.packing import in_process
 from tests.support.s3server import S3Server
 from tests.support.trainjob import Job, result
 from tests.support.waiting import PATIENCE_S, until
@@ -84,18 +86,11 @@ def place(
         head = {"num_cpus": 4, "include_dashboard": False, "dashboard_port": 0}
         cluster = Cluster(initialize_head=True, head_node_args=head)
         place = Place(address=cluster.address, mlflow=started_mlflow_server, bucket=f"s3://{bucket}", proxy=proxy)
-        prepare(place, tmp_path_factory.mktemp("scenes"))
+        scenes = tmp_path_factory.mktemp("scenes")
+        draw_dataset(scenes, train=16, val=2, seed=0)
+        prepare(build(PrepareConfig, {"data": str(scenes), "output": f"{place.bucket}/data"}), in_process)
         yield place
         cluster.shutdown()
-
-
-def prepare(place: Place, folder: Path) -> None:
-    """Pack scenes into the bucket."""
-    draw_dataset(folder, train=16, val=2, seed=0)
-    command = [sys.executable, str(ROOT / "jobs/prepare.py"), f"--data={folder}", f"--output={place.bucket}/data"]
-    environment = os.environ | {"RAY_ADDRESS": place.address}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
 
 
 @pytest.fixture(scope="module")

@@ -29,6 +29,7 @@ from pipelines.storage.arrow import to_parquet
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import class_table
 from pspnet_core.images.masks import run_lengths, to_png
+from tests.support.packing import in_process
 
 CLASSES = {"names": ["sky", "road", "car"], "colors": [[0, 0, 255], [90, 90, 90], [255, 0, 0]], "ignore": 9}
 SHAPE = (4, 6)
@@ -193,11 +194,6 @@ def build_labels(store: Store) -> Expected:
     put(store, "plans/model=m-0123456789ab/000000.parquet", b"not a label file")
     found = {("train", "a.jpg"): ids(0, 9, 2), ("val", "h.jpg"): ids(0, 9, 2), ("train", "c.jpg"): ids(2, 9)}
     return Expected(found, "sky", "car", 9)
-
-
-def in_process(pack: Pack) -> list[Part]:
-    """What Ray does, without it."""
-    return [Part.from_json(json.loads(pack({"id": number})["part"])) for number in range(len(pack.shards))]
 
 
 def pack(dataset: Dataset, output: Store, limit: int = 1000) -> list[Part]:

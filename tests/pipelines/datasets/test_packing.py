@@ -25,7 +25,8 @@ from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import CAMVID
 from pspnet_core.images.decoding import decode_mask
 from tests.pipelines.datasets.test_dataset import CLASSES, write_pair
-from tests.pipelines.datasets.test_layouts import SHAPE, build_ade20k, in_process
+from tests.pipelines.datasets.test_layouts import SHAPE, build_ade20k
+from tests.support.packing import in_process
 from tests.support.paths import ROOT
 
 

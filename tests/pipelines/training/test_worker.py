@@ -23,9 +23,10 @@ from pipelines.process.config_tree import build
 from pipelines.storage import open_store
 from pipelines.training.checkpointing import CheckpointFolder, Snapshot
 from pipelines.training.config import TrainConfig
+from pipelines.training.loading import Batch
 from pipelines.training.loop import load_batches
 from pipelines.training.setup import Setup, check_data, set_up
-from pipelines.training.worker import NotFinite, Worker, derived_seed
+from pipelines.training.worker import NotFinite, Worker
 from pspnet_core.training.losses import LOSSES, pspnet_loss
 from tests.support.ranks import make_worker, take_steps
 
@@ -166,11 +167,11 @@ def test_the_gradient_is_clipped_to_its_norm(data: Path) -> None:
 
 def test_one_image_per_pass_is_enough_for_frozen_statistics(data: Path) -> None:
     worker = make_worker(_setup(data, batch=1, norm="frozen"))
-    before = dict(worker.model.named_buffers())
+    before = {name: tensor.clone() for name, tensor in worker.model.named_buffers()}
     images, masks = _batch()
     worker.model.train()
     assert worker.step(images[:1], masks[:1], lr=0.1).isfinite()
-    assert _same({name: tensor.clone() for name, tensor in worker.model.named_buffers()}, before)
+    assert _same(dict(worker.model.named_buffers()), before)
 
 
 def test_without_the_auxiliary_loss_there_is_no_such_head(data: Path) -> None:
@@ -334,9 +335,17 @@ def test_a_compiled_network_has_the_same_names(data: Path, monkeypatch: pytest.M
     assert asked == [worker.model]
 
 
-def test_workers_drop_out_other_channels_and_each_epoch_others(data: Path) -> None:
-    seeds = [derived_seed(0, epoch, rank) for epoch in range(3) for rank in range(3)]
-    assert len(set(seeds)) == 9
+@pytest.mark.parametrize(("dropout", "losses"), [(0.0, 1), (0.5, 3)])
+def test_workers_drop_out_other_channels_and_each_step_others(data: Path, dropout: float, losses: int) -> None:
+    setup = _setup(data)
+    setup = dataclasses.replace(setup, network=dataclasses.replace(setup.network, dropout=dropout))
+    found = set()
+    for index, steps_done in ((0, 0), (1, 0), (0, 1)):
+        worker = make_worker(setup, rank=index)
+        worker.steps_done = steps_done
+        worker.train_step(Batch(*_batch()))
+        found.add(worker.loss)
+    assert len(found) == losses
 
 
 def test_validation_counts_every_pixel_with_a_label(data: Path) -> None:
