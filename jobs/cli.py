@@ -66,7 +66,10 @@ def main(
     try:
         config = parse_config(config_class, sys.argv[1:] if argv is None else argv)
         with _reserved_stdout() as stdout:
-            result, code = _outcome(run, config)
+            try:
+                result, code = run(config), 0
+            except Terminated as end:
+                result, code = end.result, 128 + signal.SIGTERM
             print(json_line(result), file=stdout, flush=True)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -79,14 +82,6 @@ def main(
         traceback.print_exc()
         return 1
     return code
-
-
-def _outcome(run: Callable[[ConfigT], Mapping[str, object]], config: ConfigT) -> tuple[Mapping[str, object], int]:
-    """A job's result and exit code."""
-    try:
-        return run(config), 0
-    except Terminated as end:
-        return end.result, 128 + signal.SIGTERM
 
 
 def parse_config(config_class: type[ConfigT], argv: Sequence[str]) -> ConfigT:

@@ -145,21 +145,6 @@ class DataCard:
         return DataCard(classes=self.classes, splits=splits)
 
     @property
-    def total(self) -> SplitCard:
-        """All splits together."""
-        return sum(self.splits.values(), start=Tally(len(self.classes)).card())
-
-    @property
-    def pixels(self) -> NDArray[np.int64]:
-        """Pixels of each class ``(C,)``, in all splits together."""
-        return self.total.pixels
-
-    @property
-    def largest(self) -> tuple[int, int]:
-        """Width and height of the image with the longest side; (0, 0) without images."""
-        return self.total.largest
-
-    @property
     def rejected(self) -> tuple[Rejected, ...]:
         """The pairs that cannot be learnt from, in all splits."""
         return tuple(row for card in self.splits.values() for row in card.rejected)

@@ -51,8 +51,9 @@ class NetworkConfig:
         Raises:
             ConfigError: when the weights of ``start`` are those of another backbone or stem, or not for RGB images.
         """
-        for flag, own, theirs in start.fixed(self) if start else ():
-            if own not in (None, theirs):
+        pairs = [("backbone", start.config.backbone), ("stem", start.config.stem)] if start else []
+        for flag, theirs in pairs:
+            if getattr(self, flag) not in (None, theirs):
                 remedy = f"its {flag} {theirs} differs; start from the same {flag}, or leave out --{flag}"
                 raise ConfigError("init", self.init, remedy)
         given = {name: value for name, value in vars(self).items() if value is not None and name != "init"}
@@ -82,10 +83,6 @@ class InitialWeights:
     weights: dict[str, Tensor]
     config: PSPNetConfig
     backbone_only: bool
-
-    def fixed(self, flags: NetworkConfig) -> tuple[tuple[str, str | None, str], ...]:
-        """Flags that must agree with these weights: name, given value, value here."""
-        return ("backbone", flags.backbone, self.config.backbone), ("stem", flags.stem, self.config.stem)
 
     @property
     def shared(self) -> dict[str, Any]:

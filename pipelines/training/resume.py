@@ -1,7 +1,6 @@
 """Start a run or resume one. A record in the output holds how the run began, to compare a resume with."""
 
 import dataclasses
-import json
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -58,10 +57,6 @@ class RunRecord:
             schedule=config.schedule,
         )
 
-    def to_json(self) -> bytes:
-        """The file's content."""
-        return json.dumps(dataclasses.asdict(self), indent=1).encode()
-
     @property
     def shape(self) -> dict[str, Any]:
         """Flags that must be equal, because saved weights, momenta and averages fit no others."""
@@ -87,6 +82,9 @@ class RunRecord:
         return {"seed": self.seed} | {name: value for part in parts for name, value in flatten(part).items()}
 
 
+RECORD = TypeAdapter(RunRecord)
+
+
 def open_run(setup: Setup, output: Store) -> tuple[Run, bool]:
     """Start or resume the run; returns it, and whether it is new in MLflow.
 
@@ -99,12 +97,12 @@ def open_run(setup: Setup, output: Store) -> tuple[Run, bool]:
         if not config.resume:
             remedy = "add --resume to go on with it, or choose another --name or --output"
             raise ConfigError("output", place, f"holds a run already; {remedy}")
-        before = TypeAdapter(RunRecord).validate_json(output.read(path))
+        before = RECORD.validate_json(output.read(path))
         check_resumable(before, RunRecord.of(setup, before.run_id), init=config.network.init)
         run = resume_run(EXPERIMENT, config.name, before.run_id)
         return run, run.run_id != before.run_id
     run = start_run(EXPERIMENT, config.name)
-    if not output.put_if_absent(path, RunRecord.of(setup, run.run_id).to_json()):
+    if not output.put_if_absent(path, RECORD.dump_json(RunRecord.of(setup, run.run_id), indent=1)):
         raise ConfigError("output", place, "another run began there just now; choose another --name or --output")
     return run, True
 

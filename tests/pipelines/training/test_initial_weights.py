@@ -21,7 +21,7 @@ from pipelines.process.config_tree import build
 from pipelines.training.config import TrainConfig
 from pipelines.training.initial_weights import NetworkConfig
 from pipelines.training.loading import Rank
-from pipelines.training.resume import RunRecord, check_resumable
+from pipelines.training.resume import RECORD, RunRecord, check_resumable
 from pipelines.training.setup import Setup, check_data, set_up
 from pipelines.training.worker import Worker
 from pspnet_core.checkpoints import checkpoint as checkpoints
@@ -200,6 +200,6 @@ def test_a_run_goes_on_only_with_the_network_that_it_began_with(data: Path, tmp_
     plain = set_up(config(data, **flags), *opened(data))
     given = begun(data, saved(drawn(lambda: MmsegPSPNet(CLASSES)), tmp_path), **flags)
     before, now = (RunRecord.of(setup, "0") for setup in ((plain, given) if resumed_with else (given, plain)))
-    check_resumable(before, before, init=None)
+    check_resumable(RECORD.validate_json(RECORD.dump_json(before)), before, init=None)
     with pytest.raises(ConfigError, match=r"^init=.*: the run to resume has another network; give the --init that"):
         check_resumable(before, now, init="theirs.pth")
