@@ -23,6 +23,7 @@ import json
 import logging
 import math
 import os
+import re
 import signal
 import sys
 import traceback
@@ -154,12 +155,19 @@ def _docstring(owner: type[DataclassInstance]) -> Docstring:
     return docstring_parser.parse_from_object(owner)
 
 
+class _TextLoader(yaml.SafeLoader):
+    """Leaves every scalar but null as text: YAML would read the workers ``1:4`` as 64 and a date as an object."""
+
+    yaml_implicit_resolvers = {  # noqa: RUF012 (the name and the kind are PyYAML's)
+        first: [("tag:yaml.org,2002:null", re.compile("(~|null)?$"))] for first in ("~", "n", "")
+    }
+
+
 def _read_file(path: str, config_class: type[DataclassInstance]) -> dict[str, Any]:
     """Flat name to text, or list of texts, of a YAML file that is flat or nested by component."""
     try:
         with open(path, encoding="utf-8") as file:
-            # Every scalar stays text: YAML would read the workers 1:4 as 64 (in base 60) and a date as an object.
-            content = yaml.load(file, yaml.BaseLoader)
+            content = yaml.load(file, _TextLoader)
     except OSError as error:
         raise ConfigError("config", path, f"cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
@@ -188,7 +196,7 @@ def _convert(name: str, given: Any, hint: Any) -> Any:
     """The value of a text, or of a list of texts, in a field of this type."""
     value = given if _is_list(hint) else _text(given)
     try:
-        if value == "null" and types.NoneType in _alternatives(hint):
+        if value in (None, "null") and types.NoneType in _alternatives(hint):
             return None
         if _is_list(hint) and isinstance(value, str):
             value = yaml.load(value if value.startswith("[") else f"[{value}]", yaml.BaseLoader)

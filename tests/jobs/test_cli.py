@@ -255,6 +255,11 @@ def test_a_list_in_a_file_is_the_text_of_a_field_that_is_text(tmp_path: Path) ->
     assert parse_config(SampleConfig, ["--config", path]).fence == '["a,b", "c"]'
 
 
+@pytest.mark.parametrize("text", ["limit:", "limit: ~", "limit: null", "limit: 'null'"])
+def test_a_file_may_say_null(text: str, tmp_path: Path) -> None:
+    assert parsed("--config", written(tmp_path, f"limit: 3\n{text}")).limit is None
+
+
 def test_an_empty_file_gives_nothing(tmp_path: Path) -> None:
     assert parsed("--config", written(tmp_path, "# nothing yet\n")) == parsed()
 
