@@ -73,7 +73,7 @@ def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | N
     """Check and pack a data set.
 
     Args:
-        execute: makes every shard and returns their parts, in order; by default ``pack_on_ray``.
+        execute: makes every shard and returns the parts in order; by default ``pack_on_ray``.
 
     Returns:
         ``splits`` (name -> images packed), ``shards`` (how many), ``rejected`` (pairs left out), ``leaks`` (images that
@@ -82,7 +82,7 @@ def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | N
     Raises:
         ConfigError: a mistake in the config or the layout, an output that holds something else, or a split of which
             no pair can be used.
-        PackingFailed: the input changed meanwhile.
+        PackingFailed: the input changed while it was packed.
     """
     dataset = config.dataset.open()
     if not dataset.splits:

@@ -36,7 +36,7 @@ CHUNK = 16
 """Least pairs of a chunk: few, so that small splits spread over many workers."""
 
 THREADS = 4
-"""Threads that read and decode ahead of batches, unless told otherwise."""
+"""Threads that read and decode ahead of batches, by default."""
 
 
 class Compared(NamedTuple):
@@ -158,7 +158,7 @@ def _read(segmenter: Segmenter, dataset: Dataset, pair: Pair) -> _Read:
 
 @contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
-    """One thread for each of torch's operations meanwhile, in the threads that are started meanwhile, too."""
+    """Limit torch to one thread per operation, also in threads that start inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -126,7 +126,7 @@ class CheckpointFolder:
         return f"{self.name}/checkpoints"
 
     def entries(self) -> list[SavedCheckpoint]:
-        """The complete ones, oldest first; one that is deleted meanwhile is not among them."""
+        """The complete checkpoints, oldest first, without those that another process deletes at that moment."""
         entries = []
         for item in self.store.list(self.path, suffixes={PROGRESS_FILE}):
             with contextlib.suppress(ObjectMissing):
@@ -241,7 +241,7 @@ class CheckpointWriter:
         self._thread.start()
 
     def submit(self, snapshot: Snapshot) -> None:
-        """Have it written soon, in place of what waits and is of no use beside it."""
+        """Queue a snapshot; it replaces waiting ones that are neither the newest nor the best."""
         with self._changed:
             self._raise_failure()
             self._waiting = _worth_writing([*self._waiting, snapshot])

@@ -1,6 +1,6 @@
-"""Retries for outages of storage that outlast a request's own retries.
+"""Waiting for storage that is away for longer than a request's own retries last, as training does.
 
-Training waits for its data for minutes rather than lose hours of work.
+A training run holds what hours have made: rather than fail, its workers wait for their data to come back.
 """
 
 import dataclasses
@@ -27,7 +27,7 @@ class Patience:
     """Repeats what storage does not answer, until it does or the outage has lasted too long.
 
     An outage begins with a call that fails and ends with the next one that succeeds, whichever threads make them; each
-    of the two is told once. Safe to share between threads; a copy in another process starts anew.
+    of the two is told once. Safe to share between threads; a copy in another process starts afresh.
 
     Args:
         seconds: how long an outage may last.
