@@ -31,10 +31,15 @@ _PARAMETER = re.compile(
 
 
 def redacted(text: str) -> str:
-    """``text`` with ``***`` in place of every credential that can be told as one."""
+    """``text`` with ``***`` in place of every credential that is known as one."""
     for secret in sorted(set(_secrets()), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return _PARAMETER.sub(rf"\g<1>{HIDDEN}", _USERINFO.sub(f"{HIDDEN}@", text))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without credentials."""
+    return redacted((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def redacted_values(value: Any) -> Any:

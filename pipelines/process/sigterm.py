@@ -1,4 +1,4 @@
-"""An orderly end on SIGTERM: what a scheduler, a spot machine or Kubernetes sends before it kills."""
+"""An orderly end on SIGTERM, which a scheduler, a spot machine or Kubernetes sends before it kills; and on Ctrl-C."""
 
 import signal
 import threading
@@ -6,14 +6,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from pipelines.process.background import Worker
+
 EXIT_CODE = 128 + signal.SIGTERM
+LOOK_S = 0.1
+"""Seconds between two looks whether SIGTERM has come."""
 
 
 class Ending:
     """What SIGTERM does, as long as ``on_sigterm`` holds.
 
     Attributes:
-        came: whether it has come. A plain bool, as a handler may interrupt itself while it holds a lock.
+        came: whether it has come. A plain bool, because a handler may interrupt itself while it holds a lock.
     """
 
     def __init__(self) -> None:
@@ -22,24 +26,23 @@ class Ending:
     @contextmanager
     def orderly(self, stop: Callable[[], None]) -> Iterator[None]:
         """Within the context the first SIGTERM calls ``stop``, in a thread, instead of ending the process."""
-        over = threading.Event()
 
-        def wait() -> None:
+        def look() -> float | None:
             # Not in the handler, which may interrupt any call into Ray.
-            while not over.wait(0.1):
-                if self.came:
-                    stop()
-                    return
+            if not self.came:
+                return LOOK_S
+            stop()
+            return None
 
-        watcher = threading.Thread(target=wait, name="sigterm", daemon=True)
-        watcher.start()
+        watcher = Worker(look, name="sigterm", wait=LOOK_S)
         self._orderly = True
         try:
             yield
         finally:
             self._orderly = False
-            over.set()
-            watcher.join()
+            watcher.stop()
+        if watcher.failure:
+            raise watcher.failure
 
     def handle(self, _: int, frame: FrameType | None) -> None:
         """The signal's handler."""
@@ -67,3 +70,21 @@ def on_sigterm() -> Iterator[Ending]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def own_sigint() -> Iterator[None]:
+    """Ctrl-C is a KeyboardInterrupt within the context and after it, although a library handles it in its own way.
+
+    Ray Train's handler ends the process as if all were well, and stays after the training.
+    """
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    except SystemExit as end:
+        if end.code == EXIT_CODE:
+            raise
+        raise KeyboardInterrupt from end
+    finally:
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGINT, before)

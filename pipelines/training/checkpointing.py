@@ -23,10 +23,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors.torch
-import tenacity
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pipelines.process.retrying import Outage, Retries
 from pipelines.storage import ObjectMissing, Store, TransientStorageError, to_local
 from pipelines.training.patience import PATIENCE_S
 from pspnet_core.checkpoints import checkpoint as checkpoints
@@ -200,6 +200,10 @@ def _files(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
     yield PROGRESS_FILE, json.dumps(dataclasses.asdict(snapshot.progress)).encode()
 
 
+_MENDABLE = (TransientStorageError, ConfigError)
+_RETRIES = Retries(attempts=0, longest_wait=30.0)
+
+
 class CheckpointWriter:
     """Writes snapshots in a thread, so that training does not wait for storage; goes on trying while it is away.
 
@@ -214,6 +218,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: CheckpointFolder, *, keep: int, patience: float = PATIENCE_S) -> None:
         self._folder, self._keep, self._patience = folder, keep, patience
+        self._outage = Outage("the storage of checkpoints", "training goes on, and they are written later")
         self._waiting: list[Snapshot] = []
         self._changed = threading.Condition()
         self._closing = False
@@ -265,29 +270,22 @@ class CheckpointWriter:
 
     def _persist(self, snapshot: Snapshot) -> None:
         """Try until it is written, or something newer makes it worthless."""
-        waits = tenacity.wait_exponential(multiplier=1, max=30) + tenacity.wait_random(0, 1)
-        patient = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((TransientStorageError, ConfigError)),
-            stop=lambda _: snapshot not in self._waiting,
-            wait=waits,
-            before_sleep=self._tell,
-            reraise=False,
-        )
+        place = self._folder.new(snapshot)
         try:
-            patient(self._folder.write, snapshot, self._folder.new(snapshot))
-        except tenacity.RetryError:
+            _RETRIES.call(
+                lambda: self._folder.write(snapshot, place),
+                lambda error: isinstance(error, _MENDABLE),
+                outage=self._outage,
+                given_up=lambda: snapshot not in self._waiting,
+            )
+        except _MENDABLE:
             log.info("the checkpoint of step %d gives way to a newer one", snapshot.progress.step)
         with self._changed:
             self._waiting = [entry for entry in self._waiting if entry is not snapshot]
         try:
             self._folder.prune(self._keep)
-        except (TransientStorageError, ConfigError) as error:
+        except _MENDABLE as error:
             log.warning("old checkpoints could not be deleted, the next time they will: %s", error)
-
-    def _tell(self, state: tenacity.RetryCallState) -> None:
-        step = state.args[0].progress.step
-        reason = state.outcome.exception() if state.outcome else None
-        log.warning("the checkpoint of step %d is not written yet, training goes on: %s", step, reason)
 
 
 def _worth_writing(snapshots: Sequence[Snapshot]) -> list[Snapshot]:

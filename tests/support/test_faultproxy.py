@@ -10,7 +10,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines.storage import Retries, Store, TransientStorageError, open_store
+from pipelines.process.retrying import Retries
+from pipelines.storage import Store, TransientStorageError, open_store
 from tests.support.faultproxy import Fault, FaultProxy, Rule, hang, lose_answer, reset, slow_down, truncate
 from tests.support.s3server import S3Server
 

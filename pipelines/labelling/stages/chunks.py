@@ -14,8 +14,9 @@ from pipelines.label_table.schema import LISTING, SCHEMA_VERSION, Stamp
 from pipelines.labelling.stages.clocks import Start
 from pipelines.labelling.stages.coordinator import Coordinator
 from pipelines.process.redaction import redacted
+from pipelines.process.retrying import Retries
 from pipelines.sources import find_source
-from pipelines.storage import Retries, Store
+from pipelines.storage import Store
 from pipelines.storage.arrow import from_ipc, to_ipc, to_parquet
 from pspnet_core import __version__
 from pspnet_core.errors import ImageError

@@ -18,9 +18,9 @@ from pipelines.label_table.index import LabelIndex, read_label_file
 from pipelines.label_table.ledger import Ledger
 from pipelines.label_table.listing import VERSION, spooled
 from pipelines.label_table.schema import LISTING, Paths
+from pipelines.process.retrying import Retries
 from pipelines.storage import ObjectChanged, Store, open_store
 from pipelines.storage.arrow import to_parquet
-from pipelines.storage.base import Retries
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ConfigError
 

@@ -15,9 +15,9 @@ from pipelines.label_table import ledger as ledgers
 from pipelines.label_table.ledger import ChunkLimits, Ledger, Order, chunk_bounds
 from pipelines.label_table.listing import spooled
 from pipelines.label_table.schema import LISTING, MASKS, Paths
+from pipelines.process.retrying import Retries
 from pipelines.storage import open_store
 from pipelines.storage.arrow import to_parquet
-from pipelines.storage.base import Retries
 from pipelines.storage.local import LocalStore
 
 ORDER = Order(source="images", input="/bucket", date="2026-01-31", mask="rle")

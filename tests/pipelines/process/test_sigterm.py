@@ -16,7 +16,7 @@ from PIL import Image
 
 from pipelines.demo.scenes import draw_scene
 from pipelines.labelling.job import LabelConfig, label
-from pipelines.process.sigterm import on_sigterm
+from pipelines.process.sigterm import on_sigterm, own_sigint
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S, until
 
@@ -25,6 +25,18 @@ IMAGES = 150
 
 def send() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+def test_ctrl_c_stays_a_keyboard_interrupt() -> None:
+    """Ray Train puts a handler in its place that ends the process with exit code 0."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), own_sigint():
+        signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+    with pytest.raises(SystemExit) as caught, own_sigint():
+        sys.exit(128 + signal.SIGTERM)
+    assert caught.value.code == 143
 
 
 def test_in_an_orderly_stretch_the_first_signal_stops_and_the_work_goes_on_to_its_end() -> None:

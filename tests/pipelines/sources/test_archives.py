@@ -16,9 +16,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pipelines.process.retrying import Retries
 from pipelines.sources import SOURCES, archives
 from pipelines.sources.archives import _Place
-from pipelines.storage import Retries, Store, TransientStorageError, open_store
+from pipelines.storage import Store, TransientStorageError, open_store
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ConfigError, PspnetError
 from tests.support import buckets

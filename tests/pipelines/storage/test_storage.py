@@ -23,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipelines.process.retrying import Retries
 from pipelines.storage import (
     ATOMIC_SCHEMES,
     ObjectArchived,
@@ -30,7 +31,6 @@ from pipelines.storage import (
     ObjectDenied,
     ObjectError,
     ObjectMissing,
-    Retries,
     Store,
     StoredObject,
     TransientStorageError,

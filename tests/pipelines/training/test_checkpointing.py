@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.storage import Retries, Store, StoredObject, TransientStorageError, open_store
+from pipelines.process.retrying import Retries
+from pipelines.storage import Store, StoredObject, TransientStorageError, open_store
 from pipelines.storage.local import LocalStore
 from pipelines.training.checkpointing import (
     CheckpointFolder,
@@ -169,7 +170,7 @@ def test_an_unreachable_store_is_waited_for(
     writer.close()
     # The best one and the newest; the others would be deleted soon.
     assert steps(folder)[-2:] == [2, 5]
-    assert "training goes on: the bucket is away" in caplog.text
+    assert "does not answer (the bucket is away); training goes on" in caplog.text
 
 
 def test_a_full_disk_is_waited_for(
