@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,7 +13,7 @@ import ray
 import torch
 
 from pipelines.demo.scenes import SCENE_CLASSES
-from pipelines.tracking.server import local_tracking
+from pipelines.tracking.server import Server, local_tracking
 from pspnet_core.checkpoints import checkpoint as checkpoints
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 from tests.support.faultproxy import FaultProxy
@@ -86,21 +87,33 @@ def scene_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="session")
+def empty_tracking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an MLflow database without runs, to be copied: to make one takes seconds."""
+    folder = tmp_path_factory.mktemp("empty-tracking")
+    with local_tracking(folder):
+        Server().client.search_experiments()
+    return folder
+
+
 @pytest.fixture
-def tracking_home(tmp_path: Path) -> Iterator[Path]:
+def tracking_home(tmp_path: Path, empty_tracking: Path) -> Iterator[Path]:
     """A fresh MLflow store in the test's own folder."""
-    with local_tracking(tmp_path / "tracking"):
-        yield tmp_path / "tracking"
+    folder = shutil.copytree(empty_tracking, tmp_path / "tracking")
+    with local_tracking(folder):
+        yield folder
 
 
 @pytest.fixture(scope="session")
-def started_mlflow_server(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+def started_mlflow_server(
+    s3_server: S3Server, empty_tracking: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MlflowServer]:
     """A real MLflow server that keeps its files in a bucket, started by the first test that asks for it."""
     s3_server.create_bucket("mlflow")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_"))}
-    with running_mlflow_server(
-        tmp_path_factory.mktemp("mlflow"), artifacts="s3://mlflow", environment=inherited | s3_settings(s3_server)
-    ) as server:
+    folder = shutil.copytree(empty_tracking, tmp_path_factory.mktemp("mlflow") / "server")
+    environment = inherited | s3_settings(s3_server)
+    with running_mlflow_server(folder, artifacts="s3://mlflow", environment=environment) as server:
         yield server
 
 

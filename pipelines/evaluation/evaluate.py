@@ -11,7 +11,7 @@ import logging
 import math
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -40,8 +40,9 @@ from pipelines.models.loading import MLFLOW_SCHEMES, load_rgb_model
 from pipelines.process.redaction import redacted
 from pipelines.storage import open_store
 from pipelines.storage.arrow import from_ipc, to_ipc
+from pipelines.tracking.metric_names import class_metric_names
+from pipelines.tracking.model_uris import Origin, origin_of
 from pipelines.tracking.runs import Run, start_run
-from pipelines.tracking.server import patiently
 from pspnet_core import __version__
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import ConfigError
@@ -172,7 +173,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ConfigError: a mistake in the config or in the data.
         TrackingError: the MLflow server cannot be used.
     """
-    checkpoint = load_rgb_model(config.model)
+    origin = origin_of(config.model)
+    checkpoint = load_rgb_model(origin.uri)
     checkpoint = checkpoint.with_inference(
         scales=config.scales, flip=config.flip, window=config.window, reduced=config.reduced
     )
@@ -184,7 +186,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     facts = _facts(config, checkpoint, dataset)
     folder = _folder(config, checkpoint)
     evaluation = folder.find(facts) if folder else None
-    with _tracked_run(config, checkpoint) as run:
+    run = start_run(config.experiment, f"{checkpoint.partition} {config.split}") if config.tracked else None
+    with run or contextlib.nullcontext():  # begun before the work, so that a server that is away is told at once
         if evaluation is None:
             with ray_session():
                 scores, images = _scores(config, checkpoint, dataset, pairs)
@@ -192,7 +195,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             if folder:
                 folder.write(evaluation)
         if run:
-            _log(run, config, evaluation)
+            _log(run, config, evaluation, origin)
     places = {"output": folder.uri if folder else None, "run_id": run.run_id if run else None}
     return _result(evaluation) | places
 
@@ -280,46 +283,17 @@ def _result(evaluation: Evaluation) -> dict[str, Any]:
     }
 
 
-@contextlib.contextmanager
-def _tracked_run(config: EvaluateConfig, checkpoint: Checkpoint) -> Iterator[Run | None]:
-    """An MLflow run, begun before the work so that a server that is not there is told at once; None if not wanted."""
-    if not config.tracked:
-        yield None
-        return
-    run = start_run(config.experiment, f"{checkpoint.partition} {config.split}")
-    try:
-        yield run
-    except BaseException:
-        run.finish("FAILED")
-        raise
-    run.finish("FINISHED")
-
-
-def _log(run: Run, config: EvaluateConfig, evaluation: Evaluation) -> None:
+def _log(run: Run, config: EvaluateConfig, evaluation: Evaluation, origin: Origin) -> None:
     """Log settings, metrics, tables and pictures, and tie them to the model's version."""
     facts, confusion = evaluation.facts, evaluation.scores.confusion
     run.log_setting(dataclasses.asdict(config) | {key: facts[key] for key in ("fingerprint", "inference", "content")})
     metrics = {name: value for name, value in _result(evaluation).items() if isinstance(value, float)}
-    metrics |= {f"iou_{index}": value for index, value in enumerate(confusion.iou().tolist())}  # named as in training
-    known = {name: value for name, value in metrics.items() if not math.isnan(value)}
-    patiently(run.uri, lambda: run.log_metrics(known, step=0), seconds=run.patience)
+    classes = ClassTable.from_json(facts["classes"])
+    metrics |= dict(zip(class_metric_names("iou", classes.names), confusion.iou().tolist(), strict=True))
+    run.log_metrics({name: value for name, value in metrics.items() if not math.isnan(value)}, step=0)
     for name, data in evaluation.files().items():
         run.log_file(f"evaluation/{name}", data)
-    classes = ClassTable.from_json(facts["classes"])
-    run.log_picture("evaluation/confusion.png", confusion_picture(confusion, classes))
-    run.log_picture("evaluation/iou.png", iou_picture(confusion, classes))
-    if found := _REGISTERED.fullmatch(config.model):
-        patiently(run.uri, lambda: _link(run, found, config.split), seconds=run.patience)
-
-
-_REGISTERED = re.compile(r"models:/([^/@]+)(?:/(\d+)|@([^/@]+))")
-
-
-def _link(run: Run, registered: re.Match[str], split: str) -> None:
-    """Name the model's version in the run, and the run in the version."""
-    name, version, alias = registered.groups()
-    if version is None:
-        version = str(run.client.get_model_version_by_alias(name, alias).version)
-    run.log_tags({"model_version": f"models:/{name}/{version}"})
-    key = re.sub(r"[^-\w .]", "_", f"evaluation {split}")  # what MLflow allows
-    run.client.set_model_version_tag(name, version, key, run.run_id)
+    run.log_file("evaluation/confusion.png", confusion_picture(confusion, classes))
+    run.log_file("evaluation/iou.png", iou_picture(confusion, classes))
+    tag = re.sub(r"[^-\w .]", "_", f"evaluation {config.split}")  # what MLflow allows
+    run.log_origin(origin, tag=tag)

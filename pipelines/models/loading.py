@@ -4,7 +4,8 @@ import tempfile
 from pathlib import Path
 
 from pipelines.storage import ObjectError, open_store
-from pipelines.tracking import registry
+from pipelines.tracking.model_uris import fetch
+from pipelines.tracking.server import Server
 from pspnet_core.checkpoints import checkpoint as checkpoints
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import ConfigError
@@ -12,8 +13,12 @@ from pspnet_core.errors import ConfigError
 MLFLOW_SCHEMES = ("runs:/", "models:/")
 
 
-def load_model(uri: str, *, field: str = "model") -> Checkpoint:
+def load_model(uri: str, *, field: str = "model", server: Server | None = None) -> Checkpoint:
     """The checkpoint at a model URI: a local folder, an object-store prefix, ``runs:/...`` or ``models:/...``.
+
+    Args:
+        field: the config field that ``uri`` came from; errors name it.
+        server: as for ``model_uris.fetch``.
 
     Raises:
         ConfigError: when there is no such model, or what is there is no checkpoint.
@@ -22,8 +27,9 @@ def load_model(uri: str, *, field: str = "model") -> Checkpoint:
     if not uri.startswith(MLFLOW_SCHEMES) and "://" not in uri:
         return _load(Path(uri).expanduser(), uri, field)
     with tempfile.TemporaryDirectory() as folder:
-        fetch = registry.fetch if uri.startswith(MLFLOW_SCHEMES) else _from_store
-        return _load(fetch(uri, folder, field=field), uri, field)
+        if uri.startswith(MLFLOW_SCHEMES):
+            return _load(fetch(uri, folder, field=field, server=server), uri, field)
+        return _load(_from_store(uri, folder, field), uri, field)
 
 
 def load_rgb_model(uri: str) -> Checkpoint:
@@ -45,7 +51,7 @@ def _load(folder: Path, uri: str, field: str) -> Checkpoint:
         raise ConfigError(field, uri, error.remedy) from error
 
 
-def _from_store(uri: str, folder: str, *, field: str) -> Path:
+def _from_store(uri: str, folder: str, field: str) -> Path:
     """The two files of a checkpoint in a store, and nothing else that may lie below the URI."""
     store = open_store(uri, field=field)
     for name in (checkpoints.CONFIG_FILE, checkpoints.WEIGHTS_FILE):

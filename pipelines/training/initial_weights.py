@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pipelines.models.loading import MLFLOW_SCHEMES, load_model
 from pipelines.storage import to_local
-from pipelines.tracking import registry
+from pipelines.tracking.model_uris import fetch_file
 from pspnet_core.checkpoints.importers import import_checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
@@ -111,7 +111,7 @@ def _local_file(uri: str) -> Iterator[Path]:
             yield file
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield registry.fetch_file(uri, folder, field="init")
+        yield fetch_file(uri, folder, field="init")
 
 
 def _classifier_weights(model: PSPNet) -> set[str]:

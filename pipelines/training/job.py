@@ -27,9 +27,11 @@ from pipelines.datasets.data_card import DataCard, check
 from pipelines.datasets.dataset import Dataset, LayoutOptions
 from pipelines.datasets.layouts import open_dataset
 from pipelines.evaluation.evaluate import EvaluateConfig, evaluate
+from pipelines.process.sigterm import own_sigint
 from pipelines.storage import Store, open_store, to_local
 from pipelines.tracking import registry
 from pipelines.tracking.runs import Run, resume_run, start_run
+from pipelines.training.champion import crown
 from pipelines.training.checkpointing import CheckpointFolder, best
 from pipelines.training.initial_weights import Start, read_start
 from pipelines.training.loading import TASK_CPUS, Crops
@@ -314,16 +316,11 @@ def train(config: TrainConfig) -> dict[str, Any]:
         loop = dataclasses.replace(loop, feed_cpus=scaling.feed_cpus)
         output.check_writable_atomically()
         run, begun = _open_run(config, output, loop)
-        try:
+        with run:
             if begun:
                 run.log_setting(dataclasses.asdict(config), card=card.to_json())
             _fit(config, loop, scaling, folder, run)
-            summary = _publish(config, loop, folder, run)
-        except BaseException:
-            run.finish("FAILED")
-            raise
-        run.finish("FINISHED")
-    return summary
+            return _publish(config, loop, folder, run)
 
 
 def checked(config: TrainConfig, dataset: Dataset) -> DataCard:
@@ -408,8 +405,10 @@ def _open_run(config: TrainConfig, output: Store, loop: LoopConfig) -> tuple[Run
             raise ConfigError("init", config.init, remedy)
         _refuse_other_classes(before.get("names", names), names)
         _tell_changes(before.get("kept", kept), kept)
+        registry.check_keeps_models(EXPERIMENT)
         run = resume_run(EXPERIMENT, config.name, before["run_id"])
         return run, run.run_id != before["run_id"]
+    registry.check_keeps_models(EXPERIMENT)
     run = start_run(EXPERIMENT, config.name)
     content = shape | {"init": started, "names": names, "kept": kept, "run_id": run.run_id}
     if not output.put_if_absent(record, json.dumps(content, indent=1).encode()):
@@ -500,7 +499,8 @@ def _fit(config: TrainConfig, loop: LoopConfig, scaling: Scaling, folder: Checkp
         ),
     )
     try:
-        result: Any = trainer.fit()
+        with own_sigint():
+            result: Any = trainer.fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingFailed(f"training failed: {_cause(error)}") from error
     if reason := result.return_value:
@@ -525,8 +525,8 @@ def _publish(config: TrainConfig, loop: LoopConfig, folder: CheckpointFolder, ru
     entry, metrics = found[0], found[0].progress.metrics
     uri, data = folder.store.uri_of(entry.model), loop.dataset.fingerprint(config.val)
     with to_local(uri, field="output") as local:
-        model = run.log_model(local, config.name, miou=metrics["miou"], data=data, step=entry.progress.step)
-    champion = registry.promote(model, lambda other: _score(config, other), uri=run.uri)
+        model = registry.log_model(run, local, config.name, miou=metrics["miou"], data=data, step=entry.progress.step)
+    champion = crown(run.server, model, miou=metrics["miou"], data=data, score=lambda other: _score(config, other))
     return {
         "run_id": run.run_id,
         "model": model,

@@ -32,6 +32,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from pipelines.datasets.dataset import Dataset, Pair
 from pipelines.evaluation.scoring import BATCH, chunked, compare, score, spread
+from pipelines.tracking.metric_names import class_metric_names
 from pipelines.training.checkpointing import CheckpointFolder, Progress, Snapshot
 from pipelines.training.loading import Batch, Crops, Shard, feed_ray, feed_threads
 from pipelines.training.patience import Patience
@@ -409,8 +410,9 @@ class Worker:
         return confusion
 
     def epoch_metrics(self, confusion: ConfusionMatrix, rate: float) -> dict[str, float]:
-        """What is reported of the epoch that has just ended; ``iou_<class id>`` of each class that was there."""
-        iou = {f"iou_{index}": value for index, value in enumerate(confusion.iou().tolist()) if np.isfinite(value)}
+        """What is reported of the epoch that has just ended; ``iou/<class name>`` of each class that was there."""
+        names = class_metric_names("iou", self.config.dataset.classes.names)
+        iou = {name: value for name, value in zip(names, confusion.iou().tolist(), strict=True) if np.isfinite(value)}
         return {
             "epoch": self.steps_done // self.config.crops.steps,
             "loss": self.losses / self.config.crops.steps,

@@ -15,7 +15,7 @@ from pipelines.evaluation.charts import confusion_picture, validation_sheet
 from pipelines.evaluation.scoring import Compared
 from pipelines.tracking.metrics_log import MetricsLog
 from pipelines.tracking.runs import Run
-from pipelines.tracking.system_metrics import SystemMetrics
+from pipelines.tracking.system_metrics import log_system_metrics
 from pipelines.training.checkpointing import CheckpointFolder, CheckpointWriter, Snapshot
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.metrics.confusion import ConfusionMatrix
@@ -39,7 +39,7 @@ class Record:
                 metrics.restore(newest.progress.unsent)
             writer = CheckpointWriter(folder, keep=keep)
             try:
-                with SystemMetrics(metrics):
+                with log_system_metrics(metrics):
                     yield cls(metrics, writer)
             finally:
                 writer.close()

@@ -24,7 +24,7 @@ from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.demo import draw_dataset
 from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.evaluation import scoring
-from pipelines.evaluation.evaluate import EvaluateConfig, evaluate
+from pipelines.evaluation.evaluate import EvaluateConfig, _scores, evaluate
 from pipelines.evaluation.scoring import Compared, chunked, score
 from pipelines.evaluation.tables import image_row, scores_of
 from pipelines.labelling.job import LabelConfig, label
@@ -36,6 +36,7 @@ from pspnet_core.images.classes import ClassTable
 from pspnet_core.inference.segmenter import Segmenter
 from pspnet_core.metrics.confusion import BoundaryCounts, ConfusionMatrix, Scores
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
+from tests.support.registered import register
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 IMAGES = 7
@@ -317,15 +318,25 @@ def test_it_agrees_with_validation_to_the_last_digit(data: Path, checkpoint: Che
 
 
 def test_tables_in_a_bucket_and_a_run_in_mlflow(
-    data: Path, scene_model: Path, s3_bucket: str, tracking_home: Path, result: dict[str, Any], checkpoint: Checkpoint
+    data: Path,
+    scene_model: Path,
+    s3_bucket: str,
+    tracking_home: Path,
+    result: dict[str, Any],
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     place = client.create_experiment("training", artifact_location=(tracking_home / "artifacts").as_uri())
-    trained = client.create_run(place)
-    client.log_artifacts(trained.info.run_id, str(scene_model), "model")
-    client.create_registered_model("scenes")
-    client.create_model_version("scenes", f"{trained.info.artifact_uri}/model", trained.info.run_id)
+    trained, _ = (register(client, scene_model, "scenes", experiment=place) for _ in range(2))
     client.set_registered_model_alias("scenes", "champion", "1")
+
+    def scores(*arguments: Any) -> Any:
+        """Another model becomes the champion meanwhile: the score is that of the version that was loaded."""
+        client.set_registered_model_alias("scenes", "champion", "2")
+        return _scores(*arguments)
+
+    monkeypatch.setattr("pipelines.evaluation.evaluate._scores", scores)
     config = EvaluateConfig(
         data=str(data), model="models:/scenes@champion", output=f"{s3_bucket}/scores", experiment="scores", batch=1
     )
@@ -347,11 +358,12 @@ def test_tables_in_a_bucket_and_a_run_in_mlflow(
     assert run.info.status == "FINISHED"
     assert client.get_experiment(run.info.experiment_id).name == "scores"
     assert run.data.metrics["miou"] == found["miou"]
-    known = {f"iou_{index}": value for index, value in enumerate(found["iou"].values()) if not math.isnan(value)}
-    assert {key: value for key, value in run.data.metrics.items() if key.startswith("iou_")} == known
+    known = {f"iou/{name}": value for name, value in found["iou"].items() if not math.isnan(value)}
+    assert {key: value for key, value in run.data.metrics.items() if key.startswith("iou/")} == known
     assert (run.data.params["fingerprint"], run.data.params["split"]) == (checkpoint.fingerprint, "val")
-    assert run.data.tags["model_version"] == "models:/scenes/1"
+    assert (run.data.tags["model_version"], run.data.tags["source_run_id"]) == ("models:/scenes/1", trained)
     assert client.get_model_version("scenes", "1").tags == {"evaluation val": found["run_id"]}
+    assert client.get_model_version("scenes", "2").tags == {}
     names = {Path(item.path).name for item in client.list_artifacts(found["run_id"], "evaluation")}
     assert names == {"classes.parquet", "confusion.parquet", "images.parquet", "confusion.png", "iou.png"}
     (tracking_home / "copy").mkdir()
@@ -360,20 +372,22 @@ def test_tables_in_a_bucket_and_a_run_in_mlflow(
     assert Image.open(io.BytesIO((local / "confusion.png").read_bytes())).format == "PNG"
 
 
-def test_a_run_that_fails_is_closed_as_failed(
-    data: Path, scene_model: Path, tracking_home: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("tracking_home")
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_a_run_that_breaks_off_is_closed(
+    data: Path, scene_model: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str
 ) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
-        raise RuntimeError("broken")
+        raise error
 
     monkeypatch.setattr("pipelines.evaluation.evaluate._scores", fail)
-    with pytest.raises(RuntimeError, match="broken"):
+    with pytest.raises(type(error)):
         evaluate(EvaluateConfig(data=str(data), model=str(scene_model)))
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("pspnet-evaluation")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FAILED"
+    assert run.info.status == status
 
 
 @pytest.mark.parametrize(
