@@ -41,8 +41,8 @@ from pipelines.sources import Inputs, find_source
 from pipelines.sources.dates import run_date, since_time
 from pipelines.storage import open_store
 from pipelines.tracking.background_run import BackgroundRun, background_run
-from pipelines.tracking.registry import Origin, origin_of
-from pipelines.tracking.runs import code_version
+from pipelines.tracking.model_uris import Origin, origin_of
+from pipelines.tracking.provenance import code_version
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import ConfigError, PspnetError, Terminated
 
