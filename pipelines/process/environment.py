@@ -1,4 +1,4 @@
-"""The process's environment variables, read while others may change them."""
+"""The process's environment variables, read while other threads may change them."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""Credentials out of texts: what is logged, tagged or told passes through here first.
+"""Hide credentials in texts: everything that is logged, tagged or shown passes through here first.
 
 Three kinds are found: what stands before ``@`` in a URI, query parameters that sign or authorise a request, and the
 values of the environment's variables that are named like secrets, wherever they occur.

@@ -14,7 +14,7 @@ LOOK_S = 0.1
 
 
 class Ending:
-    """What SIGTERM does, as long as ``on_sigterm`` holds.
+    """What SIGTERM does within ``on_sigterm``.
 
     Attributes:
         came: whether it has come. A plain bool, because a handler may interrupt itself while it holds a lock.
@@ -55,7 +55,7 @@ class Ending:
 def on_sigterm() -> Iterator[Ending]:
     """End with exit code 143 at SIGTERM, at once or, within ``Ending.orderly``, in order; at once at a second one.
 
-    Outside the main thread, where Python lets nobody handle signals, nothing is done.
+    Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
     ending = Ending()
     if threading.current_thread() is not threading.main_thread():

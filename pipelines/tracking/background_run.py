@@ -37,7 +37,7 @@ class BackgroundRun:
         self._run: Run | None = None
 
     def log(self, action: Action) -> None:
-        """Have something done with the run. Returns at once; what goes wrong is a line in the log."""
+        """Queue an action and return at once; one that fails leaves a line in the log."""
         self._actions.put(action)
         if self._worker is None:
             self._worker = Worker(self._turn, name="mlflow-run")

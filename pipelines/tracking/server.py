@@ -1,4 +1,4 @@
-"""The MLflow server: which one it is, how long one waits for it, and what is said when it cannot be used."""
+"""The MLflow server: where it is, calls that wait for it, and errors that name a remedy."""
 
 import contextlib
 import os
@@ -21,10 +21,10 @@ HOME = Path.home() / ".pspnet"
 SQLITE = "sqlite:///"
 
 PATIENCE_S = 600.0
-"""How long the end of a run waits for a server that does not answer: work of hours is not lost to a short outage."""
+"""Seconds that the end of a run waits for a server that does not answer, so that no outage costs hours of work."""
 
 HASTE_S = 10.0
-"""The same after an error, which is to be told soon."""
+"""The same after an error, so that the error is shown soon."""
 
 REQUEST_TAG = "request_id"
 """Tag of runs and logged models: which request made them."""
@@ -45,7 +45,7 @@ def tracking_uri() -> str:
 
 @contextlib.contextmanager
 def local_tracking(folder: Path) -> Iterator[None]:
-    """Track in an SQLite file in ``folder`` meanwhile, whatever the environment says."""
+    """Track in an SQLite file in ``folder`` within the context, whatever the environment says."""
     folder.mkdir(parents=True, exist_ok=True)
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = f"{SQLITE}{folder.resolve() / 'mlflow.db'}"
@@ -123,5 +123,5 @@ class Server:
         return self.call(attempt)
 
     def explain(self, error: BaseException) -> TrackingError:
-        """What went wrong, in one line with a remedy."""
+        """The error that says in one line what went wrong, with a remedy."""
         return TrackingError(f"{self} cannot be used ({first_line(error)}); {remedy_of(error)}")

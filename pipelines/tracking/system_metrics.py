@@ -1,4 +1,4 @@
-"""What the machine does meanwhile: CPUs, memory, disk, network and GPUs, read by MLflow's collectors.
+"""What the machine does during a run: CPUs, memory, disk, network and GPUs, read by MLflow's collectors.
 
 MLflow's own monitor ends for good with the first request that fails. Here the readings go through the ``MetricsLog`` of
 the process, which outlives an absent server.

@@ -1,7 +1,7 @@
 """Metrics of classes under the classes' names."""
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from mlflow.utils.validation import _validate_metric_name
 
@@ -24,6 +24,7 @@ def test_names(classes: list[str], names: list[str]) -> None:
     assert class_metric_names("iou", classes) == names
 
 
+@settings(deadline=None, derandomize=True)
 @given(st.lists(st.text(max_size=300), max_size=8))
 def test_mlflow_takes_every_name_and_none_comes_twice(classes: list[str]) -> None:
     names = class_metric_names("iou", classes)

@@ -268,7 +268,7 @@ def test_what_the_server_did_is_not_done_again_where_its_answer_is_lost(
     (logged,) = client.search_logged_models([experiment.experiment_id])
     assert [str(found.version) for found in client.search_model_versions("name = 'lost'")] == ["1"]
     version = client.get_model_version("lost", "1")
-    assert (model, version.model_id, version.aliases) == ("models:/lost/1", logged.model_id, ["champion"])
+    assert (model, version.source, version.aliases) == ("models:/lost/1", logged.artifact_location, ["champion"])
     assert found.outputs is not None
     assert [output.model_id for output in found.outputs.model_outputs] == [logged.model_id]
 
