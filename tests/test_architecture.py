@@ -161,6 +161,11 @@ def test_what_is_imported_is_declared_and_nothing_else() -> None:
     assert libraries(*ROOMS, "benchmarks", "docs", "tests") == everything - USED_BY_OTHERS.keys()
 
 
+def test_calls_are_repeated_by_one_policy() -> None:
+    users = [path for path in FILES if "tenacity" in {name for _, name in imports(path.read_text(encoding="utf-8"))}]
+    assert [_name(path) for path in users] == ["pipelines/process/retrying.py"]
+
+
 @pytest.mark.parametrize("path", SCRIPTS, ids=_name)
 def test_a_job_is_a_script_that_runs_by_its_name(path: Path) -> None:
     assert path.read_text(encoding="utf-8").startswith("#!/usr/bin/env python3\n")
