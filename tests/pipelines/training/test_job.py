@@ -29,8 +29,6 @@ from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 from pspnet_core.training.losses import LossConfig
-from tests.support.faultproxy import FaultProxy, Rule, answer
-from tests.support.mlflowserver import MlflowServer
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -401,35 +399,6 @@ def test_a_tracking_server_that_cannot_be_used_is_told(tmp_path: Path, monkeypat
         train(config)
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "runs" / "scenes").exists()  # the same command may be given again
-
-
-def test_a_server_that_keeps_no_models_is_told_before_any_step(
-    mlflow_server: MlflowServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
-    config = TrainConfig(**(SMALL | {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs")}))
-    with FaultProxy(mlflow_server.uri) as proxy:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.endpoint)
-        proxy.add(Rule(answer(404, b"<!doctype html><title>404 Not Found</title>"), path="logged-models"))
-        with pytest.raises(TrackingError, match="that the server is MLflow 3 or later"):
-            train(config)
-    assert not (tmp_path / "runs" / "scenes").exists()  # the same command may be given again
-
-
-@pytest.mark.usefixtures("tracking_home")
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "KILLED"), (RuntimeError("broken"), "FAILED")])
-def test_a_run_that_breaks_off_is_closed(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str
-) -> None:
-    def fail(*arguments: Any) -> None:
-        raise error
-
-    monkeypatch.setattr("pipelines.training.job._fit", fail)
-    draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
-    with pytest.raises(type(error)):
-        train(TrainConfig(**(SMALL | {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs")})))
-    run_id = json.loads((tmp_path / "runs/scenes/config.json").read_text())["run_id"]
-    assert MlflowClient(tracking_uri()).get_run(run_id).info.status == status
 
 
 def test_a_file_that_holds_no_weights_is_told(trained: Trained, tmp_path: Path) -> None:
