@@ -1,9 +1,10 @@
 """An orderly end on SIGTERM, which a scheduler, a spot machine or Kubernetes sends before it kills; and on Ctrl-C."""
 
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
 from pipelines.process.background import Worker
@@ -74,17 +75,25 @@ def on_sigterm() -> Iterator[Ending]:
 
 @contextmanager
 def own_sigint() -> Iterator[None]:
-    """Ctrl-C is a KeyboardInterrupt within the context and after it, although a library handles it in its own way.
+    """Ctrl-C within the context ends in a KeyboardInterrupt, although a library handles it in its own way.
 
-    Ray Train's handler ends the process as if all were well, and stays after the training.
+    Ray Train aborts its workers and ends the process as if all were well, and its handler stays after the training.
     """
-    before = signal.getsignal(signal.SIGINT)
-    try:
+    if threading.current_thread() is not threading.main_thread():
         yield
-    except SystemExit as end:
-        if end.code == EXIT_CODE:
-            raise
-        raise KeyboardInterrupt from end
-    finally:
-        if threading.current_thread() is threading.main_thread():
+        return
+    before = signal.getsignal(signal.SIGINT)
+    seen, wakeup = socket.socketpair()
+    with seen, wakeup:
+        # Python writes the number of every signal there, whoever handles it.
+        seen.setblocking(False)
+        wakeup.setblocking(False)
+        fd_before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(fd_before)
             signal.signal(signal.SIGINT, before)
+            with suppress(BlockingIOError):
+                if signal.SIGINT in seen.recv(4096):
+                    raise KeyboardInterrupt
