@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.memory import peak_bytes
+from benchmarks.meter import peak_bytes
 from pipelines.label_table.ledger import PLAN_CHUNKS, ChunkLimits, Ledger, Order
 from pipelines.label_table.listing import spooled
 from pipelines.label_table.schema import LISTING, MASKS, Paths, utc_now

@@ -13,7 +13,7 @@ import torch
 
 from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.tracking.server import local_tracking
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import save_checkpoint
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 from tests.support.faultproxy import FaultProxy
 from tests.support.mlflowserver import MlflowServer, running_mlflow_server
@@ -82,7 +82,7 @@ def scene_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(0)
     config = PSPNetConfig(classes=len(SCENE_CLASSES), backbone="resnet18", output_stride=32)
     folder = tmp_path_factory.mktemp("model")
-    checkpoints.from_model(PSPNet(config), name="scenes", classes=SCENE_CLASSES).save(folder)
+    save_checkpoint(PSPNet(config), folder, name="scenes", classes=SCENE_CLASSES)
     return folder
 
 

@@ -22,8 +22,9 @@ from pipelines.labelling.job import LabelConfig, label
 from pipelines.tracking.server import local_tracking
 from pipelines.training.job import TrainConfig, train
 from pspnet_core.errors import ConfigError
+from pspnet_core.images import run_lengths
 from pspnet_core.images.decoding import decode_image
-from pspnet_core.images.masks import from_run_lengths, to_png
+from pspnet_core.images.masks import to_png
 from pspnet_core.images.overlays import contact_sheet
 
 CLASS_SHARES = """
@@ -166,7 +167,7 @@ def _draw_sheet(labels: str, path: Path, count: int = 12) -> Path:
 
     def rows() -> Iterator[tuple[Any, Any]]:
         for uri, width, height, classes, lengths in duckdb.execute(BEST.format(labels=labels, count=count)).fetchall():
-            mask = from_run_lengths(np.array(classes, np.int32), np.array(lengths, np.int32), height, width)
+            mask = run_lengths.decode(np.array(classes, np.int32), np.array(lengths, np.int32), height, width)
             yield decode_image(Path(uri).read_bytes()), mask
 
     contact_sheet(list(rows()), SCENE_CLASSES).save(path)

@@ -126,7 +126,7 @@ class Score:
         model: Checkpoint = ray.get(checkpoint)
         self.dataset, self.pairs = dataset, pairs
         memory = share.pass_memory_here()
-        self.segmenter = Segmenter(model.model, model.inference, batch=batch, memory=memory, compile=compile)
+        self.segmenter = Segmenter(model.model, model.settings, batch=batch, memory=memory, compile=compile)
         self.batched = True if compile else None  # what is compiled is for one thread at a time
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         TrackingError: the MLflow server cannot be used.
     """
     checkpoint = load_rgb_model(config.model)
-    checkpoint = checkpoint.with_inference(
+    checkpoint = checkpoint.with_settings(
         scales=config.scales, flip=config.flip, window=config.window, reduced=config.reduced
     )
     dataset = open_dataset(
@@ -212,7 +212,7 @@ def _facts(config: EvaluateConfig, checkpoint: Checkpoint, dataset: Dataset) -> 
         "model": redacted(config.model),
         "partition": checkpoint.partition,
         "fingerprint": checkpoint.fingerprint,
-        "inference": dataclasses.asdict(checkpoint.inference),
+        "inference": dataclasses.asdict(checkpoint.settings),
         "batch": config.batch,
         "data": redacted(dataset.store.root),
         "layout": config.layout,

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -25,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.datasets.dataset import Dataset, Mask, Pair
-from pspnet_core.inference.segmenter import Outcome, Prepared, Segmenter, prediction_of
+from pspnet_core.inference.inputs import Prepared
+from pspnet_core.inference.segmenter import Outcome, Segmenter, prediction_of
 from pspnet_core.metrics.confusion import ConfusionMatrix
 from pspnet_core.threads import map_ahead
 
@@ -109,19 +109,24 @@ def compare(
 
 def _in_batches(segmenter: Segmenter, dataset: Dataset, pairs: Sequence[Pair], threads: int) -> Iterator[Compared]:
     """``compare`` by batches that do not cross a chunk."""
-    waiting: deque[_Read] = deque()
-
-    def prepared(some: Iterable[_Read]) -> Iterator[Prepared]:
-        for found in some:
-            waiting.append(found)
-            yield found.prepared
-
     with ThreadPoolExecutor(threads) as pool:
         read = functools.partial(_read, segmenter, dataset)
         ahead = map_ahead(pool, read, pairs, depth=segmenter.batch + threads)
         for chunk in chunked(pairs, batch=segmenter.batch):
-            for prediction in segmenter.predict(prepared(itertools.islice(ahead, len(chunk)))):
-                yield waiting.popleft().compared(prediction)
+            yield from _label_chunk(segmenter, itertools.islice(ahead, len(chunk)))
+
+
+def _label_chunk(segmenter: Segmenter, pairs: Iterable[_Read]) -> Iterator[Compared]:
+    """Label the pairs of a chunk together; yields them in order."""
+    waiting: dict[int, _Read] = {}
+
+    def prepared() -> Iterator[tuple[int, Prepared]]:
+        for index, found in enumerate(pairs):
+            waiting[index] = found
+            yield index, found.prepared
+
+    compared = {index: waiting.pop(index).compared(outcome) for index, outcome in segmenter.predict(prepared())}
+    return (compared[index] for index in sorted(compared))
 
 
 def _one_by_one(segmenter: Segmenter, dataset: Dataset, pairs: Sequence[Pair], lanes: int) -> Iterator[Compared]:
@@ -129,7 +134,8 @@ def _one_by_one(segmenter: Segmenter, dataset: Dataset, pairs: Sequence[Pair], l
 
     def answer(pair: Pair) -> Compared:
         found = _read(segmenter, dataset, pair)
-        return found.compared(next(segmenter.predict([found.prepared])))
+        ((_, outcome),) = segmenter.predict([(pair.key, found.prepared)])
+        return found.compared(outcome)
 
     with _single_threaded(), ThreadPoolExecutor(lanes) as pool:
         yield from map_ahead(pool, answer, pairs, depth=lanes)

@@ -12,7 +12,7 @@ from pipelines.cluster.resources import Pool, Share
 from pipelines.labelling.stages.chunks import ChunkRow, Work
 from pipelines.labelling.stages.segment import Predictor, Segment
 from pspnet_core.checkpoints.checkpoint import Checkpoint
-from pspnet_core.device import best_device, works_alone
+from pspnet_core.device import best_device, is_async
 from pspnet_core.inference.segmenter import Segmenter
 
 WAVE = 2048
@@ -99,10 +99,10 @@ class MakeSegmenter:
         """On the best device there is."""
         model: Checkpoint = ray.get(self.checkpoint)
         # What is compiled is for one thread at a time.
-        lanes = 1 if self.compile or works_alone(best_device()) else self.share.threads_here()
+        lanes = None if self.compile or is_async(best_device()) else self.share.threads_here()
         return Segmenter(
             model.model,
-            model.inference,
+            model.settings,
             batch=self.batch,
             memory=self.share.pass_memory_here(),
             lanes=lanes,

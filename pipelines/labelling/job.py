@@ -162,7 +162,7 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
     started = time.perf_counter()
     origin = origin_of(config.model)
     checkpoint = load_rgb_model(origin.uri)
-    checkpoint = checkpoint.with_inference(
+    checkpoint = checkpoint.with_settings(
         scales=config.scales, flip=config.flip, window=config.window, reduced=config.reduced
     )
     output = open_store(config.output, field="output", writable=True)
@@ -196,7 +196,7 @@ def _identity(checkpoint: Checkpoint) -> dict[str, Any]:
     return {
         "partition": checkpoint.partition,
         "fingerprint": checkpoint.fingerprint,
-        "inference": dataclasses.asdict(checkpoint.inference),
+        "inference": dataclasses.asdict(checkpoint.settings),
     }
 
 

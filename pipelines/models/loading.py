@@ -5,8 +5,7 @@ from pathlib import Path
 
 from pipelines.storage import ObjectError, open_store
 from pipelines.tracking import registry
-from pspnet_core.checkpoints import checkpoint as checkpoints
-from pspnet_core.checkpoints.checkpoint import Checkpoint
+from pspnet_core.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint
 from pspnet_core.errors import ConfigError
 
 MLFLOW_SCHEMES = ("runs:/", "models:/")
@@ -40,7 +39,7 @@ def load_rgb_model(uri: str) -> Checkpoint:
 
 def _load(folder: Path, uri: str, field: str) -> Checkpoint:
     try:
-        return checkpoints.load(folder)
+        return load_checkpoint(folder)
     except ConfigError as error:
         raise ConfigError(field, uri, error.remedy) from error
 
@@ -48,7 +47,7 @@ def _load(folder: Path, uri: str, field: str) -> Checkpoint:
 def _from_store(uri: str, folder: str, *, field: str) -> Path:
     """The two files of a checkpoint in a store, and nothing else that may lie below the URI."""
     store = open_store(uri, field=field)
-    for name in (checkpoints.CONFIG_FILE, checkpoints.WEIGHTS_FILE):
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
         try:
             (Path(folder) / name).write_bytes(store.read(name))
         except ObjectError as error:

@@ -44,8 +44,7 @@ from pipelines.tracking.server import (
     reaching,
     tracking_uri,
 )
-from pspnet_core.checkpoints import checkpoint as checkpoints
-from pspnet_core.checkpoints.checkpoint import Checkpoint
+from pspnet_core.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from pspnet_core.errors import ConfigError, PspnetError
 
 log = logging.getLogger(__name__)
@@ -72,7 +71,7 @@ def log_model(
     patience: float = PATIENCE_S,
 ) -> str:
     """``Run.log_model``, on the server at ``uri``."""
-    checkpoint = checkpoints.load(folder)
+    checkpoint = load_checkpoint(folder)
     client = client_of(uri)
     tags = _tags(checkpoint, miou, data)
     # One attempt after the other: what has arrived is not sent again.
@@ -227,7 +226,7 @@ def _champion_score(
     with tempfile.TemporaryDirectory() as folder:
         try:
             local = patiently(server, lambda: fetch(place, folder, server=server), seconds=patience)
-            checkpoint = checkpoints.load(local)
+            checkpoint = load_checkpoint(local)
             if redacted(_class_tag(checkpoint)) != version.tags["classes"]:
                 raise ConfigError("model", place, "its classes are others")
             return score(checkpoint)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from pipelines.storage import ObjectMissing, Store, TransientStorageError, to_local
 from pipelines.training.patience import PATIENCE_S
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from pspnet_core.errors import ConfigError, PspnetError
 
 log = logging.getLogger(__name__)
@@ -70,7 +70,7 @@ class Progress:
 class Snapshot:
     """A run's whole state in CPU memory; nothing that training changes later."""
 
-    model: checkpoints.Checkpoint
+    model: Checkpoint
     weights: dict[str, Tensor] | None = field(repr=False)
     """The weights that learn, when the model holds their average."""
     optimiser: dict[str, Tensor] = field(repr=False)
@@ -155,7 +155,7 @@ class CheckpointFolder:
         """
         with to_local(self.store.uri_of(entry.folder), field=self.store.field) as folder:
             weights = folder / WEIGHTS_FILE
-            model = checkpoints.load(folder / MODEL_FOLDER)
+            model = load_checkpoint(folder / MODEL_FOLDER)
             try:
                 return Snapshot(
                     model=model,

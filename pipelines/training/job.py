@@ -36,9 +36,9 @@ from pipelines.training.loading import TASK_CPUS, Crops
 from pipelines.training.loop import LoopConfig, train_loop
 from pipelines.training.patience import patient
 from pspnet_core.checkpoints.checkpoint import Checkpoint, check_name
+from pspnet_core.checkpoints.settings import InferenceSettings
 from pspnet_core.device import training_dtype
 from pspnet_core.errors import ConfigError, PspnetError
-from pspnet_core.inference.segmenter import InferenceSettings
 from pspnet_core.network.pspnet import PSPNetConfig
 from pspnet_core.training.augment import AugmentConfig
 from pspnet_core.training.losses import LossConfig
@@ -264,11 +264,11 @@ class TrainConfig:
         """The loss and its settings."""
         return LossConfig(
             kind=self.loss,
-            smoothing=self.smoothing,
-            threshold=self.threshold,
-            kept=self.kept,
-            gamma=self.gamma,
-            auxiliary=self.auxiliary,
+            label_smoothing=self.smoothing,
+            ohem_thresh=self.threshold,
+            ohem_min_kept=self.kept,
+            focal_gamma=self.gamma,
+            aux_weight=self.auxiliary,
         )
 
     def augmentation(self, network: PSPNetConfig, ignore: int) -> AugmentConfig:
@@ -276,12 +276,12 @@ class TrainConfig:
         red, green, blue = network.mean
         return AugmentConfig(
             crop=(self.crop, self.crop),
-            base=self.resize,
+            image_scale=self.resize,
             scale=self.scale,
             rotate=self.rotate,
             blur=self.blur,
-            mirror=self.mirror,
-            cap=self.cap,
+            hflip=self.mirror,
+            cat_max_ratio=self.cap,
             photometric=self.photometric,
             mean=(red, green, blue),
             ignore=ignore,

@@ -36,16 +36,17 @@ from pipelines.training.checkpointing import CheckpointFolder, Progress, Snapsho
 from pipelines.training.loading import Batch, Crops, Shard, feed_ray, feed_threads
 from pipelines.training.patience import Patience
 from pipelines.training.recording import Clock, Record
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import Checkpoint, cpu_state_dict
+from pspnet_core.checkpoints.settings import InferenceSettings
 from pspnet_core.device import autocast, make_deterministic, place, training_dtype, training_layout
 from pspnet_core.errors import PspnetError
-from pspnet_core.inference.segmenter import InferenceSettings, Segmenter
+from pspnet_core.inference.segmenter import Segmenter
 from pspnet_core.metrics.confusion import ConfusionMatrix
 from pspnet_core.network.pspnet import Logits, PSPNet, PSPNetConfig
 from pspnet_core.training.ema import WeightAverage
 from pspnet_core.training.losses import LossConfig, class_weights, pspnet_loss, valid_weight
 from pspnet_core.training.norms import set_norm
-from pspnet_core.training.optim import build_optimiser, load_optimiser_state, optimiser_state, poly, set_learning_rate
+from pspnet_core.training.optim import build_optimiser, load_optimiser_state, optimiser_state, poly, set_lr
 
 EXAMPLES = 6
 """Validation images that are drawn after each epoch, always the same."""
@@ -228,7 +229,7 @@ class Worker:
             config.optimiser,
             momentum=config.momentum,
             weight_decay=config.decay,
-            head_factor=config.head,
+            head_lr_factor=config.head,
         )
         self.dtype = training_dtype(device, config.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
@@ -248,7 +249,7 @@ class Worker:
             self.scaler.load_state_dict(snapshot.progress.scaler)
         self.steps_done, self.losses = snapshot.progress.step, snapshot.progress.loss
 
-    def snapshot(self, *, model: checkpoints.Checkpoint, metrics: Mapping[str, float] | None = None) -> Snapshot:
+    def snapshot(self, *, model: Checkpoint, metrics: Mapping[str, float] | None = None) -> Snapshot:
         """The state as it is now, copied to CPU memory; ``metrics`` where an epoch has just ended."""
         progress = Progress(
             step=self.steps_done,
@@ -259,7 +260,7 @@ class Worker:
         )
         return Snapshot(
             model=model,
-            weights=checkpoints.weights_of(self.model) if self.average else None,
+            weights=cpu_state_dict(self.model) if self.average else None,
             optimiser=optimiser_state(self.optimiser, self.model),
             progress=progress,
         )
@@ -308,7 +309,7 @@ class Worker:
         Raises:
             NotFinite: before anything is changed.
         """
-        set_learning_rate(self.optimiser, rate)
+        set_lr(self.optimiser, rate)
         self.optimiser.zero_grad(set_to_none=True)
         passes = self.config.accumulate
         parts = list(zip(images.tensor_split(passes), masks.tensor_split(passes), strict=True))
@@ -380,23 +381,23 @@ class Worker:
             return contextlib.nullcontext()
         return self.parallel.no_sync()
 
-    def current_model(self) -> checkpoints.Checkpoint:
+    def current_model(self) -> Checkpoint:
         """This worker's model as it is scored and saved: the averaged weights if there are any."""
-        return checkpoints.from_model(
+        return Checkpoint.from_model(
             self.average.model if self.average else self.model,
             name=self.config.name,
             classes=self.config.dataset.classes,
-            inference=self.config.inference,
+            settings=self.config.inference,
         )
 
-    def scored_model(self) -> checkpoints.Checkpoint:
+    def scored_model(self) -> Checkpoint:
         """``current_model`` of the first worker, on every worker: each one's BatchNorm has seen other images."""
         if self.shard.world > 1:
             for buffer in (self.average.model if self.average else self.model).buffers():
                 torch.distributed.broadcast(buffer, src=0)
         return self.current_model()
 
-    def segmenter(self, model: checkpoints.Checkpoint) -> Segmenter:
+    def segmenter(self, model: Checkpoint) -> Segmenter:
         """What labels with a model on this worker's device; its batches are evaluation's."""
         return Segmenter(model.model, self.config.inference, device=self.device, batch=BATCH)
 

@@ -38,10 +38,12 @@ from pipelines.labelling.stages.quarantine import Decodes, survivors
 from pipelines.sources import ReadResult
 from pipelines.storage.arrow import from_ipc, to_ipc
 from pspnet_core.errors import ImageError
+from pspnet_core.images import run_lengths
 from pspnet_core.images.decoding import ImageFile, decode_image, open_image
-from pspnet_core.images.masks import run_lengths, to_png
+from pspnet_core.images.masks import to_png
 from pspnet_core.images.statistics import ClassStatistics, class_statistics, image_confidence
-from pspnet_core.inference.segmenter import Outcome, Prediction, Prepared
+from pspnet_core.inference.inputs import Prepared
+from pspnet_core.inference.segmenter import Outcome, Prediction
 from pspnet_core.threads import SharedLock, map_ahead
 
 T = TypeVar("T")
@@ -64,9 +66,9 @@ class Predictor(Protocol):
     def prepare(self, image: NDArray[np.uint8]) -> Prepared:
         """Make one ``(H, W, 3)`` uint8 RGB image ready; called in threads."""
 
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
-        """Label prepared images, in order. Called by a thread for each chunk; one chunk's images can be drawn when the
-        last one's are, though these may not all be labelled."""
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
+        """Label keyed images, in any order. Called by a thread for each chunk; one chunk's images can be drawn when
+        the last one's are, though these may not all be labelled."""
 
 
 @runtime_checkable
@@ -90,7 +92,7 @@ class Unloadable:
             "little memory? fewer --workers leave more for each)"
         )
 
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
         """Nothing, of no images."""
         return iter(())
 
@@ -228,7 +230,7 @@ class Segment:
 
     def _alone(self, images: Sequence[ReadResult], chunk: int, label: Label) -> Iterator[tuple[int, Result]]:
         """Each image's outcome when nothing is in hand but this image, which the coordinator is told before."""
-        collections.deque(self.predictor.predict([self.predictor.prepare(PLAIN)]), maxlen=0)
+        collections.deque(self.predictor.predict([(0, self.predictor.prepare(PLAIN))]), maxlen=0)
         for index, image in enumerate(images):
             self.work.coordinator.announce(chunk, index)
             yield from label([(index, image)])
@@ -238,7 +240,6 @@ class Segment:
         self, images: Iterable[tuple[int, ReadResult]], watch: Stopwatch, decodes: Decodes
     ) -> Iterator[tuple[int, Result]]:
         """Each image's outcome, with the index that came with it."""
-        good: list[int] = []
         bad: list[tuple[int, ImageError]] = []
 
         def opened() -> Iterator[tuple[int, ImageFile | ImageError]]:
@@ -252,20 +253,19 @@ class Segment:
             with decodes.of(index):
                 return index, self._decode(file, watch)
 
-        def prepared() -> Iterator[Prepared]:
+        def prepared() -> Iterator[tuple[int, Prepared]]:
             for index, result in self._in_threads(decode, opened(), lambda item: _size(item[1])):
                 if isinstance(result, ImageError):
                     bad.append((index, result))
                 else:
-                    good.append(index)
-                    yield result
+                    yield index, result
 
         # Decoded before it is the chunk's turn, as far as the depth goes.
         with contextlib.closing(self._in_turn(_begun(prepared()))) as ready:
             outcomes = watch.waiting("predict", self.predictor.predict(watch.waiting("images", ready)))
-            finished = self._in_threads(lambda item: self._encode(item, watch), outcomes, _size)
-            for position, result in enumerate(finished):
-                yield good[position], result
+            yield from self._in_threads(
+                lambda item: (item[0], self._encode(item[1], watch)), outcomes, lambda item: _size(item[1])
+            )
         yield from bad
 
     def _in_threads(self, function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int]) -> Iterator[R]:
@@ -302,7 +302,7 @@ class Segment:
             return outcome
         start = Start.now()
         mask, confidence = outcome
-        classes, lengths = run_lengths(mask)
+        classes, lengths = run_lengths.encode(mask)
         labelled = Labelled(
             (mask.shape[0], mask.shape[1]),
             classes,

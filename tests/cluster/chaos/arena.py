@@ -23,7 +23,7 @@ from ray.cluster_utils import Cluster
 
 from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
 from pipelines.storage import Store, open_store
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import save_checkpoint
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 from tests.conftest import s3_settings
 from tests.support.faultproxy import FaultProxy
@@ -108,7 +108,7 @@ class Arena:
             self.input.put_if_absent(key, content)
         torch.manual_seed(0)
         network = PSPNet(PSPNetConfig(classes=len(SCENE_CLASSES), backbone="resnet18", output_stride=32))
-        checkpoints.from_model(network, name="scenes", classes=SCENE_CLASSES).save(self.folder / "model")
+        save_checkpoint(network, self.folder / "model", name="scenes", classes=SCENE_CLASSES)
 
     def _undisturbed(self) -> dict[str, bytes]:
         output = self._next_output()

@@ -27,8 +27,9 @@ from pipelines.label_table.schema import MASKS
 from pipelines.storage import Store, open_store
 from pipelines.storage.arrow import to_parquet
 from pspnet_core.errors import ConfigError
+from pspnet_core.images import run_lengths
 from pspnet_core.images.classes import class_table
-from pspnet_core.images.masks import run_lengths, to_png
+from pspnet_core.images.masks import to_png
 
 CLASSES = {"names": ["sky", "road", "car"], "colors": [[0, 0, 255], [90, 90, 90], [255, 0, 0]], "ignore": 9}
 SHAPE = (4, 6)
@@ -149,7 +150,7 @@ def label_row(store: Store, path: str, mask: Ids, *, sure: dict[int, float], png
     """A row of the label table; ``sure`` has the confidence of each class."""
     item = store.stat(path)
     assert item is not None
-    classes, lengths = run_lengths(np.array(mask))
+    classes, lengths = run_lengths.encode(np.array(mask))
     stats = [{"class_id": each, "name": "n", "pixels": 1, "fraction": 0.5, "confidence": sure[each]} for each in sure]
     return {
         "uri": item.uri,

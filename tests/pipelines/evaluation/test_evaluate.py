@@ -29,8 +29,7 @@ from pipelines.evaluation.scoring import Compared, chunked, score
 from pipelines.evaluation.tables import image_row, scores_of
 from pipelines.labelling.job import LabelConfig, label
 from pipelines.storage import open_store
-from pspnet_core.checkpoints import checkpoint as checkpoints
-from pspnet_core.checkpoints.checkpoint import Checkpoint
+from pspnet_core.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.inference.segmenter import Segmenter
@@ -80,13 +79,13 @@ def result(data: Path, scene_model: Path, output: Path, ray_cluster: None) -> di
 
 @pytest.fixture(scope="module")
 def checkpoint(scene_model: Path) -> Checkpoint:
-    return checkpoints.load(scene_model)
+    return load_checkpoint(scene_model)
 
 
 @pytest.fixture(scope="module")
 def masks(data: Path, checkpoint: Checkpoint) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     """Key -> prediction and target of each image, by one loop."""
-    segmenter = Segmenter(checkpoint.model, checkpoint.inference, batch=1)
+    segmenter = Segmenter(checkpoint.model, checkpoint.settings, batch=1)
     dataset = open_dataset(str(data), "folder")
     found = {}
     for pair in dataset.split("val"):
@@ -301,7 +300,7 @@ def test_it_agrees_with_validation_to_the_last_digit(data: Path, checkpoint: Che
     assert len(chunked(pairs)) == 2
     total = ConfusionMatrix(len(NAMES))
     for rank in range(2):
-        segmenter = Segmenter(checkpoint.model, checkpoint.inference)
+        segmenter = Segmenter(checkpoint.model, checkpoint.settings)
         for chunk in chunked(pairs)[rank::2]:
             total += score(segmenter, dataset, chunk)
     for place in range(3):
@@ -415,7 +414,7 @@ def test_raw_ids_in_the_files_change_nothing(
 def test_a_model_of_other_bands_is_refused(run: str, data: Path, tmp_path: Path) -> None:
     config = PSPNetConfig(classes=2, backbone="resnet18", output_stride=32, mean=(0.0,) * 4, std=(1.0,) * 4)
     classes = ClassTable(names=("a", "b"), colors=((0, 0, 0), (1, 1, 1)))
-    checkpoints.from_model(PSPNet(config), name="four", classes=classes).save(tmp_path / "four")
+    save_checkpoint(PSPNet(config), tmp_path / "four", name="four", classes=classes)
     model = str(tmp_path / "four")
     with pytest.raises(ConfigError, match=r"^model=.*four: takes 4 bands; image files are read as 3, RGB$"):
         if run == "evaluate":

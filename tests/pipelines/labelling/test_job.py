@@ -32,10 +32,10 @@ from pipelines.labelling.lease import Holder
 from pipelines.labelling.stages.chunks import Work
 from pipelines.storage import open_store
 from pipelines.storage.arrow import metadata_of
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.errors import ConfigError
-from pspnet_core.images.decoding import decode_image
-from pspnet_core.images.masks import from_png, from_run_lengths
+from pspnet_core.images import run_lengths
+from pspnet_core.images.decoding import decode_image, decode_mask
 from pspnet_core.inference.segmenter import Segmenter
 from tests.support.labelfiles import substance
 from tests.support.waiting import until
@@ -120,19 +120,18 @@ def files_below(folder: Path) -> dict[str, bytes]:
 def test_every_image_gets_the_mask_that_the_segmenter_gives(undisturbed: Finished, scene_model: Path) -> None:
     result, bucket = undisturbed.result, undisturbed.bucket
     assert (result["images"], result["labelled"], result["skipped"], result["errors"]) == (IMAGES, IMAGES, 0, 0)
-    checkpoint = checkpoints.load(scene_model)
-    segmenter = Segmenter(checkpoint.model, checkpoint.inference)
+    segmenter = Segmenter.load(scene_model)
     table = rows(result["labels"])
     assert [row["key"] for row in table] == sorted(str(path.relative_to(bucket)) for path in bucket.rglob("*.jpg"))
     for row in table:
         image = decode_image(Path(row["uri"]).read_bytes())
         mask, confidence = segmenter([image])[0]
         classes, lengths = np.array(row["mask_classes"]), np.array(row["mask_lengths"])
-        stored = from_run_lengths(classes, lengths, row["height"], row["width"])
+        stored = run_lengths.decode(classes, lengths, row["height"], row["width"])
         assert image.shape[:2] == (row["height"], row["width"]) == mask.shape
         # Batches of other sizes round differently in the last bit, which may flip a pixel on the edge.
         assert (stored == mask).mean() > 0.999
-        np.testing.assert_array_equal(from_png(row["mask_png"]), stored)
+        np.testing.assert_array_equal(decode_mask(row["mask_png"]), stored)
         assert row["confidence"] == pytest.approx(confidence.mean(), rel=1e-4)
         check_statistics(row["class_stats"], stored)
         assert (row["status"], row["error"]) == ("ok", None)
@@ -147,7 +146,7 @@ def check_statistics(statistics: list[dict[str, Any]], mask: Any) -> None:
 
 
 def test_a_file_explains_itself(undisturbed: Finished, scene_model: Path) -> None:
-    checkpoint = checkpoints.load(scene_model)
+    checkpoint = load_checkpoint(scene_model)
     folder = undisturbed.labels / "masks" / f"model={checkpoint.partition}" / "dt=2026-01-31"
     files = sorted(folder.glob("*.parquet"))
     assert [file.name for file in files] == [f"000000-00000{chunk}.parquet" for chunk in range(4)]
@@ -191,7 +190,7 @@ def test_new_changed_and_deleted_images(tmp_path: Path, scene_model: Path) -> No
     bucket = fill(tmp_path / "bucket")
     config = configs(bucket, tmp_path / "labels", scene_model)
     first = label(config())
-    checkpoint = checkpoints.load(scene_model)
+    checkpoint = load_checkpoint(scene_model)
     ledger = Ledger(open_store(str(tmp_path / "labels"), field="output"), Paths(partition=checkpoint.partition))
     plan = ledger.latest_plan()
     assert plan is not None
@@ -341,7 +340,7 @@ def test_chunks_under_way_outlast_an_output_that_is_away_for_two_minutes(
 
 def test_a_run_takes_over_from_one_that_was_killed_and_waits_for_nobody_if_told(finished: Finished) -> None:
     """Leases are told apart by what they say of their holder."""
-    lease = finished.labels / Paths(partition=checkpoints.load(Path(finished.config().model)).partition).lease
+    lease = finished.labels / Paths(partition=load_checkpoint(Path(finished.config().model)).partition).lease
     here = Holder.here()
     for holder, left in ((replace(here, started=0.0), False), (replace(here, machine="far-away"), True)):
         lease.parent.mkdir(exist_ok=True)
@@ -354,7 +353,7 @@ def test_a_run_that_waited_for_another_one_labels_what_is_new_by_then(
     tmp_path: Path, scene_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = configs(fill(tmp_path / "bucket"), tmp_path / "out", scene_model)()
-    partition = checkpoints.load(scene_model).partition
+    partition = load_checkpoint(scene_model).partition
     lease = tmp_path / "out" / Paths(partition=partition).lease
     lease.parent.mkdir(parents=True)
     lease.write_text(json.dumps(asdict(replace(Holder.here(), machine="far-away"))))

@@ -22,7 +22,7 @@ from pipelines.label_table.ledger import ChunkLimits, Ledger, Order
 from pipelines.label_table.schema import LISTING, Paths
 from pipelines.labelling.job import LabelConfig, label
 from pipelines.storage import open_store
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.errors import ConfigError
 from tests.support.buckets import parquet, tar
 from tests.support.paths import ROOT
@@ -209,7 +209,7 @@ def test_an_open_plan_of_old_with_one_input_is_finished_from_it(
     add(tmp_path / "other", "b.txt", 2)
     store = open_store(str(tmp_path / "labels"), field="output")
     store.check_writable_atomically()
-    ledger = Ledger(store, Paths(partition=checkpoints.load(scene_model).partition))
+    ledger = Ledger(store, Paths(partition=load_checkpoint(scene_model).partition))
     (item,) = open_store(str(tmp_path / "bucket"), field="input").list()
     listing = pa.Table.from_pylist([{name: getattr(item, name) for name in LISTING.names}], LISTING)
     order = Order(source="images", input=f"{tmp_path}/bucket", date="2026-01-31", mask="rle")

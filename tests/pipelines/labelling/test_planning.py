@@ -10,7 +10,7 @@ import pytest
 from pipelines.label_table import ledger
 from pipelines.label_table.schema import Paths
 from pipelines.labelling.job import LabelConfig, label
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from tests.pipelines.labelling.test_job import encoded, scene
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -46,7 +46,7 @@ def test_a_run_carries_out_plans_until_nothing_is_pending(
     assert result["run_id"] == found[-1][2]
 
     # As if the run had been killed in the first plan: the next one finishes that, then makes the second.
-    paths = Paths(partition=checkpoints.load(scene_model).partition)
+    paths = Paths(partition=load_checkpoint(scene_model).partition)
     (first,) = (record["run_id"] for record in records if record["plan"] == 0)
     lost = [paths.run(first), paths.run(result["run_id"]), paths.plan(1), paths.chunk("2026-01-31", 0, 1)]
     for name in (*lost, *(paths.chunk("2026-01-31", 1, chunk) for chunk in range(2))):

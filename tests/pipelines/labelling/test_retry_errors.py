@@ -22,9 +22,9 @@ from pipelines.labelling import job as labelling
 from pipelines.labelling.job import LabelConfig, LabellingFailed, label
 from pipelines.labelling.retry_errors import find_failed
 from pipelines.storage import open_store
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.errors import ConfigError
-from pspnet_core.images.masks import from_run_lengths
+from pspnet_core.images import run_lengths
 from tests.pipelines.storage.test_storage import serving
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
@@ -107,7 +107,7 @@ def test_what_failed_is_labelled_and_nothing_else_is_touched(make_night: Callabl
             assert (row["run_id"], row["labelled_at"]) == (before[key]["run_id"], before[key]["labelled_at"])
             assert (row["status"], row["error"], row["dt"]) == ("ok", None, whole[key]["dt"])
             masks = [
-                from_run_lengths(
+                run_lengths.decode(
                     np.array(each["mask_classes"]), np.array(each["mask_lengths"]), each["height"], each["width"]
                 )
                 for each in (row, whole[key])
@@ -164,7 +164,7 @@ def test_statistics_that_a_killed_replay_left_behind_are_brought_up(make_night: 
 
 def test_only_the_chosen_kinds_are_found(make_night: Callable[..., Night], scene_model: Path) -> None:
     night = make_night("labels", pixels=ONLY_SMALL)
-    paths = Paths(partition=checkpoints.load(scene_model).partition)
+    paths = Paths(partition=load_checkpoint(scene_model).partition)
     ledger = Ledger(open_store(night.config.output, field="output"), paths)
     found = {
         kinds: [file.rows for file in find_failed(ledger, kinds)]

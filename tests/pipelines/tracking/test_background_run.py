@@ -21,7 +21,7 @@ from pipelines.tracking.background_run import background_run
 from pipelines.tracking.registry import Origin, origin_of
 from pipelines.tracking.runs import Run
 from pipelines.tracking.server import TrackingError, local_tracking, tracking_uri
-from pspnet_core.checkpoints.checkpoint import load
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.errors import ConfigError, Terminated
 from tests.support.mlflowserver import MlflowServer
 
@@ -140,7 +140,7 @@ def test_a_labelling_run_and_the_model_that_did_it(
     data = found.data
     assert (found.info.status, data.tags["run_id"]) == ("FINISHED", result["run_id"])
     assert (data.tags["model_version"], data.tags["source_run_id"]) == (version, trained_by)
-    assert data.params["fingerprint"] == load(scene_model).fingerprint
+    assert data.params["fingerprint"] == load_checkpoint(scene_model).fingerprint
     assert (data.params["model"], data.params["date"]) == ("models:/scenes@champion", "2026-01-31")
     counts = {name: data.metrics[name] for name in ("images", "labelled", "skipped", "errors", "errors_by_kind/Empty")}
     assert counts == {"images": 4, "labelled": 3, "skipped": 0, "errors": 1, "errors_by_kind/Empty": 1}

@@ -25,8 +25,7 @@ from pipelines.tracking.registry import promote
 from pipelines.tracking.runs import Run, start_run
 from pipelines.tracking.server import TrackingError, client_of
 from pipelines.training.initial_weights import read_start
-from pspnet_core.checkpoints import checkpoint as checkpoints
-from pspnet_core.checkpoints.checkpoint import Checkpoint
+from pspnet_core.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.inference.segmenter import Segmenter
@@ -66,7 +65,7 @@ def small_checkpoint(folder: Path, *, seed: int = 0, classes: int = 3) -> Checkp
         classes=classes, backbone="resnet18", stages=2, bins=(1, 2), bin_width=8, fusion_width=8, auxiliary=False
     )
     table = ClassTable.from_json({"names": [f"class {index}" for index in range(classes)]})
-    made = checkpoints.from_model(PSPNet(config), name="small", classes=table)
+    made = Checkpoint.from_model(PSPNet(config), name="small", classes=table)
     made.save(folder)
     return made
 
@@ -110,7 +109,7 @@ def test_a_registered_model_predicts_masks_wherever_it_is_loaded(
     code, signature = said.stdout.splitlines()[0], said.stdout
     assert "/code/pspnet_core/" in code
     assert "Tensor('uint8', (-1, -1, -1, 3))" in signature and "Tensor('uint8', (-1, -1, -1))" in signature
-    segmenter = Segmenter(checkpoints.load(folders[3]).model)
+    segmenter = Segmenter(load_checkpoint(folders[3]).model)
     with np.load(tmp_path / "masks.npz") as masks:
         assert masks["batch"].dtype == np.uint8
         assert np.array_equal(masks["batch"], np.stack([one.mask for one in segmenter(list(images["batch"]))]))
@@ -124,7 +123,7 @@ def test_what_is_registered(mlflow_server: MlflowServer, folders: dict[int, Path
     assert model == "models:/registered/1"
     client = MlflowClient(mlflow_server.uri)
     version = client.get_model_version("registered", "1")
-    checkpoint = checkpoints.load(folders[3])
+    checkpoint = load_checkpoint(folders[3])
     assert version.run_id == run.run_id
     assert version.tags == {
         "classes": json.dumps(["class 0", "class 1", "class 2"]),
@@ -172,7 +171,7 @@ def test_a_model_of_the_old_form_is_read_as_before(mlflow_server: MlflowServer, 
 
 def test_training_starts_from_weights_at_any_place(mlflow_server: MlflowServer, s3_bucket: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
-    made = checkpoints.from_model(
+    made = Checkpoint.from_model(
         PSPNet(PSPNetConfig(classes=len(SCENE_CLASSES), backbone="resnet18", bin_width=8, fusion_width=8)),
         name="whole",
         classes=SCENE_CLASSES,
@@ -292,7 +291,7 @@ def test_a_champion_of_other_data_is_scored_anew(versions: Versions, folders: di
     third = versions.log(0.4, "def")
     assert promote(third, score)
     assert versions.champion() == third
-    assert scored == [checkpoints.load(folders[3]).fingerprint] * 2
+    assert scored == [load_checkpoint(folders[3]).fingerprint] * 2
 
 
 def test_a_champion_without_a_record_is_scored(versions: Versions) -> None:

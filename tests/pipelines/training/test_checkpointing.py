@@ -22,7 +22,7 @@ from pipelines.training.checkpointing import (
     Snapshot,
     best,
 )
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
@@ -32,7 +32,7 @@ from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 def snapshot() -> Snapshot:
     torch.manual_seed(0)
     config = PSPNetConfig(classes=2, backbone="resnet18", output_stride=32, bins=(1, 2), auxiliary=False)
-    model = checkpoints.from_model(PSPNet(config), name="tiny", classes=ClassTable.from_json({"names": ["a", "b"]}))
+    model = Checkpoint.from_model(PSPNet(config), name="tiny", classes=ClassTable.from_json({"names": ["a", "b"]}))
     optimiser = {"decoder.1.weight.momentum_buffer": torch.randn(2, 3, generator=torch.Generator().manual_seed(1))}
     return Snapshot(model=model, weights=None, optimiser=optimiser, progress=Progress(step=0))
 

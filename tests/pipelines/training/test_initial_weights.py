@@ -21,7 +21,7 @@ from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.training.job import TrainConfig, checked, loop_config, train
 from pipelines.training.loading import Shard
 from pipelines.training.loop import LoopConfig, Worker
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.checkpoints.importers import IMPORTERS, import_checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.network.pspnet import IMAGENET_MEAN, IMAGENET_STD
@@ -135,7 +135,7 @@ def test_the_network_is_what_its_weights_were_made_for(name: str, data: Path, tm
 def test_a_converted_checkpoint_starts_as_its_source_does(data: Path, tmp_path: Path) -> None:
     theirs = drawn(lambda: SmpPSPNet(CLASSES, width=32))
     found = import_checkpoint(saved(theirs, tmp_path))
-    checkpoint = checkpoints.Checkpoint(name="smp", config=found.config, classes=SCENE_CLASSES, weights=found.weights)
+    checkpoint = Checkpoint(name="smp", config=found.config, classes=SCENE_CLASSES, weights=found.weights)
     checkpoint.save(tmp_path / "ours")
     assert_same_logits(begun(data, tmp_path / "ours"), theirs, 72)
 

@@ -23,7 +23,7 @@ from pipelines.models.loading import load_model
 from pipelines.tracking.server import TrackingError, local_tracking, tracking_uri
 from pipelines.training.initial_weights import read_start
 from pipelines.training.job import TrainConfig, TrainingFailed, checked, loop_config, train
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
@@ -128,7 +128,7 @@ def test_every_model_uri_leads_to_the_same_checkpoint(trained: Trained) -> None:
     by_run, resumed = load_model(f"runs:/{trained.first['run_id']}/model"), load_model(trained.resumed["model"])
     assert by_run.partition == resumed.partition
     assert by_registry.classes == SCENE_CLASSES
-    assert (by_registry.inference.resize, by_registry.inference.size) == ("scale", 0.5)
+    assert (by_registry.settings.resize, by_registry.settings.size) == ("scale", 0.5)
 
 
 def test_a_resumed_run_goes_on_and_does_not_start_again(trained: Trained) -> None:
@@ -247,7 +247,7 @@ def test_other_classes_take_all_weights_but_the_classifiers(
 ) -> None:
     config = PSPNetConfig(classes=3, backbone="resnet18", output_stride=32, bins=(1, 2), auxiliary=auxiliary)
     names = [f"class {index}" for index in range(3)]
-    given = checkpoints.from_model(PSPNet(config), name="three", classes=ClassTable.from_json({"names": names}))
+    given = Checkpoint.from_model(PSPNet(config), name="three", classes=ClassTable.from_json({"names": names}))
     given.save(tmp_path / "three")
     torch.manual_seed(1)
     with caplog.at_level("INFO", "pipelines.training.initial_weights"):
@@ -309,7 +309,7 @@ def test_a_stray_id_is_found_before_anything_is_written(tmp_path: Path) -> None:
         ({"stem": "wide"}, "stem=wide: choose"),
         ({"scale": (2.0, 0.5)}, "scale=(2.0, 0.5): give a positive range"),
         ({"loss": "hinge"}, "loss=hinge: choose one of cross_entropy"),
-        ({"loss": "dice", "smoothing": 0.1}, "smoothing=0.1: works with cross_entropy and ohem"),
+        ({"loss": "dice", "smoothing": 0.1}, "label_smoothing=0.1: works with cross_entropy and ohem"),
         ({"norm": "layer"}, "norm=layer: choose one of auto, batch, sync, frozen"),
         ({"ema": 1.0}, "ema=1.0: give a decay such as 0.999, or 0 for none"),
         ({"clip": -1.0}, "clip=-1.0: give a number of at least 0"),
@@ -372,12 +372,12 @@ def test_flags_reach_the_parts() -> None:
     flags = "--loss ohem --smoothing 0.1 --threshold 0.6 --kept 5 --gamma 1 --auxiliary 0 --scale 1,1.5 --resize 0.5"
     config = parse_config(TrainConfig, ["--data=a", "--output=b", *flags.split()])
     assert config.loss_config() == LossConfig(
-        kind="ohem", smoothing=0.1, threshold=0.6, kept=5, gamma=1.0, auxiliary=0.0
+        kind="ohem", label_smoothing=0.1, ohem_thresh=0.6, ohem_min_kept=5, focal_gamma=1.0, aux_weight=0.0
     )
     network = config.network(classes=3)
     assert (network.classes, network.auxiliary) == (3, False)
     augment = config.augmentation(network, ignore=9)
-    assert (augment.crop, augment.scale, augment.base, augment.ignore) == ((473, 473), (1.0, 1.5), 0.5, 9)
+    assert (augment.crop, augment.scale, augment.image_scale, augment.ignore) == ((473, 473), (1.0, 1.5), 0.5, 9)
 
 
 def test_frozen_statistics_of_a_fresh_network_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

@@ -20,7 +20,7 @@ from pipelines.labelling.job import LabelConfig, label
 from pipelines.labelling.report.prometheus import EXPORTED, METRICS, RUN_TAGS, STATES, LabelMetrics, Watch, watched
 from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages.coordinator import coordinated
-from pspnet_core.checkpoints.checkpoint import load
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from tests.support.paths import ROOT
 
 PATIENCE_S = 120  # Ray exports every 10 s
@@ -77,7 +77,7 @@ def test_a_run_as_prometheus_reads_it(tmp_path: Path, scene_model: Path) -> None
         )
     )
     record = json.loads((tmp_path / "labels" / "runs" / f"{result['run_id']}.json").read_text())
-    model = load(scene_model).partition
+    model = load_checkpoint(scene_model).partition
     images = sample("pspnet_images_total", model=model)
     waiting = sample("pspnet_chunks", model=model, state="waiting")
     found = until(result["run_id"], lambda found: found.get(images) == 9 and waiting in found)

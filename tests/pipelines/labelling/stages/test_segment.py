@@ -34,9 +34,10 @@ from pipelines.labelling.stages.segment import ALONE_ONLY, Predictor, Segment
 from pipelines.storage import open_store
 from pipelines.storage.arrow import from_ipc, to_ipc
 from pspnet_core.errors import ImageError
+from pspnet_core.images import run_lengths
 from pspnet_core.images.decoding import ImageFile, decode_image
-from pspnet_core.images.masks import from_run_lengths
-from pspnet_core.inference.segmenter import Outcome, Prediction, Prepared
+from pspnet_core.inference.inputs import Prepared
+from pspnet_core.inference.segmenter import Outcome, Prediction
 from tests.support.paths import ROOT
 
 PATIENCE_S = 30
@@ -127,13 +128,14 @@ class Grey:
         self.prepared.add(int(image[0, 0, 0]))
         return Prepared(image.shape[0], image.shape[1], (image,))
 
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
-        for image in images:
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
+        for key, image in images:
             self.attend(image)
             value = int(image.views[0][0, 0, 0])
             self.drawn.append(value)
             mask = np.full((image.height, image.width), value % 4, np.uint8)
-            yield Prediction(mask, np.ones(mask.shape, np.float32)) if value < 250 else ImageError("TooLarge", "alas")
+            good = Prediction(mask, np.ones(mask.shape, np.float32))
+            yield key, good if value < 250 else ImageError("TooLarge", "alas")
 
     def attend(self, image: Prepared) -> None:
         """Called with each image."""
@@ -147,7 +149,7 @@ class Mortal(Grey):
         self.dies = dies
         self.calls: list[list[int]] = []
 
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
         self.met_now: list[int] = []
         yield from super().predict(images)
         self.calls.append(self.met_now)
@@ -213,7 +215,7 @@ def test_rows_are_in_the_order_of_the_plan_whatever_becomes_of_an_image(
             assert row["error"].startswith("TooLarge: alas" if value else "Unreadable: ")
             assert row["mask_classes"] is None and row["width"] is None
         else:
-            mask = from_run_lengths(np.array(row["mask_classes"]), np.array(row["mask_lengths"]), 6, 8)
+            mask = run_lengths.decode(np.array(row["mask_classes"]), np.array(row["mask_lengths"]), 6, 8)
             assert (mask == value % 4).all()
             assert (row["status"], row["height"], row["width"]) == ("ok", 6, 8)
 
@@ -253,7 +255,7 @@ def test_the_next_chunks_images_are_with_the_network_before_the_last_one_is_done
     class Slow(Grey):
         """Answers for the first chunk when the second one's images have come."""
 
-        def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+        def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
             for outcome in list(super().predict(images)):
                 assert self.met.wait(PATIENCE_S)
                 yield outcome
@@ -415,7 +417,7 @@ def test_images_wait_decoded_only_as_far_as_their_bytes_allow(make_segment: Call
     prepared: list[int] = []
 
     class Counting(Grey):
-        def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+        def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
             for image in super().predict(images):
                 prepared.append(len(segment.predictor.prepared))  # type: ignore[attr-defined]
                 yield image
