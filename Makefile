@@ -9,7 +9,7 @@ STAMP := .venv/.stamp
 
 # Demo and tests start what they need themselves: a Ray cluster that happens to run on this machine, or a
 # tracking server that this shell happens to know, must not see their data.
-demo test: export RAY_ADDRESS := local
+demo test test-all mutants: export RAY_ADDRESS := local
 ifneq ($(MAKECMDGOALS),nightly)
 unexport MLFLOW_TRACKING_URI
 unexport MLFLOW_REGISTRY_URI
@@ -24,10 +24,10 @@ DATE ?= today
 SINCE ?=
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo nightly test chaos lint bench s3 clean help
+.PHONY: setup demo nightly test test-all chaos mutants lint bench s3 clean help
 
 help: ## show this list
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / {printf "make %-7s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
 
 setup: $(STAMP) ## install the pinned dependencies and this project into .venv
 
@@ -38,11 +38,19 @@ demo: $(STAMP) ## draw scenes, train, label a bucket twice, query the labels; al
 nightly: $(STAMP) ## label what is new: INPUT=... OUTPUT=... MODEL=...; also SOURCE, DATE, SINCE, ARGS (docs/labelling.md)
 	@exec $(BIN)/python jobs/label.py --input '$(INPUT)' --output '$(OUTPUT)' --model '$(MODEL)' --source '$(SOURCE)' --date '$(DATE)' $(if $(SINCE),--since '$(SINCE)') $(ARGS)
 
-test: lint ## lint, types and all tests
-	@$(BIN)/python -m pytest $(ARGS)
+test: $(STAMP) ## lint, types and tests: every unit, every job, one kill of each kind
+	@exec $(BIN)/python -m tests.run --beside '$(MAKE) --no-print-directory lint' $(ARGS)
+
+test-all: export SURVIVAL_SEED ?= $(shell $(PYTHON) -c 'import random; print(random.SystemRandom().randrange(2**32))')
+test-all: $(STAMP) ## the same, and everything else that is tested on clusters of several nodes
+	@exec $(BIN)/python -m tests.run --all --beside '$(MAKE) --no-print-directory lint' $(ARGS)
 
 chaos: $(STAMP) ## kill, freeze and cut off labelling at random; ARGS='--rounds 20 --seed 7' for more
 	@$(BIN)/python -m tests.cluster.chaos $(ARGS)
+
+mutants: $(STAMP) ## break the code on purpose, and count how often the tests notice; ARGS='masks --each 20'
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev,mutants]'
+	@$(BIN)/python -m tests.mutants $(ARGS)
 
 lint: $(STAMP) ## style and types
 	@$(BIN)/ruff check .

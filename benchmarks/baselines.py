@@ -19,9 +19,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
-from benchmarks.labelling import fill, run_over, save_model
+from benchmarks.labelling import HEIGHT, WIDTH, Instant, fill, run_over, save_model
 from benchmarks.meter import Meter, Steady, steady
-from benchmarks.stand_ins import HEIGHT, WIDTH, Instant
 from pipelines.cluster.ray_data import quiet_ray_data
 from pipelines.cluster.session import ray_session
 
@@ -46,8 +45,8 @@ class Labeller:
 
     def __call__(self, batch: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Add a mask to each image of a batch."""
-        prepared = [self.predictor.prepare(image) for image in batch["image"]]
-        masks = [prediction.mask for prediction in self.predictor.predict(prepared)]
+        prepared = enumerate(self.predictor.prepare(image) for image in batch["image"])
+        masks = [prediction.mask for _, prediction in self.predictor.predict(prepared)]
         return {"path": batch["path"], "mask": np.stack(masks)}
 
 
@@ -88,8 +87,9 @@ def by_data_loader(bucket: Path, output: Path) -> Steady:
         Files(sorted(bucket.iterdir())), batch_size=BATCH, num_workers=os.cpu_count() or 1, collate_fn=list
     )
     for batch in loader:
-        predictions = predictor.predict([predictor.prepare(image) for _, image in batch])
-        for (name, _), prediction in zip(batch, predictions, strict=True):
+        prepared = enumerate(predictor.prepare(image) for _, image in batch)
+        for index, prediction in predictor.predict(prepared):
+            name, _ = batch[index]
             Image.fromarray(prediction.mask).save(output / f"{name}.png")
     return steady(output.glob("*.png"), lambda _: 1)
 

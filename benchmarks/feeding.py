@@ -21,7 +21,7 @@ from torch.utils.data import Dataset as TorchDataset
 from pipelines.cluster.session import ray_session
 from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.demo import draw_dataset
-from pipelines.training.loading import Crops, Shard, feed_ray, feed_threads
+from pipelines.training.loading import Crops, Rank, load_by_ray, load_by_threads
 from pspnet_core.training.augment import AugmentConfig
 
 BATCH = 8
@@ -48,7 +48,7 @@ class PlainDataset(TorchDataset[tuple[torch.Tensor, torch.Tensor]]):
 
     def __init__(self, crops: Crops, steps: int) -> None:
         self.crops = crops
-        self.places = [place for step in range(steps) for place in crops.mine(step, Shard())]
+        self.places = [place for step in range(steps) for place in crops.mine(step, Rank())]
 
     def __len__(self) -> int:
         return len(self.places)
@@ -68,13 +68,13 @@ def plain(crops: Crops, steps: int) -> Iterator[Iterator[Any]]:
 @contextlib.contextmanager
 def by_ray(crops: Crops, steps: int) -> Iterator[Iterator[Any]]:
     """Tasks of Ray Data, with a Ray of their own."""
-    with ray_session(), feed_ray(crops, Shard(), 0, steps, cpus=1.0) as batches:
+    with ray_session(), load_by_ray(crops, Rank(), 0, steps, cpus=1.0) as batches:
         yield batches
 
 
 FEEDS: dict[str, Callable[[Crops, int], AbstractContextManager[Iterator[Any]]]] = {
     "torch DataLoader, 2 processes": plain,
-    "ours, threads": lambda crops, steps: feed_threads(crops, Shard(), 0, steps, threads=CORES),
+    "ours, threads": lambda crops, steps: load_by_threads(crops, Rank(), 0, steps, threads=CORES),
     "ours, Ray Data": by_ray,
 }
 

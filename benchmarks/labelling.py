@@ -1,37 +1,99 @@
 """What everything but the network costs in labelling, and how close it comes to the network's own rate.
 
-A stand-in takes the network's place (``stand_ins.py``); list, read, decode, statistics, run-length code and write are
-the real ones, on 480x360 JPEGs in a local folder.
+A stand-in takes the network's place (``Instant``, ``Sleeping``); list, read, decode, statistics, run-length code and
+write are the real ones, on 480x360 JPEGs in a local folder.
 """
 
+import itertools
 import os
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import torch
+from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.meter import Meter, Sample, Steady, steady
-from benchmarks.stand_ins import HEIGHT, WIDTH, Instant, SleepingFor
 from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
-from pipelines.labelling.job import LabelConfig, label
-from pipelines.labelling.stages.segment import Predictor
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.job import label
+from pipelines.labelling.stages.predictor import Predictor
+from pspnet_core.checkpoints.checkpoint import load_checkpoint, save_checkpoint
 from pspnet_core.images.decoding import decode_image
-from pspnet_core.inference.batching import Limits
-from pspnet_core.inference.segmenter import InferenceSettings, Segmenter
+from pspnet_core.inference.batching import one_ahead
+from pspnet_core.inference.inputs import Prepared
+from pspnet_core.inference.memory import BatchLimits
+from pspnet_core.inference.segmenter import Prediction, Segmenter
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 
+WIDTH, HEIGHT = 480, 360
+
+BATCH = 8
+"""Images that a stand-in that sleeps takes at a time, as ``--batch`` of the real network."""
 SLEEP_S = 0.002
 """Time for an image of the stand-in that sleeps."""
 SIDE = 473
 """Pixels of the images for the real network."""
+
+
+class Instant:
+    """Answers every image at once with the same ready mask, that of a drawn scene, and a confidence map."""
+
+    def __init__(self) -> None:
+        mask = draw_scene(0, width=WIDTH, height=HEIGHT)[1]
+        confidence = np.random.default_rng(0).uniform(0.5, 1.0, mask.shape).astype(np.float32)
+        self.answer = Prediction(mask, confidence)
+
+    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
+        """The image as it is."""
+        return Prepared(image.shape[0], image.shape[1], (image,))
+
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Prediction]]:
+        """The ready answer, once per image."""
+        for key, _ in images:
+            yield key, self.answer
+
+
+class Sleeping(Instant):
+    """Takes some time for each image, in which it needs no CPU and lets other threads run, as a GPU does.
+
+    Like one it works on batches, one after the other, and is given the next before the last is waited for.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        super().__init__()
+        self.seconds = seconds
+        self.device = ThreadPoolExecutor(1)
+
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Prediction]]:
+        """The ready answer, once per image, when the device is through with its batch."""
+        waiting = iter(images)
+        batches = iter(lambda: list(itertools.islice(waiting, BATCH)), [])
+        for done in one_ahead(self.device.submit(self._work, batch) for batch in batches):
+            yield from done.result()
+
+    def _work(self, batch: list[tuple[int, Prepared]]) -> list[tuple[int, Prediction]]:
+        time.sleep(len(batch) * self.seconds)
+        return [(key, self.answer) for key, _ in batch]
+
+
+@dataclass(frozen=True)
+class SleepingFor:
+    """Builds a ``Sleeping`` on an actor."""
+
+    seconds: float
+
+    def __call__(self) -> Sleeping:
+        """Of this many seconds for each image."""
+        return Sleeping(self.seconds)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -112,18 +174,16 @@ def bare(folder: Path, *, images: int, backbone: str, chunk: int = 16, batch: in
     """Labelling with the real network against loops over ready images, before and after it, with as many threads."""
     bucket = fill(folder / "bucket", images, None, width=SIDE, height=SIDE)
     model = save_model(folder, backbone=backbone)
-    checkpoint = checkpoints.load(model)
+    checkpoint = load_checkpoint(model)
     threads = torch.get_num_threads()
-    plain = Segmenter(checkpoint.model, checkpoint.inference, batch=batch)
-    plain.limits = Limits(batch)
+    plain = Segmenter(checkpoint.model, checkpoint.settings, batch=batch)
+    plain.limits = BatchLimits(batch)
     loops = {
         f"in batches of {batch}, all threads on each": plain,
         "in passes as large as ours, all threads on each": Segmenter(
-            checkpoint.model, checkpoint.inference, batch=batch
+            checkpoint.model, checkpoint.settings, batch=batch
         ),
-        "by our lanes, a thread for each": Segmenter(
-            checkpoint.model, checkpoint.inference, batch=batch, lanes=threads
-        ),
+        "by our lanes, a thread for each": Segmenter(checkpoint.model, checkpoint.settings, batch=batch, lanes=threads),
     }
     prepared = [plain.decode(path.read_bytes()) for path in sorted(bucket.iterdir())[: 6 * batch]]
 
@@ -178,17 +238,17 @@ def fill(
     return bucket
 
 
-def save_model(folder: Path, *, backbone: str = "resnet18", inference: InferenceSettings | None = None) -> Path:
+def save_model(folder: Path, *, backbone: str = "resnet18") -> Path:
     """A checkpoint with random weights. A stand-in needs its class table and its fingerprint only."""
     torch.manual_seed(0)
     model = PSPNet(PSPNetConfig(classes=len(SCENE_CLASSES), backbone=backbone))
-    checkpoints.from_model(model, name="random", classes=SCENE_CLASSES, inference=inference).save(folder / "model")
+    save_checkpoint(model, folder / "model", name="random", classes=SCENE_CLASSES)
     return folder / "model"
 
 
 def _rate(predictor: Predictor, prepared: Iterable[Any]) -> float:
     """Images per second of a predictor that is given ready images, after two of them to warm up."""
-    ready = list(prepared)
+    ready = list(enumerate(prepared))
     list(predictor.predict(ready[:2]))
     start = time.perf_counter()
     count = sum(1 for _ in predictor.predict(ready))

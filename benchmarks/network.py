@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.memory import peak_bytes
-from benchmarks.plain import PlainPSPNet
-from pspnet_core.device import compiled, inference_dtype, place
-from pspnet_core.network.fusion import deploy
+from benchmarks.meter import peak_bytes
+from pspnet_core.device import compile_network, inference_dtype, place
+from pspnet_core.network.deploy import deploy
 from pspnet_core.network.pspnet import Logits, PSPNet, PSPNetConfig
 
 Forward = Callable[[], Any]
@@ -54,6 +54,38 @@ class Setting:
         return torch.randint(0, 256, (self.batch, 3, self.size, self.size), dtype=torch.uint8, generator=generator)
 
 
+class PlainPSPNet(nn.Module):
+    """PSPNet as its authors write it (pool, upsample, concatenate, convolve), over the modules of one of ours."""
+
+    def __init__(self, model: PSPNet) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, images: Tensor) -> Logits:
+        """Logits ``(B, C, H, W)`` of ``(B, N, H, W)`` uint8; the auxiliary ones in training only, as its authors do."""
+        third, fourth = self.model.backbone(self.model.preprocess(images))
+        main = self._resize(self._decode(fourth), images)
+        if self.model.auxiliary is None or not self.training:
+            return Logits(main, None)
+        return Logits(main, self._resize(self.model.auxiliary(third), images))
+
+    def _decode(self, feature: Tensor) -> Tensor:
+        config = self.model.config
+        grids = [
+            self._resize(stage(F.adaptive_avg_pool2d(feature, size)), feature)
+            for size, stage in zip(config.bins, self.model.pyramid.stages, strict=True)
+        ]
+        parts = [feature, *grids] if config.fusion_order == "feature_first" else [*grids, feature]
+        fused = torch.cat(parts, dim=1)
+        for layer in self.model.fusion.children():
+            fused = layer(fused)
+        logits: Tensor = self.model.decoder(fused)
+        return logits
+
+    def _resize(self, x: Tensor, like: Tensor) -> Tensor:
+        return F.interpolate(x, like.shape[-2:], mode="bilinear", align_corners=self.model.config.align_corners)
+
+
 # --- forward -----------------------------------------------------------------------------------------------------
 
 
@@ -75,7 +107,7 @@ def forward(setting: Setting, names: Sequence[str], *, rounds: int) -> dict[str,
 def _plain(model: PSPNet, images: Tensor, *, dtype: torch.dtype = torch.float32, compile: bool = False) -> Forward:
     plain: Callable[[Tensor], Logits] = PlainPSPNet(model)
     if compile:
-        plain = compiled(plain, images.device)
+        plain = compile_network(plain, images.device)
 
     def run() -> Any:
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=dtype == torch.bfloat16):
@@ -94,7 +126,7 @@ def _ours(
 ) -> Forward:
     deployed: Callable[[Tensor], Logits] = deploy(model, dtype, winograd=winograd)
     if compile:
-        deployed = compiled(deployed, images.device)
+        deployed = compile_network(deployed, images.device)
     return lambda: deployed(images).main
 
 

@@ -17,9 +17,9 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from benchmarks.memory import peak_bytes
-from pipelines.label_table.ledger import PLAN_CHUNKS, ChunkLimits, Ledger, Order
-from pipelines.label_table.listing import spooled
+from benchmarks.meter import peak_bytes
+from pipelines.label_table.ledger import PLAN_CHUNKS, ChunkLimits, Ledger, PlanSpec
+from pipelines.label_table.listing import spool
 from pipelines.label_table.schema import LISTING, MASKS, Paths, utc_now
 from pipelines.storage import THREADS, open_store
 from pipelines.storage.arrow import to_parquet
@@ -27,7 +27,7 @@ from pspnet_core.threads import map_ahead
 
 CHUNK = 256
 PATHS = Paths(partition="benchmark-0")
-ORDER = Order(source="images", input=["s3://bucket/night"], date="2026-01-31", mask="rle")
+SPEC = PlanSpec(source="images", input=["s3://bucket/night"], date="2026-01-31", mask="rle")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,12 +115,12 @@ def print_figures(listing: str, root: str, plan: str) -> None:
     """The other end of ``run``: what is measured."""
     ledger = Ledger(open_store(root, field="output"), PATHS)
     started = time.perf_counter()
-    with spooled(_batches(Path(listing), 2**16)) as found:
+    with spool(_batches(Path(listing), 2**16)) as found:
         listed = time.perf_counter()
         pending = ledger.pending(found)
         subtracted = time.perf_counter()
         if plan:
-            ledger.make_plan(pending, ORDER, ChunkLimits(images=CHUNK, bytes=2**26), ledger.latest_plan())
+            ledger.make_plan(pending, SPEC, ChunkLimits(images=CHUNK, bytes=2**26), ledger.latest_plan())
         planned = time.perf_counter()
     figures = Figures(
         listing=listed - started,

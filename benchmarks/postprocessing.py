@@ -1,4 +1,4 @@
-"""From coarse logits to classes: what ``decide`` costs on one core, beside the plain formulation and the network.
+"""From coarse logits to classes: what ``postprocess`` costs on one core, beside the plain formulation and the network.
 
 The plain formulation upsamples all logits at once (``F.interpolate``), then takes softmax and maximum. The memory of a
 large image is that of a process of its own, Python and PyTorch included.
@@ -17,10 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from benchmarks.memory import peak_bytes
-from pspnet_core.inference.postprocess import Tile, View, decide
-from pspnet_core.inference.windows import windows
-from pspnet_core.network.fusion import deploy
+from benchmarks.meter import peak_bytes
+from pspnet_core.inference.postprocess import WholeView, postprocess
+from pspnet_core.network.deploy import deploy
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 
 CLASSES = (11, 19, 150)
@@ -34,7 +33,7 @@ class Result:
     """What one number of classes showed, in milliseconds per image (medians)."""
 
     classes: int
-    decide_ms: float
+    ours_ms: float
     plain_ms: float
     network_ms: float
     """PSPNet-50 as it is deployed, float32."""
@@ -56,7 +55,7 @@ def run(*, repeat: int = 15, backbone: str = "resnet50") -> list[Result]:
 
 
 def run_large(classes: int = LARGE_CLASSES, side: int = LARGE_SIDE) -> LargeResult:
-    """Decide one large image in a fresh process.
+    """Postprocess one large image in a fresh process.
 
     Raises:
         CalledProcessError: when that process fails.
@@ -69,8 +68,8 @@ def run_large(classes: int = LARGE_CLASSES, side: int = LARGE_SIDE) -> LargeResu
 def lines(results: list[Result], large: LargeResult) -> list[str]:
     """The results as lines to print."""
     rows = [
-        f"  {result.classes:3} classes  {result.decide_ms:6.1f} ms, plain {result.plain_ms:.1f} ms "
-        f"({result.plain_ms / result.decide_ms:.1f} times that), network {result.network_ms:.0f} ms"
+        f"  {result.classes:3} classes  {result.ours_ms:6.1f} ms, plain {result.plain_ms:.1f} ms "
+        f"({result.plain_ms / result.ours_ms:.1f} times that), network {result.network_ms:.0f} ms"
         for result in results
     ]
     return [
@@ -92,22 +91,17 @@ def one_core() -> Iterator[None]:
         torch.set_num_threads(threads)
 
 
-def whole_view(logits: Tensor, height: int, width: int) -> View:
-    """A network input seen at once, with coarse logits ``(C, p, q)``."""
-    return View(height, width, [Tile(logits, window) for window in windows(height, width, 0)])
-
-
 def _compare(classes: int, repeat: int, backbone: str) -> Result:
     logits = _coarse(classes, HEIGHT, WIDTH)
     deployed = deploy(PSPNet(PSPNetConfig(classes=classes, backbone=backbone)))
     pixels = torch.zeros(1, 3, HEIGHT, WIDTH, dtype=torch.uint8)
     ours, plain = _in_turn(
         repeat,
-        lambda: decide([whole_view(logits, HEIGHT, WIDTH)], HEIGHT, WIDTH, align_corners=False),
+        lambda: postprocess([WholeView(HEIGHT, WIDTH, [logits])], HEIGHT, WIDTH, align_corners=False),
         lambda: F.interpolate(logits[None], size=(HEIGHT, WIDTH), mode="bilinear").softmax(1).max(1),
     )
     (network,) = _in_turn(1 + repeat // 10, lambda: deployed.coarse(pixels))
-    return Result(classes=classes, decide_ms=ours, plain_ms=plain, network_ms=network)
+    return Result(classes=classes, ours_ms=ours, plain_ms=plain, network_ms=network)
 
 
 def _coarse(classes: int, height: int, width: int) -> Tensor:
@@ -130,9 +124,9 @@ def _in_turn(repeat: int, *functions: Callable[[], object]) -> list[float]:
 def _large(classes: int, side: int) -> None:
     """Print a LargeResult as JSON."""
     with one_core(), torch.inference_mode():
-        view = whole_view(_coarse(classes, side, side), side, side)
+        view = WholeView(side, side, [_coarse(classes, side, side)])
         start = time.perf_counter()
-        decide([view], side, side, align_corners=False)
+        postprocess([view], side, side, align_corners=False)
         seconds = time.perf_counter() - start
     print(json.dumps({"seconds": seconds, "peak_gb": peak_bytes() / 1e9}))
 

@@ -19,9 +19,10 @@ from PIL import Image
 from benchmarks.labelling import save_model
 from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.images.classes import ClassTable
-from pspnet_core.inference.segmenter import Prepared, Segmenter, prediction_of
+from pspnet_core.inference.inputs import Prepared
+from pspnet_core.inference.segmenter import Segmenter, prediction_of
 from pspnet_core.metrics.confusion import ConfusionMatrix
 
 WIDTH, HEIGHT = 1280, 960
@@ -54,8 +55,8 @@ def run(folder: Path, *, images: int, model: Path | None, data: Path | None) -> 
         model: checkpoint folder; random weights by default.
         data: labelled images in layout ``folder``, of which the split ``val`` is taken; drawn scenes by default.
     """
-    checkpoint = checkpoints.load(model or save_model(folder))
-    rule = dataclasses.replace(checkpoint.inference, resize="short", size=SHORT)
+    checkpoint = load_checkpoint(model or save_model(folder))
+    rule = dataclasses.replace(checkpoint.settings, resize="short", size=SHORT)
     ways = [
         Segmenter(checkpoint.model, dataclasses.replace(rule, reduced=reduced), batch=1) for reduced in (False, True)
     ]
@@ -68,7 +69,8 @@ def run(folder: Path, *, images: int, model: Path | None, data: Path | None) -> 
         for way, score, spent in zip(ways, scores, seconds, strict=True):
             prepared, best = _best_of(REPEAT, lambda way=way, image=image: way.decode(image))  # type: ignore[misc]
             spent.append(best)
-            masks.append(prediction_of(next(way.predict([prepared]))).mask)
+            ((_, outcome),) = way.predict([(0, prepared)])
+            masks.append(prediction_of(outcome).mask)
             score.update(masks[-1], target, ignore=classes.ignore)
         same, pixels, done = same + int((masks[0] == masks[1]).sum()), pixels + masks[0].size, done + 1
     return Result(

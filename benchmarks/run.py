@@ -12,7 +12,6 @@ import torch
 
 from benchmarks import (
     baselines,
-    driving,
     feeding,
     labelling,
     network,
@@ -105,7 +104,7 @@ def _planning(folder: Path, options: argparse.Namespace) -> list[str]:
 
 
 def _driving(folder: Path, options: argparse.Namespace) -> list[str]:
-    return driving.lines(driving.run(folder, chunks=options.empty))
+    return scaling.driving_lines(scaling.drive(folder, chunks=options.empty))
 
 
 def _network(options: argparse.Namespace) -> None:

@@ -21,7 +21,7 @@ from pspnet_core.training.augment import AugmentConfig, Draw, apply, augment
 OUTPUT = Path(__file__).with_name("images") / "augmentation.png"
 SCENE = 17
 CONFIG = AugmentConfig(crop=(120, 120), photometric=1.0)
-ANY = dataclasses.replace(CONFIG, cap=1.0)
+ANY = dataclasses.replace(CONFIG, cat_max_ratio=1.0)
 
 # A close look at the foot of the scene is all road; the second place has more to see.
 CLOSE = Draw(scale=2.0, places=((0.99, 0.3), (0.4, 0.3)))
@@ -32,7 +32,7 @@ SINGLE: dict[str, tuple[AugmentConfig, Draw]] = {
     "scale 0.5, the rest is padding": (ANY, Draw(scale=0.5)),
     "scale 2": (ANY, Draw(scale=2.0)),
     "rotation 10 degrees": (ANY, Draw(angle=10.0, places=((0.5, 0.99),))),
-    "mirror": (ANY, Draw(mirror=True)),
+    "mirror": (ANY, Draw(hflip=True)),
     "blur 1 pixel": (ANY, Draw(blur=1.0)),
     "window without the cap": (ANY, CLOSE),
     "the cap takes the next window": (CONFIG, CLOSE),

@@ -1,22 +1,23 @@
 """What every job shares: a config dataclass becomes flags, and the result one JSON line.
 
-A job is ``sys.exit(main(Config, run))``. The contract with whoever starts it:
+A job is ``sys.exit(main(Config, run))``. What its caller can rely on:
 
-* Every field of the dataclass is a flag; ``--config FILE.yaml`` gives values that the flags override.
+* Every leaf of the config's tree is a flag; ``--config FILE.yaml`` gives values that the flags override, flat or
+  nested by component.
 * Standard output holds one JSON object, on its last line. Everything else goes to standard error.
-* Exit code 0: done. 1: the job failed. 2: a bad flag or config, told in one line
-  ``error: field=value: remedy``. 130: interrupted. 143: SIGTERM came, what was under way is done, and the JSON
-  line tells how far it went.
+* Exit code 0: done. 1: the job failed. 2: a bad flag or config, with one line
+  ``error: field=value: remedy``. 130: interrupted. 143: an orderly end after SIGTERM; the JSON line holds
+  the result so far.
 
-The scripts find the project without touching ``sys.path``: whoever installs the dependencies installs it too
-(``make setup`` does so in place), and ``ray job submit --working-dir`` puts its folder on ``PYTHONPATH``.
+The scripts find the project without touching ``sys.path``: ``make setup`` installs it in place with its
+dependencies, and ``ray job submit --working-dir`` puts its folder on ``PYTHONPATH``.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import difflib
+import functools
 import inspect
 import json
 import logging
@@ -27,13 +28,17 @@ import signal
 import sys
 import traceback
 import types
-from argparse import ArgumentError
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar, Union, get_args, get_origin, get_type_hints
+from argparse import SUPPRESS, ArgumentError, ArgumentParser
+from collections import ChainMap
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar, Union, get_args, get_origin
 
+import docstring_parser
 import yaml
-from jsonargparse import ArgumentParser, set_parsing_settings
+from docstring_parser import Docstring
+from pydantic import TypeAdapter, ValidationError
 
+from pipelines.process.config_tree import KIND, Leaf, build, leaves, parts
 from pspnet_core.errors import ConfigError, PspnetError, Terminated
 
 if TYPE_CHECKING:
@@ -54,7 +59,7 @@ def main(
     Args:
         config_class: a keyword-only dataclass. Its docstring and its fields' docs are the ``--help``; its
             ``__post_init__`` may raise :class:`ConfigError`.
-        run: the job. Whatever it, its threads or its child processes print goes to standard error.
+        run: the job. All output of its own, its threads and its child processes goes to standard error.
         argv: the flags; those of the process by default.
     """
     os.environ.setdefault("NO_COLOR", "1")  # output is kept in logs and read by programs
@@ -62,7 +67,10 @@ def main(
     try:
         config = parse_config(config_class, sys.argv[1:] if argv is None else argv)
         with _reserved_stdout() as stdout:
-            result, code = _outcome(run, config)
+            try:
+                result, code = run(config), 0
+            except Terminated as end:
+                result, code = end.result, 128 + signal.SIGTERM
             print(json_line(result), file=stdout, flush=True)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
@@ -77,35 +85,21 @@ def main(
     return code
 
 
-def _outcome(run: Callable[[ConfigT], Mapping[str, object]], config: ConfigT) -> tuple[Mapping[str, object], int]:
-    """A job's result and exit code."""
-    try:
-        return run(config), 0
-    except Terminated as end:
-        return end.result, 128 + signal.SIGTERM
-
-
 def parse_config(config_class: type[ConfigT], argv: Sequence[str]) -> ConfigT:
-    """Turn flags, and the YAML file that ``--config`` names, into a config.
+    """Turn flags, and the YAML files that ``--config`` names, into a config.
 
     Raises:
         ConfigError: an unknown, missing or wrongly typed field, or a config file that cannot be read.
         SystemExit: after ``--help``.
     """
-    hints = get_type_hints(config_class)
-    parser = _build_parser(config_class)
-    if {"-h", "--help"} & set(argv):
-        parser.parse_args(["--help"])
-    values = _merge(argv, hints)
-    for field in dataclasses.fields(config_class):
-        required = field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING
-        if required and field.name not in values:
-            raise ConfigError(field.name, "", f"required; give {_flag(field.name)}")
-    try:
-        parsed = parser.parse_args([f"--{name}={text}" for name, text in values.items()])
-    except ArgumentError as error:
-        raise _explained(error, values, hints) from error
-    return config_class(**{field.name: parsed[field.name] for field in dataclasses.fields(config_class)})
+    known = leaves(config_class)
+    given = _read_flags(config_class, argv)
+    files = [_read_file(path, config_class) for path in given.pop("config", [])]
+    values = dict(ChainMap(given, *reversed(files)))
+    for name, leaf in known.items():
+        if leaf.required and name not in values:
+            raise ConfigError(name, "", f"required; give {_flag(name)}")
+    return build(config_class, {name: _convert(name, value, known[name].type) for name, value in values.items()})
 
 
 def json_line(result: Mapping[str, object]) -> str:
@@ -114,72 +108,63 @@ def json_line(result: Mapping[str, object]) -> str:
     return json.dumps(_plain(result), allow_nan=False, default=str)
 
 
-class _Parser(ArgumentParser):
-    """Shows ``--retry-errors`` for the field ``retry_errors``; both spellings are understood."""
-
-    def format_help(self, *args: Any, **kwargs: Any) -> str:
-        return re.sub(r"--\w+", lambda flag: flag[0].replace("_", "-"), super().format_help(*args, **kwargs))
+def _read_flags(config_class: type[DataclassInstance], argv: Sequence[str]) -> dict[str, Any]:
+    """Field name to the text that its flag gives, and ``config`` to the list of files."""
+    known = leaves(config_class)
+    parser = _build_parser(config_class)
+    try:
+        given, rest = parser.parse_known_args([_dashed(token) for token in argv])
+    except ArgumentError as error:  # a flag without its value: argparse checks no types here
+        name = (error.argument_name or "").lstrip("-").replace("-", "_")
+        remedy = f"needs a value: {_describe(known[name].type)}" if name in known else error.message
+        raise ConfigError(error.argument_name or "flags", "", remedy) from error
+    if rest:
+        flag, _, text = rest[0].partition("=")
+        if not flag.startswith("--"):
+            raise ConfigError("argument", rest[0], "values belong to flags; --help lists them")
+        raise ConfigError(flag, text, f"unknown flag; {_closest(flag[2:], ['config', *known])}")
+    return vars(given)
 
 
 def _build_parser(config_class: type[DataclassInstance]) -> ArgumentParser:
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    """A parser that takes every flag as text; what a text means is for the field's type to say."""
     summary = (inspect.getdoc(config_class) or "").split("\n\n")[0]
-    parser = _Parser(exit_on_error=False, print_config=None, description=summary)
-    parser.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
-    parser.add_class_arguments(config_class, as_group=False)
+    parser = ArgumentParser(
+        description=summary,
+        usage="%(prog)s [--config FILE] [flags]",
+        argument_default=SUPPRESS,
+        allow_abbrev=False,
+        exit_on_error=False,
+    )
+    parser.add_argument("--config", metavar="FILE", action="append", help=CONFIG_HELP)
+    for name, leaf in leaves(config_class).items():
+        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if bool in _alternatives(leaf.type) else {}
+        parser.add_argument(_flag(name), metavar=_metavar(leaf.type), help=_help(leaf), **alone)
     return parser
 
 
-def _merge(argv: Sequence[str], hints: Mapping[str, Any]) -> dict[str, str]:
-    """Field name to its text: from the config files first, then from the flags, wherever they stand."""
-    from_files: dict[str, str] = {}
-    from_flags: dict[str, str] = {}
-    tokens = list(argv)
-    while tokens:
-        name, text = _next_flag(tokens, hints)
-        if name == "config":
-            from_files |= _read_config(text, hints)
-        else:
-            from_flags[name] = text
-    return from_files | from_flags
+def _help(leaf: Leaf) -> str:
+    """What the docstrings say of a field, and its default."""
+    docs = {each.arg_name: each.description for each in _docstring(leaf.owner).params}
+    default = "" if leaf.field.default is None else f" (default: {leaf.field.default})"
+    return ((docs.get(leaf.field.name) or "") + (" (required)" if leaf.required else default)).replace("%", "%%")
 
 
-def _next_flag(tokens: list[str], hints: Mapping[str, Any]) -> tuple[str, str]:
-    """Take one flag and its value off the front of ``tokens``."""
-    token = tokens.pop(0)
-    flag, equals, text = token.partition("=")
-    if not flag.startswith("--"):
-        raise ConfigError("argument", token, "values belong to flags; --help lists them")
-    name = flag[2:].replace("-", "_")
-    if name != "config" and name not in hints:
-        raise ConfigError(flag, text, f"unknown flag; {_closest(name, ['config', *hints])}")
-    hint = hints.get(name, str)
-    if not equals:
-        if tokens and not tokens[0].startswith("--"):
-            text = tokens.pop(0)
-        elif bool in _alternatives(hint):
-            text = "true"
-        else:
-            raise ConfigError(_flag(name), "", f"needs a value: {_describe(hint)}")
-    if _is_list(hint) and not text.startswith("[") and text != "null":
-        text = f"[{text}]"
-    return name, text
+@functools.cache
+def _docstring(owner: type[DataclassInstance]) -> Docstring:
+    return docstring_parser.parse_from_object(owner)
 
 
 class _TextLoader(yaml.SafeLoader):
-    """Leaves scalars as they are written, except null: a field's own type says what they mean.
-
-    YAML would read the workers ``1:4`` as the number 64 (in base 60) and a date as an object.
-    """
+    """Leaves every scalar but null as text: YAML would read the workers ``1:4`` as 64 and a date as an object."""
 
     yaml_implicit_resolvers = {  # noqa: RUF012 (the name and the kind are PyYAML's)
-        first: [(tag, pattern) for tag, pattern in resolvers if tag.endswith(":null")]
-        for first, resolvers in yaml.SafeLoader.yaml_implicit_resolvers.items()
+        first: [("tag:yaml.org,2002:null", re.compile("(~|null)?$"))] for first in ("~", "n", "")
     }
 
 
-def _read_config(path: str, hints: Mapping[str, Any]) -> dict[str, str]:
-    """Field name to its text, as a flag would give it."""
+def _read_file(path: str, config_class: type[DataclassInstance]) -> dict[str, Any]:
+    """Flat name to text, or list of texts, of a YAML file that is flat or nested by component."""
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.load(file, _TextLoader)
@@ -187,48 +172,67 @@ def _read_config(path: str, hints: Mapping[str, Any]) -> dict[str, str]:
         raise ConfigError("config", path, f"cannot be read ({error.strerror})") from error
     except (yaml.YAMLError, UnicodeDecodeError) as error:
         raise ConfigError("config", path, f"is not YAML ({error})") from error
-    if content is None:
-        return {}
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | None):
         raise ConfigError("config", path, "must hold lines of the form 'field: value'")
-    texts = {}
+    return dict(_entries(content or {}, config_class, path))
+
+
+def _entries(
+    content: Mapping[str, Any], config_class: type[DataclassInstance], path: str, part: str = ""
+) -> Iterator[tuple[str, Any]]:
+    known, below = leaves(config_class, part), parts(config_class)
     for key, value in content.items():
-        name = str(key).replace("-", "_")
-        if name not in hints:
-            raise ConfigError(str(key), value, f"unknown field in {path}; {_closest(name, hints)}")
-        texts[name] = value if isinstance(value, str) else json.dumps(value)
-    return texts
+        name = part if part and key == KIND else key.replace("-", "_")
+        if isinstance(value, dict) and name in below:
+            yield from _entries(value, below[name], path, name)
+        elif name in known:
+            yield name, value
+        else:
+            where = f"{path} under {part}" if part else path
+            raise ConfigError(key, _text(value), f"unknown field in {where}; {_closest(name, known)}")
 
 
-def _explained(error: ArgumentError, values: Mapping[str, str], hints: Mapping[str, Any]) -> ConfigError:
-    """Tell a type error of the parser in one line."""
-    named = re.search(r'(?:Parser key|argument) "?(?:--)?(\w+)', str(error))
-    name = named[1] if named else ""
-    if name in values:
-        return ConfigError(name, values[name], f"must be {_describe(hints[name])}")
-    return ConfigError("flags", " ".join(f"{_flag(k)}={v}" for k, v in values.items()), str(error))
+def _convert(name: str, given: Any, hint: Any) -> Any:
+    """The value of a text, or of a list of texts, in a field of this type."""
+    value = given if _is_list(hint) else _text(given)
+    try:
+        if value in (None, "null") and types.NoneType in _alternatives(hint):
+            return None
+        if _is_list(hint) and isinstance(value, str):
+            value = yaml.load(value if value.startswith("[") else f"[{value}]", yaml.BaseLoader)
+        return TypeAdapter(hint).validate_python(value)
+    except (ValidationError, yaml.YAMLError) as error:
+        raise ConfigError(name, _text(given), f"must be {_describe(hint)}") from error
+
+
+def _text(value: Any) -> str:
+    return value if isinstance(value, str) else json.dumps(value)
 
 
 def _describe(hint: Any) -> str:
     """What a value of this type looks like, for a person."""
-    names: dict[Any, str] = {
-        str: "text",
-        int: "an integer",
-        float: "a number",
-        bool: "true or false",
-        types.NoneType: "null",
-    }
-    parts = []
-    for option in _alternatives(hint):
-        if get_origin(option) is Literal:
-            parts.append("one of " + ", ".join(map(str, get_args(option))))
-        elif _is_list(option):
-            items = get_args(option)
-            count = f"{len(items)} values, " if get_origin(option) is tuple and ... not in items else ""
-            parts.append(f"a comma-separated list ({count}each {_describe(items[0])})")
-        else:
-            parts.append(names.get(option, str(option)))
-    return " or ".join(parts)
+    return " or ".join(map(_describe_one, _alternatives(hint)))
+
+
+def _describe_one(option: Any) -> str:
+    items = get_args(option)
+    if get_origin(option) is Literal:
+        return "one of " + ", ".join(map(str, items))
+    if _is_list(option):
+        count = f"{len(items)} values, " if get_origin(option) is tuple and ... not in items else ""
+        return f"a comma-separated list ({count}each {_describe(items[0])})"
+    return _NAMES.get(option, str(option))
+
+
+_NAMES = {str: "text", int: "an integer", float: "a number", bool: "true or false", types.NoneType: "null"}
+
+
+def _metavar(hint: Any) -> str:
+    """A type as ``--help`` shows it."""
+    first = _alternatives(hint)[0]
+    if get_origin(first) is Literal:
+        return "{" + ",".join(map(str, get_args(first))) + "}"
+    return "LIST" if _is_list(first) else str(first.__name__).upper()
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
@@ -244,14 +248,20 @@ def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
-def _closest(name: str, known: Sequence[str] | Mapping[str, Any]) -> str:
-    matches = difflib.get_close_matches(name, list(known), n=1)
+def _dashed(token: str) -> str:
+    """``--retry_errors=x`` as ``--retry-errors=x``: both spellings are understood."""
+    flag, equals, text = token.partition("=")
+    return (flag.replace("_", "-") if flag.startswith("--") else flag) + equals + text
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    matches = difflib.get_close_matches(name.replace("-", "_"), list(known), n=1)
     return f"did you mean {_flag(matches[0])}?" if matches else "--help lists them all"
 
 
 @contextlib.contextmanager
 def _reserved_stdout() -> Iterator[TextIO]:
-    """Yield standard output for the JSON line; everybody else's goes to standard error.
+    """Yield standard output for the JSON line; all other output goes to standard error.
 
     Descriptor 1 itself is turned, so that C libraries and child processes are covered, and it stays so: a
     thread that forwards the logs of remote workers may print until the process ends, and the JSON line must
@@ -288,7 +298,7 @@ def _origin(error: BaseException) -> BaseException:
 
 
 def _plain(value: object) -> object:
-    """The same value in the types of JSON, as far as it can be told without knowing the libraries."""
+    """The same value in the types of JSON, without importing the libraries that it may come from."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

@@ -4,7 +4,8 @@
 import sys
 
 from jobs.cli import main
-from pipelines.labelling.job import LabelConfig, label
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.job import label
 
 if __name__ == "__main__":
     sys.exit(main(LabelConfig, label))

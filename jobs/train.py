@@ -4,7 +4,8 @@
 import sys
 
 from jobs.cli import main
-from pipelines.training.job import TrainConfig, train
+from pipelines.training.config import TrainConfig
+from pipelines.training.job import train
 
 if __name__ == "__main__":
     sys.exit(main(TrainConfig, train))

@@ -1,4 +1,4 @@
-"""Where the network runs: the device, its number format, memory layout and compilation. The only room that asks."""
+"""Device of the network: number format, memory layout, transfers and compilation. No other module asks for these."""
 
 import contextlib
 import os
@@ -13,12 +13,12 @@ from pspnet_core.errors import ConfigError
 
 
 def best_device() -> torch.device:
-    """CUDA when there is one, else the CPU."""
+    """Choose CUDA when there is one, else the CPU."""
     return torch.device("cuda" if torch.cuda.is_available() else "cpu")
 
 
 def inference_dtype(device: torch.device) -> torch.dtype:
-    """The number format in which convolutions are fastest on this device.
+    """Choose the number format in which convolutions are fastest on this device.
 
     bfloat16 where the hardware multiplies it: NVIDIA from Ampere on, CPUs with AVX-512 BF16 or AMX. Elsewhere on CPUs
     bfloat16 is emulated (measured at 0.13 times the speed of float32 on an AVX2 CPU, PSPNet-18) and float32 it is; on
@@ -44,7 +44,7 @@ PRECISIONS = {
 
 
 def training_dtype(device: torch.device, precision: str = "auto") -> torch.dtype:
-    """The number format of the convolutions in training; the weights stay float32.
+    """Choose the number format of the convolutions in training; the weights stay float32.
 
     Args:
         precision: a row of ``PRECISIONS``.
@@ -66,10 +66,10 @@ def autocast(device: torch.device, dtype: torch.dtype) -> Iterator[None]:
 
 
 def make_deterministic() -> None:
-    """From now on, this process does the same with the same input, to the last bit; some kernels are slower for it.
+    """Make this process repeat its results to the last bit; some kernels are slower for it.
 
-    To be called before anything runs on a GPU. Raises nothing itself: an operation that has no deterministic form on
-    the device raises RuntimeError when it is used.
+    Call it before anything runs on a GPU. An operation that has no deterministic form on the device raises RuntimeError
+    when it is used.
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True)
@@ -80,8 +80,8 @@ def training_layout(device: torch.device) -> torch.memory_format:
     """The memory layout of weights and images in training: channels last on GPUs.
 
     Not on CPUs, where the backward pass of convolutions is slower that way: measured at 1.2 times the time of the plain
-    layout for a step of PSPNet-50 (AVX2). Inference is faster channels last everywhere, and ``folding.deploy`` sees to
-    it.
+    layout for a step of PSPNet-50 (AVX2). Inference is faster channels last everywhere, and ``deploy`` makes it
+    so.
     """
     return torch.channels_last if device.type == "cuda" else torch.contiguous_format
 
@@ -93,46 +93,46 @@ def place(model: nn.Module, device: torch.device) -> nn.Module:
     return model
 
 
-def works_alone(device: torch.device) -> bool:
-    """Whether the device works on what it is given while the caller goes on, and tells when it is through."""
+def is_async(device: torch.device) -> bool:
+    """Whether the device runs asynchronously (CUDA): calls return before their work is done."""
     return device.type == "cuda"
 
 
 def total_memory(device: torch.device) -> int | None:
-    """Bytes of a GPU's own memory, whoever uses them; None for a device that has none."""
+    """Bytes of a GPU's own memory, used or not; None for a device that has none."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def to_device(array: NDArray[Any], device: torch.device) -> Tensor:
-    """An array on the device. A GPU takes it from memory that stays in place, without being waited for."""
+    """Copy an array to the device; to a GPU from pinned memory, asynchronously."""
     tensor = torch.from_numpy(array)
-    return tensor.pin_memory().to(device, non_blocking=True) if works_alone(device) else tensor.to(device)
+    return tensor.pin_memory().to(device, non_blocking=True) if is_async(device) else tensor.to(device)
 
 
 class ToHost:
-    """Tensors on their way to the host, behind what their device has been given before, ahead of what it is given next.
+    """A copy of tensors to the host, queued behind the earlier work of their device and ahead of the later.
 
     Args:
         tensors: of one device.
     """
 
     def __init__(self, *tensors: Tensor) -> None:
-        alone = works_alone(tensors[0].device)
-        self._tensors = [tensor.to("cpu", non_blocking=alone) for tensor in tensors]
+        non_blocking = is_async(tensors[0].device)
+        self._tensors = [tensor.to("cpu", non_blocking=non_blocking) for tensor in tensors]
         self._arrival = None
-        if alone:
+        if non_blocking:
             self._arrival = torch.cuda.Event()
             self._arrival.record()
 
     def arrays(self) -> list[NDArray[Any]]:
-        """The tensors as arrays, once they are there."""
+        """Wait for the copy, and return the tensors as arrays."""
         if self._arrival is not None:
             self._arrival.synchronize()
         return [tensor.numpy() for tensor in self._tensors]
 
 
-def compiled(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
-    """A function over a network that stays as it is, compiled: CUDA graphs on a GPU, frozen weights on a CPU.
+def compile_network(function: Callable[..., Any], device: torch.device) -> Callable[..., Any]:
+    """Compile a function over a network whose weights stay as they are: CUDA graphs on a GPU, frozen weights on a CPU.
 
     Each size of input is compiled anew, which takes from seconds to minutes: worth it for many images of one size.
     """

@@ -4,7 +4,7 @@
 
     PspnetError                 anything raised on purpose
     ├── ConfigError             a user's mistake: one line with the field, the value and the remedy
-    ├── Terminated              asked to end: what was under way is done
+    ├── Terminated              SIGTERM was obeyed: started work is finished
     └── ImageError              bad image data: a kind (one word) and a message
 """
 
@@ -38,10 +38,10 @@ class ConfigError(PspnetError, ValueError):
 
 
 class Terminated(PspnetError):
-    """The process was asked to end (SIGTERM) and has brought what was under way to its end.
+    """SIGTERM was obeyed: the process has finished the work that it had started.
 
     Attributes:
-        result: what was done until then, as the job reports it.
+        result: the job's result so far.
     """
 
     def __init__(self, result: Mapping[str, object]) -> None:
@@ -55,7 +55,7 @@ class ImageError(PspnetError):
     Attributes:
         kind: one word that readers may group by, such as ``Empty``, ``Unreadable``, ``Truncated``,
             ``TooLarge`` or ``NotAMask``.
-        message: what was found, for people.
+        message: one line for people.
     """
 
     def __init__(self, kind: str, message: str) -> None:

@@ -1,4 +1,4 @@
-"""Threads: working ahead in them, in order and within a bound; room that they share, and a lock that some may share."""
+"""Threads: a bounded map that works ahead in order, and a lock that some may share."""
 
 import collections
 import contextlib
@@ -41,34 +41,8 @@ def map_ahead(
         yield ahead.popleft()[0].result()
 
 
-class Room:
-    """Room for so much at a time; what is more than that is let in alone.
-
-    Args:
-        most: in the units of ``taken``.
-    """
-
-    def __init__(self, most: float) -> None:
-        self.most = most
-        self._changed = threading.Condition()
-        self._inside: list[float] = []
-
-    @contextlib.contextmanager
-    def taken(self, weight: float) -> Iterator[None]:
-        """Wait until there is room, and take it."""
-        with self._changed:
-            self._changed.wait_for(lambda: not self._inside or sum(self._inside) + weight <= self.most)
-            self._inside.append(weight)
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._inside.remove(weight)
-                self._changed.notify_all()
-
-
 class SharedLock:
-    """Held by any number of threads together, or by one alone, which lets nobody else in while it waits."""
+    """A lock for any number of threads together, or for one alone; one that waits to be alone lets no other in."""
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
@@ -76,7 +50,7 @@ class SharedLock:
 
     @contextlib.contextmanager
     def shared(self) -> Iterator[None]:
-        """Hold it beside others."""
+        """Hold the lock beside others."""
         with self._changed:
             self._changed.wait_for(lambda: not self._alone)
             self._inside += 1
@@ -87,7 +61,7 @@ class SharedLock:
 
     @contextlib.contextmanager
     def alone(self) -> Iterator[None]:
-        """Hold it while nobody else does."""
+        """Hold the lock while no other thread does."""
         with self._changed:
             self._alone += 1
             self._changed.wait_for(lambda: not self._inside)

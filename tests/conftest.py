@@ -1,26 +1,73 @@
-"""Fixtures for all rooms: a real S3 server and buckets on it, a Ray, a model, an MLflow store or server."""
+"""Fixtures for all rooms: a real S3 server and buckets on it, a Ray, a model, an MLflow store or server.
+
+What only some tests need is imported where it is used: to import torch, Ray and MLflow takes longer than most files of
+tests.
+"""
 
 from __future__ import annotations
 
 import os
+import shutil
+import sys
+import tempfile
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import hypothesis
 import pytest
-import ray
-import torch
 
-from pipelines.demo.scenes import SCENE_CLASSES
-from pipelines.tracking.server import local_tracking
-from pspnet_core.checkpoints import checkpoint as checkpoints
-from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 from tests.support.faultproxy import FaultProxy
-from tests.support.mlflowserver import MlflowServer, running_mlflow_server
 from tests.support.s3server import S3Server, running_s3_server
 
-# The models of the tests are small: more threads would only wait for one another on a busy machine.
-torch.set_num_threads(1)
+if TYPE_CHECKING:
+    from tests.support.mlflowserver import MlflowServer
+
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None, print_blob=True)
+hypothesis.settings.load_profile("repeatable")
+
+GROUPS = {"ray_cluster": "ray", "started_mlflow_server": "mlflow"}
+"""Fixtures that take long to start, and the group of the tests that share one; the first that fits counts."""
+FIRST = ["ray", "mlflow", "tests/jobs", "tests/pipelines"]
+"""Groups that take long begin early, so that two workers end together."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep this process, and all that it starts, away from the user's cluster, tracking server and home folder."""
+    home = tempfile.TemporaryDirectory(prefix="home-")
+    config.add_cleanup(home.cleanup)
+    for name in [name for name in os.environ if name.startswith("MLFLOW_")]:
+        del os.environ[name]
+    os.environ |= {"HOME": home.name, "RAY_ADDRESS": "local", "MLFLOW_DISABLE_TELEMETRY": "true"}
+    # Its list of the machine's fonts takes seconds to build.
+    os.environ.setdefault("MPLCONFIGDIR", str(config.rootpath / ".pytest_cache" / "matplotlib"))
+
+
+@pytest.hookimpl(tryfirst=True)  # before xdist, which looks for the groups
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Sort the tests into groups, each of which stays on one worker; what shares no server goes by its file."""
+    for item in items:
+        item.add_marker(pytest.mark.xdist_group(_group(item)))
+    items.sort(key=lambda item: next((rank for rank, name in enumerate(FIRST) if _group(item).startswith(name)), 99))
+
+
+def _group(item: pytest.Item) -> str:
+    fixtures = getattr(item, "fixturenames", ())
+    file = item.nodeid.partition("::")[0]
+    return next((group for fixture, group in GROUPS.items() if fixture in fixtures), file)
+
+
+@pytest.fixture(autouse=True)
+def repeatable() -> Iterator[None]:
+    """Torch draws the same numbers in each test, on one thread: more only wait for one another in small models."""
+    torch = sys.modules.get("torch")
+    if torch:
+        torch.manual_seed(0)
+        torch.set_num_threads(1)
+    yield
+    if torch:
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")
@@ -64,6 +111,11 @@ def s3_proxy(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One Ray for all tests that need one; logical CPUs, more than a small machine has, so that stages overlap."""
+    import ray
+
+    from pipelines.cluster.session import KEEP_IDLE
+
+    os.environ.setdefault(*KEEP_IDLE)
     # A cluster that happens to run on this machine must not see the tests, nor the jobs that they start.
     ray.init(
         address="local",
@@ -79,28 +131,52 @@ def ray_cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def scene_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a small checkpoint for the scene classes, with random weights of a fixed seed."""
+    import torch
+
+    from pipelines.demo.scenes import SCENE_CLASSES
+    from pspnet_core.checkpoints.checkpoint import save_checkpoint
+    from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
+
     torch.manual_seed(0)
     config = PSPNetConfig(classes=len(SCENE_CLASSES), backbone="resnet18", output_stride=32)
     folder = tmp_path_factory.mktemp("model")
-    checkpoints.from_model(PSPNet(config), name="scenes", classes=SCENE_CLASSES).save(folder)
+    save_checkpoint(PSPNet(config), folder, name="scenes", classes=SCENE_CLASSES)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def empty_tracking(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder of an MLflow database without runs, to be copied: to make one takes seconds."""
+    from pipelines.tracking.server import Server, local_tracking
+
+    folder = tmp_path_factory.mktemp("empty-tracking")
+    with local_tracking(folder):
+        Server().client.search_experiments()
     return folder
 
 
 @pytest.fixture
-def tracking_home(tmp_path: Path) -> Iterator[Path]:
+def tracking_home(tmp_path: Path, empty_tracking: Path) -> Iterator[Path]:
     """A fresh MLflow store in the test's own folder."""
-    with local_tracking(tmp_path / "tracking"):
-        yield tmp_path / "tracking"
+    from pipelines.tracking.server import local_tracking
+
+    folder = shutil.copytree(empty_tracking, tmp_path / "tracking")
+    with local_tracking(folder):
+        yield folder
 
 
 @pytest.fixture(scope="session")
-def started_mlflow_server(s3_server: S3Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowServer]:
+def started_mlflow_server(
+    s3_server: S3Server, empty_tracking: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[MlflowServer]:
     """A real MLflow server that keeps its files in a bucket, started by the first test that asks for it."""
+    from tests.support.mlflowserver import running_mlflow_server
+
     s3_server.create_bucket("mlflow")
     inherited = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "MLFLOW_"))}
-    with running_mlflow_server(
-        tmp_path_factory.mktemp("mlflow"), artifacts="s3://mlflow", environment=inherited | s3_settings(s3_server)
-    ) as server:
+    folder = shutil.copytree(empty_tracking, tmp_path_factory.mktemp("mlflow") / "server")
+    environment = inherited | s3_settings(s3_server)
+    with running_mlflow_server(folder, artifacts="s3://mlflow", environment=environment) as server:
         yield server
 
 

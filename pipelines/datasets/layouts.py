@@ -1,13 +1,13 @@
 """How labelled data lies in a folder or bucket: one function per layout, and the table ``LAYOUTS``.
 
 A layout lists a store once and pairs images with masks. Reading, decoding and checking are shared
-(``datasets.Dataset``); layouts whose pairs are rows of Parquet files have files of their own (``shards``,
-``label_pairs``).
+(``dataset.Dataset``); layouts whose pairs are rows of Parquet files have files of their own (``shards``, ``labels``).
 """
 
 import json
 import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from pipelines.datasets.dataset import Dataset, LayoutOptions, Pair, by_split
@@ -186,6 +186,21 @@ def open_dataset(uri: str, layout: str, options: LayoutOptions | None = None) ->
     if layout not in LAYOUTS:
         raise ConfigError("layout", layout, f"choose one of {', '.join(LAYOUTS)}")
     return LAYOUTS[layout](open_store(uri, field="data"), options or LayoutOptions())
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Labelled images, and how they lie there."""
+
+    data: str
+    """Labelled images: a local folder or a URI (s3://...)."""
+    layout: str = "folder"
+    """How the data is laid out; a row of LAYOUTS."""
+    labels: LayoutOptions = field(default_factory=LayoutOptions)
+
+    def open(self) -> Dataset:
+        """The data set. Raises as ``open_dataset``."""
+        return open_dataset(self.data, self.layout, self.labels)
 
 
 def read_classes(store: Store) -> ClassTable:

@@ -12,7 +12,7 @@ import hashlib
 import json
 import logging
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple, cast
@@ -23,14 +23,14 @@ import ray.data
 from pipelines.cluster.ray_data import quiet_ray_data, rows_of
 from pipelines.cluster.session import ray_session
 from pipelines.datasets.data_card import DataCard, Measured, Rejected, SplitCard, Tally, content_hash, measure
-from pipelines.datasets.dataset import Dataset, LayoutOptions, Pair, PairError
-from pipelines.datasets.layouts import open_dataset
+from pipelines.datasets.dataset import Dataset, Pair, PairError
+from pipelines.datasets.layouts import DataConfig
 from pipelines.datasets.shards import (
     CARD_FILE,
     CARD_TEXT,
     CLASSES_FILE,
     INDEX_FILE,
-    Entry,
+    IndexRow,
     ShardWriter,
     shard_metadata,
     shard_path,
@@ -58,31 +58,22 @@ class PackingFailed(PspnetError):
 class PrepareConfig:
     """Check a labelled data set, and pack it into Parquet shards with a data card."""
 
-    data: str
-    """The data set: a local folder or a URI (s3://...)."""
+    dataset: DataConfig
     output: str
     """Where the shards go: a local folder or a URI; training reads it as layout shards."""
-    layout: str = "folder"
-    """How the data is laid out; a row of LAYOUTS."""
     shard: int = 128
     """Size of a shard in MB of encoded images and masks."""
-    confidence: float = 0.9
-    """Layout labels: pixels of a class whose mean confidence in an image is lower are ignored."""
-    holdout: float = 0.1
-    """Layout labels: share of the images that make the split val."""
 
     def __post_init__(self) -> None:
         if not 1 <= self.shard <= 1024:
             raise ConfigError("shard", self.shard, "give a size in MB, 1 to 1024")
-        self.options()
-
-    def options(self) -> LayoutOptions:
-        """What the layout is told."""
-        return LayoutOptions(confidence=self.confidence, holdout=self.holdout)
 
 
-def prepare(config: PrepareConfig) -> dict[str, Any]:
+def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | None = None) -> dict[str, Any]:
     """Check and pack a data set.
+
+    Args:
+        execute: makes every shard and returns the parts in order; by default ``pack_on_ray``.
 
     Returns:
         ``splits`` (name -> images packed), ``shards`` (how many), ``rejected`` (pairs left out), ``leaks`` (images that
@@ -91,20 +82,20 @@ def prepare(config: PrepareConfig) -> dict[str, Any]:
     Raises:
         ConfigError: a mistake in the config or the layout, an output that holds something else, or a split of which
             no pair can be used.
-        PackingFailed: the input changed meanwhile.
+        PackingFailed: the input changed while it was packed.
     """
-    dataset = open_dataset(config.data, config.layout, config.options())
+    dataset = config.dataset.open()
     if not dataset.splits:
-        raise ConfigError("data", config.data, f"holds no labelled images in layout {config.layout}")
+        remedy = f"holds no labelled images in layout {config.dataset.layout}"
+        raise ConfigError("data", config.dataset.data, remedy)
     output = open_store(config.output, field="output")
     output.check_writable_atomically()
     claim(output, config, dataset)
     pack = Pack(dataset, output, plan_shards(dataset, config.shard * 10**6))
-    with ray_session():
-        parts = _pack_all(pack)
+    parts = (execute or pack_on_ray)(pack)
     card = card_of_parts(dataset, parts)
     _refuse_unusable(dataset, card)
-    if listing_of(open_dataset(config.data, config.layout, config.options())) != listing_of(dataset):
+    if listing_of(config.dataset.open()) != listing_of(dataset):
         raise PackingFailed(f"{dataset.store.root} changed while it was packed; empty {output.root} and start again")
     finish(output, dataset, card, parts)
     if leaks := card.leaks():
@@ -151,7 +142,7 @@ def claim(output: Store, config: PrepareConfig, dataset: Dataset) -> None:
         ConfigError: the output is of another input, or of other settings.
     """
     plan = {"format": FORMAT, "shard": config.shard, "listing": listing_of(dataset)}
-    facts = {"data": dataset.store.root, "layout": config.layout}
+    facts = {"data": dataset.store.root, "layout": config.dataset.layout}
     if output.put_if_absent(PLAN_FILE, json.dumps(plan | facts, indent=1).encode()):
         return
     there = json.loads(output.read(PLAN_FILE))
@@ -169,7 +160,7 @@ class Part:
 
     split: str
     card: SplitCard
-    entries: tuple[Entry, ...]
+    entries: tuple[IndexRow, ...]
 
     def to_json(self) -> dict[str, Any]:
         """The part in plain JSON types."""
@@ -185,7 +176,7 @@ class Part:
     @classmethod
     def from_json(cls, content: Mapping[str, Any]) -> "Part":
         """Read what ``to_json`` gives."""
-        entries = tuple(Entry(**entry) for entry in content["entries"])
+        entries = tuple(IndexRow(**entry) for entry in content["entries"])
         card = SplitCard(
             images=len(entries),
             pixels=np.array(content["pixels"], dtype=np.int64),
@@ -213,13 +204,13 @@ class Pack:
         path = shard_path(number)
         if not self.output.exists(path):
             self.output.put_if_absent(path, self._shard(number))
-        # Whoever wrote it: what counts is what is there.
+        # Another run may have written it: the file in the store counts.
         return {"id": number, "images": len(self.shards[number]), "part": shard_metadata(self.output, path)}
 
     def _shard(self, number: int) -> bytes:
         pairs = self.shards[number]
         writer, tally = ShardWriter(), Tally(len(self.dataset.classes))
-        entries: list[Entry] = []
+        entries: list[IndexRow] = []
         with ThreadPoolExecutor(THREADS) as pool:
             for packed in map_ahead(pool, self._checked, pairs, depth=2 * THREADS):
                 if isinstance(packed, Rejected):
@@ -251,9 +242,9 @@ class _Packed(NamedTuple):
     mask: bytes
     measured: Measured
 
-    def entry(self, shard: int, row: int) -> Entry:
+    def entry(self, shard: int, row: int) -> IndexRow:
         """Its row of the index."""
-        return Entry(
+        return IndexRow(
             key=self.measured.key,
             split=self.measured.split,
             shard=shard,
@@ -264,15 +255,14 @@ class _Packed(NamedTuple):
         )
 
 
-def _pack_all(pack: Pack) -> list[Part]:
-    """Every shard's part, in order."""
+def pack_on_ray(pack: Pack) -> list[Part]:
+    """Every shard's part, in order, from tasks of Ray Data."""
     quiet_ray_data()
     count = len(pack.shards)
-    # A whole CPU each: as many shards are in memory at a time as the cluster has CPUs.
-    tasks = ray.data.range(count, override_num_blocks=count).map(pack, num_cpus=1)
     parts: dict[int, Part] = {}
-    with Progress(sum(map(len, pack.shards)), "packing") as progress:
-        for row in rows_of(tasks):
+    with ray_session(), Progress(sum(map(len, pack.shards)), "packing") as progress:
+        # A whole CPU each: as many shards are in memory at a time as the cluster has CPUs.
+        for row in rows_of(ray.data.range(count, override_num_blocks=count).map(pack, num_cpus=1)):
             parts[row["id"]] = Part.from_json(json.loads(row["part"]))
             progress.advance(row["images"])
     return [parts[number] for number in range(count)]

@@ -58,7 +58,7 @@ INDEX = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Entry:
+class IndexRow:
     """One row of the index; ``bytes`` are those of image and mask together."""
 
     key: str
@@ -180,7 +180,7 @@ class _Whole(io.RawIOBase):
         return self._stream.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
 
 
-def write_index(entries: Iterable[Entry]) -> bytes:
+def write_index(entries: Iterable[IndexRow]) -> bytes:
     """The index as a Parquet file."""
     sink = io.BytesIO()
     pq.write_table(pa.Table.from_pylist([asdict(entry) for entry in entries], schema=INDEX), sink, compression="zstd")
@@ -206,11 +206,11 @@ def read_shards(store: Store, options: LayoutOptions) -> Dataset:
         remedy = f"is damaged ({error}); prepare the data once more into an empty folder"
         raise ConfigError("data", store.root, remedy) from error
     classes = ClassTable.from_json(content)
-    pairs = (_pair_of(Entry(**row)) for row in index.to_pylist())
+    pairs = (_pair_of(IndexRow(**row)) for row in index.to_pylist())
     return Dataset(store=store, classes=classes, splits=by_split(pairs), reader=ShardRows())
 
 
-def _pair_of(entry: Entry) -> Pair:
+def _pair_of(entry: IndexRow) -> Pair:
     place = f"{shard_path(entry.shard)}/{entry.row}"
     version = f"{entry.image_hash} {entry.mask_hash}"
     return Pair(key=entry.key, image=place, mask=place, split=entry.split, version=version, bytes=entry.bytes)

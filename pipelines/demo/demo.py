@@ -17,13 +17,20 @@ import numpy as np
 from PIL import Image
 
 from pipelines.cluster.session import ray_session
+from pipelines.datasets.layouts import DataConfig
 from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
-from pipelines.labelling.job import LabelConfig, label
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.job import label
 from pipelines.tracking.server import local_tracking
-from pipelines.training.job import TrainConfig, train
+from pipelines.training.config import OptimiserConfig, ScheduleConfig, TrainConfig, TrainingLoss
+from pipelines.training.initial_weights import NetworkConfig
+from pipelines.training.job import train
+from pipelines.training.loading import AugmentationConfig
+from pipelines.training.scaling import ScalingConfig
 from pspnet_core.errors import ConfigError
+from pspnet_core.images import run_lengths
 from pspnet_core.images.decoding import decode_image
-from pspnet_core.images.masks import from_run_lengths, to_png
+from pspnet_core.images.masks import to_png
 from pspnet_core.images.overlays import contact_sheet
 
 CLASS_SHARES = """
@@ -131,23 +138,16 @@ def draw_bucket(folder: Path, *, images: int, seed: int) -> int:
 
 def _train_config(config: DemoConfig, root: Path) -> TrainConfig:
     return TrainConfig(
-        data=str(root / "data"),
+        dataset=DataConfig(data=str(root / "data")),
         output=str(root / "checkpoints"),
         name="street-scenes",
-        workers=str(config.workers),
-        epochs=config.epochs,
-        backbone="resnet18",
-        stride=16,
-        crop=112,
-        batch=16,
-        scale=(0.9, 1.2),
-        optimiser="adamw",
-        rate=2e-3,
-        head=1.0,
-        decay=0.01,
-        warmup=20,
-        balance=0.4,
         seed=config.seed,
+        network=NetworkConfig(backbone="resnet18", output_stride=16),
+        augmentation=AugmentationConfig(crop=112, scale=(0.9, 1.2)),
+        optimiser=OptimiserConfig(kind="adamw", lr=2e-3, head_lr_factor=1.0, weight_decay=0.01),
+        schedule=ScheduleConfig(epochs=config.epochs, warmup=20),
+        loss=TrainingLoss(class_balance=0.4),
+        scaling=ScalingConfig(workers=str(config.workers)),
     )
 
 
@@ -166,7 +166,7 @@ def _draw_sheet(labels: str, path: Path, count: int = 12) -> Path:
 
     def rows() -> Iterator[tuple[Any, Any]]:
         for uri, width, height, classes, lengths in duckdb.execute(BEST.format(labels=labels, count=count)).fetchall():
-            mask = from_run_lengths(np.array(classes, np.int32), np.array(lengths, np.int32), height, width)
+            mask = run_lengths.decode(np.array(classes, np.int32), np.array(lengths, np.int32), height, width)
             yield decode_image(Path(uri).read_bytes()), mask
 
     contact_sheet(list(rows()), SCENE_CLASSES).save(path)

@@ -4,8 +4,8 @@ The counts do not depend on how many workers, threads or processes share the wor
 answer depend on what else is in its batch and, on CPUs, on the number of threads:
 
 * On GPUs pairs are dealt out in chunks, and no batch crosses one: each image meets the same neighbours in its forward
-  pass whoever scores its chunk.
-* On CPUs each image goes through the network by itself on one thread, several at a time.
+  pass on every worker.
+* On CPUs each image goes through the network alone on one thread, several at a time.
 
 Shapes: ``H W`` pixels of an image.
 """
@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import itertools
-from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
@@ -25,7 +24,8 @@ import torch
 from numpy.typing import NDArray
 
 from pipelines.datasets.dataset import Dataset, Mask, Pair
-from pspnet_core.inference.segmenter import Outcome, Prepared, Segmenter, prediction_of
+from pspnet_core.inference.inputs import Prepared
+from pspnet_core.inference.segmenter import Outcome, Segmenter, prediction_of
 from pspnet_core.metrics.confusion import ConfusionMatrix
 from pspnet_core.threads import map_ahead
 
@@ -36,7 +36,7 @@ CHUNK = 16
 """Least pairs of a chunk: few, so that small splits spread over many workers."""
 
 THREADS = 4
-"""Threads that read and decode ahead of batches, unless told otherwise."""
+"""Threads that read and decode ahead of batches, by default."""
 
 
 class Compared(NamedTuple):
@@ -109,19 +109,24 @@ def compare(
 
 def _in_batches(segmenter: Segmenter, dataset: Dataset, pairs: Sequence[Pair], threads: int) -> Iterator[Compared]:
     """``compare`` by batches that do not cross a chunk."""
-    waiting: deque[_Read] = deque()
-
-    def prepared(some: Iterable[_Read]) -> Iterator[Prepared]:
-        for found in some:
-            waiting.append(found)
-            yield found.prepared
-
     with ThreadPoolExecutor(threads) as pool:
         read = functools.partial(_read, segmenter, dataset)
         ahead = map_ahead(pool, read, pairs, depth=segmenter.batch + threads)
         for chunk in chunked(pairs, batch=segmenter.batch):
-            for prediction in segmenter.predict(prepared(itertools.islice(ahead, len(chunk)))):
-                yield waiting.popleft().compared(prediction)
+            yield from _label_chunk(segmenter, itertools.islice(ahead, len(chunk)))
+
+
+def _label_chunk(segmenter: Segmenter, pairs: Iterable[_Read]) -> Iterator[Compared]:
+    """Label the pairs of a chunk together; yields them in order."""
+    waiting: dict[int, _Read] = {}
+
+    def prepared() -> Iterator[tuple[int, Prepared]]:
+        for index, found in enumerate(pairs):
+            waiting[index] = found
+            yield index, found.prepared
+
+    compared = {index: waiting.pop(index).compared(outcome) for index, outcome in segmenter.predict(prepared())}
+    return (compared[index] for index in sorted(compared))
 
 
 def _one_by_one(segmenter: Segmenter, dataset: Dataset, pairs: Sequence[Pair], lanes: int) -> Iterator[Compared]:
@@ -129,7 +134,8 @@ def _one_by_one(segmenter: Segmenter, dataset: Dataset, pairs: Sequence[Pair], l
 
     def answer(pair: Pair) -> Compared:
         found = _read(segmenter, dataset, pair)
-        return found.compared(next(segmenter.predict([found.prepared])))
+        ((_, outcome),) = segmenter.predict([(pair.key, found.prepared)])
+        return found.compared(outcome)
 
     with _single_threaded(), ThreadPoolExecutor(lanes) as pool:
         yield from map_ahead(pool, answer, pairs, depth=lanes)
@@ -158,7 +164,7 @@ def _read(segmenter: Segmenter, dataset: Dataset, pair: Pair) -> _Read:
 
 @contextlib.contextmanager
 def _single_threaded() -> Iterator[None]:
-    """One thread for each of torch's operations meanwhile, in the threads that are started meanwhile, too."""
+    """Limit torch to one thread per operation, also in threads that start inside the block."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

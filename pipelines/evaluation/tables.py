@@ -82,7 +82,7 @@ SAME = ("schema", "layout", "content", "classes", "batch")
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """What is known of a model on a split.
+    """Scores of a model on a split.
 
     Attributes:
         scores: the counts of all images together.

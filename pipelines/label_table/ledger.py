@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipelines.label_table.index import LabelIndex, read_label_file
 from pipelines.label_table.listing import VERSION, Listing
-from pipelines.label_table.schema import SCHEMA_VERSION, Paths, Stamp, utc_now
+from pipelines.label_table.schema import SCHEMA_VERSION, Paths, RowProvenance, utc_now
 from pipelines.storage import THREADS, Store
 from pipelines.storage.arrow import metadata_of, to_parquet
 from pspnet_core.threads import map_ahead
@@ -51,28 +51,28 @@ class Plan:
     number: int
     run_id: str
     made: datetime.datetime
-    order: "Order"
+    spec: "PlanSpec"
     chunks: int
     images: int
 
     @property
     def date(self) -> str:
         """The partition ``dt=`` of its labels."""
-        return self.order.date
+        return self.spec.date
 
     @property
-    def stamp(self) -> Stamp:
+    def provenance(self) -> RowProvenance:
         """What its rows have in common."""
-        return Stamp(run_id=self.run_id, made=self.made, mask=self.order.mask)
+        return RowProvenance(run_id=self.run_id, made=self.made, mask=self.spec.mask)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class PlanSpec:
     """What a plan says besides its images; whoever finishes it keeps to this, not to flags of their own.
 
     Attributes:
         source: a row of ``SOURCES``.
-        input: the URIs of the folders, globs and objects that were listed. Plans of old have one, as a string.
+        input: the URIs of the folders, globs and objects that were listed.
         date: the partition ``dt=``.
         mask: ``rle``, ``png`` or ``both``.
     """
@@ -83,8 +83,7 @@ class Order:
     mask: str
 
     def __post_init__(self) -> None:
-        one = isinstance(self.input, str)
-        object.__setattr__(self, "input", (self.input,) if one else tuple(self.input))
+        object.__setattr__(self, "input", tuple(self.input))  # JSON knows lists only
 
 
 class Ledger:
@@ -126,7 +125,7 @@ class Ledger:
         with self.store.open(self.paths.plan(latest.number)) as stream:
             return listing.absent(pq.ParquetFile(stream).iter_batches(columns=VERSION.names))
 
-    def make_plan(self, pending: pa.Table, order: Order, limits: ChunkLimits, after: Plan | None) -> Plan:
+    def make_plan(self, pending: pa.Table, spec: PlanSpec, limits: ChunkLimits, after: Plan | None) -> Plan:
         """Write the plan that follows ``after``; when another driver was faster, the plan it wrote.
 
         What would be more than ``PLAN_CHUNKS`` stays pending.
@@ -143,7 +142,7 @@ class Ledger:
             "schema": SCHEMA_VERSION,
             "run_id": run_id,
             "made": made.isoformat(),
-            "order": asdict(order),
+            "spec": asdict(spec),
         }
         self.store.put_if_absent(self.paths.plan(number), to_parquet(pending, row_groups=bounds, metadata=metadata))
         return self.read_plan(number)
@@ -174,7 +173,7 @@ class Ledger:
                 number=number,
                 run_id=content["run_id"],
                 made=datetime.datetime.fromisoformat(content["made"]),
-                order=Order(**content["order"]),
+                spec=PlanSpec(**content["spec"]),
                 chunks=file.num_row_groups,
                 images=file.metadata.num_rows,
             )

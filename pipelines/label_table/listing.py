@@ -32,7 +32,7 @@ _ID = "md5_number(length(etag) || ':' || etag || uri)"  # the length keeps apart
 
 
 class Listing:
-    """A listing on local disk, of any length. Holds no memory between two calls; ``spooled`` makes one.
+    """A listing on local disk, of any length. Holds no memory between two calls; ``spool`` makes one.
 
     Attributes:
         images: how many there are.
@@ -94,7 +94,7 @@ class Listing:
 
 
 @contextlib.contextmanager
-def spooled(batches: Iterable[pa.RecordBatch]) -> Iterator[Listing]:
+def spool(batches: Iterable[pa.RecordBatch]) -> Iterator[Listing]:
     """Write a listing to a temporary folder, which goes with the context.
 
     Args:

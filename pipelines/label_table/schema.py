@@ -68,7 +68,7 @@ CLASS_STATS = pa.schema(
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stamp:
+class RowProvenance:
     """What the new rows of one run have in common.
 
     Attributes:
@@ -86,6 +86,11 @@ class Paths:
     """Where things lie below ``--output``, for one model; ``partition`` is ``<name>-<fingerprint>``."""
 
     partition: str
+
+    @property
+    def fingerprint(self) -> str:
+        """The model's."""
+        return self.partition.rpartition("-")[2]
 
     @property
     def plans(self) -> str:

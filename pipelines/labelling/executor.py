@@ -1,115 +1,145 @@
-"""The Ray Data chain of every labelling run: chunk numbers -> read -> segment -> write -> tiny rows for the driver."""
+"""Carries chunks through the stages on Ray: chunk numbers -> read -> segment -> write -> tiny rows for the driver."""
 
-from collections.abc import Callable, Iterator, Sequence
+import contextlib
+import functools
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
 
 import ray
 import ray.data
 
-from pipelines.cluster.memory import give_memory_back
+from pipelines.cluster.machine import give_memory_back
 from pipelines.cluster.ray_data import quiet_ray_data, rows_of
-from pipelines.cluster.resources import Pool, Share
-from pipelines.labelling.stages.chunks import ChunkRow, Work
-from pipelines.labelling.stages.segment import Predictor, Segment
+from pipelines.cluster.resources import ActorResources, Pool
+from pipelines.cluster.session import ray_session
+from pipelines.labelling.report.prometheus import LabelMetrics, Watch, watch_chunks
+from pipelines.labelling.report.totals import Totals
+from pipelines.labelling.stages.chunks import RunContext
+from pipelines.labelling.stages.coordinator import Coordinator
+from pipelines.labelling.stages.predictor import ModelToLoad, Predictor
+from pipelines.labelling.stages.ray_line import ANSWER_S, RayLine, start_coordinator
+from pipelines.labelling.stages.ray_rows import ReadRow, Row, WriteRow, chunk_of, row_of
+from pipelines.labelling.stages.segment import CALLS, Segment
+from pipelines.labelling.stages.walk import Walk
 from pspnet_core.checkpoints.checkpoint import Checkpoint
-from pspnet_core.device import best_device, works_alone
-from pspnet_core.inference.segmenter import Segmenter
 
 WAVE = 2048
 """Chunks handed to Ray Data at a time, so that the driver's memory does not grow with the plan."""
 
-CALLS = 2
-"""Chunks that an actor has under way, so that its network need not wait between them."""
-
-Stage = Callable[[ChunkRow], ChunkRow]
+RESERVE = 0.5
+"""Share of the CPUs that is left to the tasks that read and write."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Chain:
-    """What a chunk goes through.
+class RayExecutor(contextlib.AbstractContextManager["RayExecutor"]):
+    """Executes on Ray, to which it connects when it is first used; a context, which disconnects.
 
-    Attributes:
-        read: adds ``payload`` to a row that has but an ``id``.
-        write: puts the segmented chunk where it belongs.
+    Args:
+        workers, gpus: as for ``Pool.of``.
     """
 
-    work: Work
-    read: Stage
-    write: Stage
-    pool: Pool
-    make_predictor: Callable[[], Predictor]
+    def __init__(self, model: ModelToLoad, *, workers: str | None, gpus: float | None) -> None:
+        self.model, self.workers, self.gpus = model, workers, gpus
+        self._context = contextlib.ExitStack()
+        self._started: _Started | None = None
 
-    def run(self, chunks: Sequence[int], stopped: Callable[[], bool] = lambda: False) -> Iterator[ChunkRow]:
-        """Send chunks through; yields each one's counters as it is done, in no fixed order.
+    def __exit__(self, *_: object) -> None:
+        self._started = None
+        self._context.close()
 
-        Args:
-            stopped: whether the coordinator admits no more chunks; those of later waves are not even begun with then.
+    def start(self) -> Coordinator:
+        """As ``Executor.start``; connects to Ray and waits for room on the cluster.
+
+        Raises:
+            ConfigError: as ``ray_session`` and ``Pool.of``.
         """
-        quiet_ray_data()
-        for start in range(0, len(chunks), WAVE):
-            if stopped():
-                return
-            yield from rows_of(self._wave(chunks[start : start + WAVE]))
-            give_memory_back()
+        if not self._started:
+            self._context.enter_context(ray_session())
+            line = self._context.enter_context(start_coordinator())
+            pool = Pool.of(self.workers, self.gpus, reserve=RESERVE)
+            # The object store carries the weights to every node once; no shared folder is needed.
+            load = functools.partial(_fetched, ray.put(self.model.checkpoint))
+            self._started = _Started(line=line, pool=pool, make_predictor=self.model.maker(load, pool.actor.here))
+        return Coordinator(self._started.line)
 
-    def _wave(self, chunks: Sequence[int]) -> ray.data.Dataset:
-        wave: ray.data.Dataset = ray.data.from_items(
+    def execute(
+        self, walk: Walk, chunks: Sequence[int], stopped: Callable[[], bool]
+    ) -> Generator[tuple[int, Totals], None, None]:
+        """As ``Executor.execute``; metrics are published meanwhile."""
+        self.start()
+        assert self._started
+        line, context = self._started.line, walk.context
+        line.ask("renew")
+        quiet_ray_data()
+        metrics = LabelMetrics(model=context.ledger.paths.partition, run=context.provenance.run_id)
+        under_way = functools.partial(line.ask, "under_way", timeout=ANSWER_S)
+        with watch_chunks(metrics, under_way, len(chunks)) as watch:
+            for start in range(0, len(chunks), WAVE):
+                if stopped():
+                    return
+                yield from self._wave(walk, chunks[start : start + WAVE], watch, stopped)
+                give_memory_back()
+
+    def _wave(
+        self, walk: Walk, chunks: Sequence[int], watch: Watch, stopped: Callable[[], bool]
+    ) -> Iterator[tuple[int, Totals]]:
+        with contextlib.closing(rows_of(self._dataset(walk, chunks))) as rows:
+            for chunk in map(chunk_of, rows):
+                watch.add(chunk.number, chunk.totals)
+                yield chunk.number, chunk.totals
+                if stopped():
+                    self.stop()  # for each row: a coordinator that had to be started again does not know
+                    if watch.is_idle():
+                        return
+
+    def _dataset(self, walk: Walk, chunks: Sequence[int]) -> ray.data.Dataset:
+        assert self._started
+        pool, make_predictor = self._started.pool, self._started.make_predictor
+        numbers: ray.data.Dataset = ray.data.from_items(
             [{"id": chunk} for chunk in chunks], override_num_blocks=len(chunks)
         )
         # Reading and writing claim no CPU: a stage that may always start cannot be starved by actors, of this job or of
         # another on the same cluster, which would hang both. Their number is what bounds them.
-        tasks = ray.data.TaskPoolStrategy(size=min(2 * self.pool.high, len(chunks)))
-        wave = wave.map(self.read, compute=tasks, num_cpus=0)
-        wave = wave.map(
-            Segment,  # type: ignore[arg-type]  # a class is built once per actor
-            fn_constructor_args=(self.work, self.make_predictor, self.pool.share),
+        tasks = ray.data.TaskPoolStrategy(size=min(2 * pool.high, len(chunks)))
+        encoded = numbers.map(ReadRow(walk.read), compute=tasks, num_cpus=0)
+        segmented = encoded.map(
+            _SegmentRow,  # type: ignore[arg-type]  # a class is built once per actor
+            fn_constructor_args=(walk.context, make_predictor, pool.actor),
             compute=ray.data.ActorPoolStrategy(
-                min_size=self.pool.low,
-                max_size=self.pool.high,
-                max_concurrent_calls_per_actor=self._calls(),
+                min_size=pool.low,
+                max_size=pool.high,
+                # CUDA graphs stay in one thread.
+                max_concurrent_calls_per_actor=1 if self.model.compile else CALLS,
                 enable_true_multi_threading=True,  # else the calls would take turns as a whole
             ),
-            num_cpus=self.pool.share.cpus,
-            num_gpus=self.pool.share.gpus or None,
+            num_cpus=pool.actor.cpus,
+            num_gpus=pool.actor.gpus or None,
         )
-        return wave.map(self.write, compute=tasks, num_cpus=0)
+        return segmented.map(WriteRow(walk.write), compute=tasks, num_cpus=0)
 
-    def _calls(self) -> int:
-        """Chunks under way on an actor; CUDA graphs stay in one thread."""
-        compiled = isinstance(self.make_predictor, MakeSegmenter) and self.make_predictor.compile
-        return 1 if compiled else CALLS
+    def stop(self) -> None:
+        """As ``Executor.stop``; does not wait."""
+        if self._started:
+            self._started.line.tell("close")
+
+
+def _fetched(checkpoint: "ray.ObjectRef[Checkpoint]") -> Checkpoint:
+    return ray.get(checkpoint)
 
 
 @dataclass(frozen=True, kw_only=True)
-class MakeSegmenter:
-    """Builds a model's segmenter on an actor.
+class _Started:
+    """What all walks of an executor share as long as it is connected to Ray."""
 
-    Attributes:
-        checkpoint: in the object store, which carries the weights to every node once; no shared folder is needed.
-        batch, compile: as for ``Segmenter``.
-        share: of the actor, whose memory bounds the batches, too.
-    """
-
-    checkpoint: "ray.ObjectRef[Checkpoint]"
-    batch: int
-    compile: bool
-    share: Share
-
-    def __call__(self) -> Segmenter:
-        """On the best device there is."""
-        model: Checkpoint = ray.get(self.checkpoint)
-        # What is compiled is for one thread at a time.
-        lanes = 1 if self.compile or works_alone(best_device()) else self.share.threads_here()
-        return Segmenter(
-            model.model,
-            model.inference,
-            batch=self.batch,
-            memory=self.share.pass_memory_here(),
-            lanes=lanes,
-            compile=self.compile,
-        )
+    line: RayLine
+    pool: Pool
+    make_predictor: Callable[[], Predictor]
 
 
-def segmenter_of(checkpoint: Checkpoint, *, batch: int, compile: bool, share: Share) -> MakeSegmenter:
-    """What builds a model's segmenter on an actor."""
-    return MakeSegmenter(checkpoint=ray.put(checkpoint), batch=batch, compile=compile, share=share)
+class _SegmentRow:
+    """Stage 2 on rows, on an actor."""
+
+    def __init__(self, context: RunContext, make_predictor: Callable[[], Predictor], actor: ActorResources) -> None:
+        self.segment = Segment(context, make_predictor, actor.here())
+
+    def __call__(self, row: Row) -> Row:
+        return row_of(self.segment(chunk_of(row)))

@@ -99,24 +99,21 @@ UNKNOWN = Holder(host="a machine unknown", machine="", process=0, started=0.0, s
 
 
 @contextlib.contextmanager
-def leased(store: Store, path: str, *, wait: bool, terms: Terms | None = None) -> Iterator[bool]:
+def hold_lease(store: Store, path: str, *, wait: bool, terms: Terms | None = None) -> Iterator[None]:
     """Hold the lease at ``path`` within the context, as far as that can be had. What goes wrong with it is logged, and
     does not concern the work.
 
     Args:
         wait: whether to wait while somebody else holds it; otherwise that is told, and work goes on beside them.
-
-    Yields:
-        Whether somebody else was waited for.
     """
     terms = terms or Terms()
     lease = _Lease(store, path, terms)
     if not lease.acquire(wait=wait):
-        yield lease.waited
+        yield
         return
     try:
         with ticking(terms.renewal, lease.renew):
-            yield lease.waited
+            yield
     finally:
         lease.release()
 

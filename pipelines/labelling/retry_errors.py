@@ -17,13 +17,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from pipelines.label_table.index import no_label_file
-from pipelines.label_table.ledger import Ledger, Order, Plan
+from pipelines.label_table.ledger import Ledger, Plan, PlanSpec
 from pipelines.label_table.schema import LISTING, MASKS
 from pipelines.labelling.report.run_record import Summary
-from pipelines.labelling.stages.chunks import ENCODED, ChunkRow, Work, counters, encoded, fetched, handed_back
+from pipelines.labelling.stages.chunks import (
+    ENCODED,
+    Chunk,
+    RunContext,
+    encoded,
+    nothing_to_do,
+    read_images,
+    writable,
+    written,
+)
 from pipelines.labelling.stages.clocks import Start
 from pipelines.storage import THREADS, ObjectChanged, ObjectMissing
-from pipelines.storage.arrow import from_ipc, metadata_of, to_parquet
+from pipelines.storage.arrow import metadata_of, to_parquet
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
 
@@ -43,13 +52,13 @@ class FailedFile:
 
     Attributes:
         path, etag: of the file, as it was looked at.
-        order: of the plan that it belongs to.
+        spec: of the plan that it belongs to.
         rows: how many there are to try.
     """
 
     path: str
     etag: str
-    order: Order
+    spec: PlanSpec
     rows: int
 
 
@@ -66,15 +75,15 @@ def find_failed(ledger: Ledger, kinds: Sequence[str]) -> list[FailedFile]:
     Args:
         kinds: such as ``Missing``; ``all`` stands for all that may have another end.
     """
-    orders: dict[int, Order] = {}
+    specs: dict[int, PlanSpec] = {}
     found = []
     for path, etag, errors in _files_with_errors(ledger):
         rows = int(pc.sum(_chosen(errors, kinds)).as_py() or 0)
         if rows:
             number = ledger.paths.plan_of(path)
-            if number not in orders:
-                orders[number] = ledger.read_plan(number).order
-            found.append(FailedFile(path=path, etag=etag, order=orders[number], rows=rows))
+            if number not in specs:
+                specs[number] = ledger.read_plan(number).spec
+            found.append(FailedFile(path=path, etag=etag, spec=specs[number], rows=rows))
     return found
 
 
@@ -82,47 +91,47 @@ def by_mask(files: Sequence[FailedFile]) -> Iterator[tuple[str, list[FailedFile]
     """The files of each mask format, which their new rows shall have as well."""
     formats: dict[str, list[FailedFile]] = defaultdict(list)
     for file in files:
-        formats[file.order.mask].append(file)
+        formats[file.spec.mask].append(file)
     yield from formats.items()
 
 
 class ReadFailed:
-    """Stage 1 of a replay: the images of a file's chosen rows."""
+    """Stage 1 of a retry: the images of a file's chosen rows. A chunk is a file, by its index."""
 
-    def __init__(self, work: Work, files: Sequence[FailedFile], kinds: Sequence[str]) -> None:
-        self.work, self.files, self.kinds = work, files, kinds
+    def __init__(self, context: RunContext, files: Sequence[FailedFile], kinds: Sequence[str]) -> None:
+        self.context, self.files, self.kinds = context, files, kinds
 
-    def __call__(self, row: ChunkRow) -> ChunkRow:
-        """As ``Read``; an empty payload where somebody else has written the file meanwhile."""
-        number, start = int(row["id"]), Start.now()
-        if not self.work.coordinator.admits(number):
-            return handed_back(number)
+    def __call__(self, number: int) -> Chunk:
+        """As ``Read``; there is nothing to do where somebody else has written the file meanwhile."""
+        start = Start.now()
+        attempt = self.context.coordinator.admit(number)
+        if not attempt:
+            return nothing_to_do(number)
         file = self.files[number]
-        found = _read(self.work, file)
+        found = _read(self.context, file)
         if found is None:
             return encoded(number, ENCODED.empty_table(), images=file.rows, since=start)
         table, _ = found
         rows = table.filter(_chosen(table["error"], self.kinds)).select(LISTING.names)
-        return encoded(number, fetched(file.order.source, rows), images=file.rows, since=start)
+        return read_images(number, file.spec.source, rows, attempt=attempt, since=start)
 
 
 class Rewrite:
-    """Stage 3 of a replay: the new rows in the places of the old ones."""
+    """Stage 3 of a retry: the new rows in the places of the old ones."""
 
-    def __init__(self, work: Work, files: Sequence[FailedFile], kinds: Sequence[str]) -> None:
-        self.work, self.files, self.kinds = work, files, kinds
+    def __init__(self, context: RunContext, files: Sequence[FailedFile], kinds: Sequence[str]) -> None:
+        self.context, self.files, self.kinds = context, files, kinds
 
-    def __call__(self, row: ChunkRow) -> ChunkRow:
-        """Write the file anew unless it has changed; what is left of the row is a handful of numbers."""
+    def __call__(self, chunk: Chunk) -> Chunk:
+        """Write the file anew unless it has changed; the chunk's table is gone then."""
         start = Start.now()
-        number = int(row["chunk"])
-        with self.work.coordinator.writing(number):
-            new = from_ipc(row["payload"])
-            mine = not len(new) or self._put(new, self.files[number])
-        return counters(row, since=start, counted=mine)
+        with self.context.coordinator.writing(chunk.number) as attempt:
+            chunk = writable(chunk, attempt)
+            mine = not len(chunk.table) or self._put(chunk.table, self.files[chunk.number])
+        return written(chunk, since=start, counted=mine)
 
     def _put(self, new: pa.Table, file: FailedFile) -> bool:
-        found = _read(self.work, file)
+        found = _read(self.context, file)
         if found is None:
             return False
         old, metadata = found
@@ -135,13 +144,13 @@ class Rewrite:
             pa.array(range(len(old)), pa.int64()),
         )
         merged = pa.concat_tables([old, new]).take(places).combine_chunks()
-        return self.work.output.put_if_match(file.path, to_parquet(merged, metadata=metadata), file.etag)
+        return self.context.output.put_if_match(file.path, to_parquet(merged, metadata=metadata), file.etag)
 
 
 def reconcile(ledger: Ledger, classes: ClassTable) -> None:
     """Bring class statistics and run records in line with the label table, plan by plan.
 
-    A replay that was killed may have left them behind: what tells is the number of error rows of each kind.
+    A retry that was killed may have left them behind: what tells is the number of error rows of each kind.
     """
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for path, _, errors in _files_with_errors(ledger):
@@ -219,10 +228,10 @@ def _chosen(errors: pa.ChunkedArray, kinds: Collection[str]) -> pa.ChunkedArray:
     return pc.fill_null(wanted, False)
 
 
-def _read(work: Work, file: FailedFile) -> tuple[pa.Table, dict[str, object]] | None:
+def _read(context: RunContext, file: FailedFile) -> tuple[pa.Table, dict[str, object]] | None:
     """A label file's rows and metadata, or None when it is no longer the one that was looked at."""
     try:
-        data = work.output.read_if(file.path, file.etag)
+        data = context.output.read_if(file.path, file.etag)
     except (ObjectChanged, ObjectMissing):
         return None
     opened = pq.ParquetFile(pa.BufferReader(data))

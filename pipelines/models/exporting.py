@@ -24,7 +24,7 @@ CHECKED_SIZE = (150, 217)  # where the size is open: no grid of the pyramid divi
 
 
 class ExportError(PspnetError):
-    """The exported file does not say what the network says."""
+    """The exported file computes other logits than the network."""
 
 
 @dataclass(frozen=True, kw_only=True)

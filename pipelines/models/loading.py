@@ -4,16 +4,20 @@ import tempfile
 from pathlib import Path
 
 from pipelines.storage import ObjectError, open_store
-from pipelines.tracking import registry
-from pspnet_core.checkpoints import checkpoint as checkpoints
-from pspnet_core.checkpoints.checkpoint import Checkpoint
+from pipelines.tracking.model_uris import fetch
+from pipelines.tracking.server import Server
+from pspnet_core.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint
 from pspnet_core.errors import ConfigError
 
 MLFLOW_SCHEMES = ("runs:/", "models:/")
 
 
-def load_model(uri: str, *, field: str = "model") -> Checkpoint:
+def load_model(uri: str, *, field: str = "model", server: Server | None = None) -> Checkpoint:
     """The checkpoint at a model URI: a local folder, an object-store prefix, ``runs:/...`` or ``models:/...``.
+
+    Args:
+        field: the config field that ``uri`` came from; errors name it.
+        server: as for ``model_uris.fetch``.
 
     Raises:
         ConfigError: when there is no such model, or what is there is no checkpoint.
@@ -22,8 +26,9 @@ def load_model(uri: str, *, field: str = "model") -> Checkpoint:
     if not uri.startswith(MLFLOW_SCHEMES) and "://" not in uri:
         return _load(Path(uri).expanduser(), uri, field)
     with tempfile.TemporaryDirectory() as folder:
-        fetch = registry.fetch if uri.startswith(MLFLOW_SCHEMES) else _from_store
-        return _load(fetch(uri, folder, field=field), uri, field)
+        if uri.startswith(MLFLOW_SCHEMES):
+            return _load(fetch(uri, folder, field=field, server=server), uri, field)
+        return _load(_from_store(uri, folder, field), uri, field)
 
 
 def load_rgb_model(uri: str) -> Checkpoint:
@@ -33,22 +38,27 @@ def load_rgb_model(uri: str) -> Checkpoint:
         ConfigError: as ``load_model``, and for a network of another number of input bands than 3.
     """
     checkpoint = load_model(uri)
+    check_rgb(checkpoint, uri)
+    return checkpoint
+
+
+def check_rgb(checkpoint: Checkpoint, uri: str) -> None:
+    """Raise a ConfigError for a network of another number of input bands than 3."""
     if checkpoint.config.bands != 3:
         raise ConfigError("model", uri, f"takes {checkpoint.config.bands} bands; image files are read as 3, RGB")
-    return checkpoint
 
 
 def _load(folder: Path, uri: str, field: str) -> Checkpoint:
     try:
-        return checkpoints.load(folder)
+        return load_checkpoint(folder)
     except ConfigError as error:
         raise ConfigError(field, uri, error.remedy) from error
 
 
-def _from_store(uri: str, folder: str, *, field: str) -> Path:
+def _from_store(uri: str, folder: str, field: str) -> Path:
     """The two files of a checkpoint in a store, and nothing else that may lie below the URI."""
     store = open_store(uri, field=field)
-    for name in (checkpoints.CONFIG_FILE, checkpoints.WEIGHTS_FILE):
+    for name in (CONFIG_FILE, WEIGHTS_FILE):
         try:
             (Path(folder) / name).write_bytes(store.read(name))
         except ObjectError as error:

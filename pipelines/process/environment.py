@@ -1,6 +1,7 @@
-"""The process's environment variables, read while others may change them."""
+"""The process's environment variables, for itself and for its children."""
 
 import os
+import sys
 
 
 def variables() -> dict[str, str]:
@@ -9,3 +10,10 @@ def variables() -> dict[str, str]:
     Unlike ``dict(os.environ)`` it does not fail when a thread deletes a variable meanwhile, as MLflow's telemetry does.
     """
     return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
+
+
+def child_environment() -> dict[str, str]:
+    """The environment of a Python that imports from wherever this process does: Ray adds to its path."""
+    environment = variables()
+    places = [environment.get("PYTHONPATH"), *sys.path]
+    return environment | {"PYTHONPATH": os.pathsep.join(place for place in places if place)}

@@ -1,32 +1,26 @@
-"""Something done every few seconds beside the work, in a thread of its own."""
+"""Something done every few seconds beside the work."""
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from pipelines.process.background import Worker
 
 
 @contextmanager
 def ticking(every: float, action: Callable[[], None]) -> Iterator[None]:
     """Call ``action`` every so many seconds, the first time after as many; never again once the context is left.
 
-    What it raises ends the calls, and comes out when the context is left unless another error does.
+    An error in it ends the calls, and is raised when the context is left unless another one is.
     """
-    over = threading.Event()
-    failed: list[Exception] = []
 
-    def work() -> None:
-        try:
-            while not over.wait(every):
-                action()
-        except Exception as error:
-            failed.append(error)
+    def tick() -> float:
+        action()
+        return every
 
-    thread = threading.Thread(target=work, name="ticking", daemon=True)
-    thread.start()
+    worker = Worker(tick, name="ticking", wait=every)
     try:
         yield
     finally:
-        over.set()
-        thread.join()
-    if failed:
-        raise failed[0]
+        worker.stop()
+    if worker.failure:
+        raise worker.failure

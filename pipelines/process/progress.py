@@ -1,6 +1,6 @@
 """Progress of a long run, on standard error: a bar on a terminal, elsewhere a JSON line now and then.
 
-The line is for programs and for whoever reads a log::
+The line is for programs and for readers of a log::
 
     {"progress": "labelling", "time": "2026-11-23T02:30:00Z", "images": 51200, "of": 1000000, "errors": 3,
      "chunks": 200, "images_per_second": 853.1, "eta_seconds": 1112, "ended": false}
@@ -21,14 +21,14 @@ from tqdm import tqdm
 from pipelines.process.periodic import ticking
 
 EVERY_S = 30.0
-"""Seconds between two lines; they come whether or not anything was done."""
+"""Seconds between two lines, whether or not anything was done."""
 
 RECENT = 10
-"""Lines that the rate and what is left are estimated over: a start that loads a model is forgotten after a while."""
+"""The last lines that rate and time left are estimated from, so that loading a model at the start drops out."""
 
 
 class Mark(NamedTuple):
-    """How many images were done at a time, in seconds of a clock."""
+    """How many images were done at which second of the clock."""
 
     time: float
     done: int
@@ -38,11 +38,11 @@ class Progress:
     """Counts images towards a total. A context; its last line comes on leaving, after an error too.
 
     Args:
-        total: images in all; None while nobody knows.
+        total: images in all; None while it is not known.
         what: what is being done, such as ``labelling``.
         stream: where to show it; standard error by default.
         every: seconds between two lines.
-        clock: seconds that go by; for tests.
+        clock: monotonic seconds; tests give their own.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class Progress:
         self.done = self.errors = self.chunks = 0
         self.marks = collections.deque([Mark(clock(), 0)], maxlen=RECENT)
         self.start = self.marks[0]
-        self._shown = contextlib.ExitStack()  # what shows it
+        self._shown = contextlib.ExitStack()  # the bar, or the thread that writes lines
         self.bar: Any = None
         if self.stream.isatty():
             self.bar = tqdm(total=total, desc=what, unit="image", dynamic_ncols=True, file=self.stream)
@@ -89,7 +89,7 @@ class Progress:
     def state(self, *, ended: bool) -> dict[str, Any]:
         """What a line holds: the rate and the seconds left follow from the last lines, at the end from the whole run.
 
-        ``eta_seconds`` is None as long as nothing moves, or nobody knows how much there is.
+        ``eta_seconds`` is None as long as nothing moves, or the total is not known.
         """
         since, now = self.start if ended else self.marks[0], self.clock()
         rate = (self.done - since.done) / max(1e-9, now - since.time)
@@ -111,5 +111,5 @@ class Progress:
         self.marks.append(Mark(self.clock(), self.done))
 
     def _write(self, *, ended: bool) -> None:
-        with contextlib.suppress(OSError):  # nobody is there to read it any more; the work goes on
+        with contextlib.suppress(OSError):  # the reader has gone; the work goes on
             print(json.dumps(self.state(ended=ended)), file=self.stream, flush=True)

@@ -1,4 +1,4 @@
-"""Credentials out of texts: what is logged, tagged or told passes through here first.
+"""Hide credentials in texts: everything that is logged, tagged or shown passes through here first.
 
 Three kinds are found: what stands before ``@`` in a URI, query parameters that sign or authorise a request, and the
 values of the environment's variables that are named like secrets, wherever they occur.
@@ -31,10 +31,15 @@ _PARAMETER = re.compile(
 
 
 def redacted(text: str) -> str:
-    """``text`` with ``***`` in place of every credential that can be told as one."""
+    """``text`` with ``***`` in place of every credential that is known as one."""
     for secret in sorted(set(_secrets()), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return _PARAMETER.sub(rf"\g<1>{HIDDEN}", _USERINFO.sub(f"{HIDDEN}@", text))
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, without credentials."""
+    return redacted((str(error).splitlines() or [type(error).__name__])[0])
 
 
 def redacted_values(value: Any) -> Any:

@@ -1,19 +1,24 @@
-"""An orderly end on SIGTERM: what a scheduler, a spot machine or Kubernetes sends before it kills."""
+"""An orderly end on SIGTERM, which a scheduler, a spot machine or Kubernetes sends before it kills; and on Ctrl-C."""
 
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from types import FrameType
 
+from pipelines.process.background import Worker
+
 EXIT_CODE = 128 + signal.SIGTERM
+LOOK_S = 0.1
+"""Seconds between two looks whether SIGTERM has come."""
 
 
 class Ending:
-    """What SIGTERM does, as long as ``on_sigterm`` holds.
+    """What SIGTERM does within ``on_sigterm``.
 
     Attributes:
-        came: whether it has come. A plain bool, as a handler may interrupt itself while it holds a lock.
+        came: whether it has come. A plain bool, because a handler may interrupt itself while it holds a lock.
     """
 
     def __init__(self) -> None:
@@ -22,24 +27,23 @@ class Ending:
     @contextmanager
     def orderly(self, stop: Callable[[], None]) -> Iterator[None]:
         """Within the context the first SIGTERM calls ``stop``, in a thread, instead of ending the process."""
-        over = threading.Event()
 
-        def wait() -> None:
+        def look() -> float | None:
             # Not in the handler, which may interrupt any call into Ray.
-            while not over.wait(0.1):
-                if self.came:
-                    stop()
-                    return
+            if not self.came:
+                return LOOK_S
+            stop()
+            return None
 
-        watcher = threading.Thread(target=wait, name="sigterm", daemon=True)
-        watcher.start()
+        watcher = Worker(look, name="sigterm", wait=LOOK_S)
         self._orderly = True
         try:
             yield
         finally:
             self._orderly = False
-            over.set()
-            watcher.join()
+            watcher.stop()
+        if watcher.failure:
+            raise watcher.failure
 
     def handle(self, _: int, frame: FrameType | None) -> None:
         """The signal's handler."""
@@ -52,7 +56,7 @@ class Ending:
 def on_sigterm() -> Iterator[Ending]:
     """End with exit code 143 at SIGTERM, at once or, within ``Ending.orderly``, in order; at once at a second one.
 
-    Outside the main thread, where Python lets nobody handle signals, nothing is done.
+    Outside the main thread, where Python allows no signal handlers, it does nothing.
     """
     ending = Ending()
     if threading.current_thread() is not threading.main_thread():
@@ -67,3 +71,29 @@ def on_sigterm() -> Iterator[Ending]:
         raise
     finally:
         signal.signal(signal.SIGTERM, before)
+
+
+@contextmanager
+def own_sigint() -> Iterator[None]:
+    """Ctrl-C within the context ends in a KeyboardInterrupt, although a library handles it in its own way.
+
+    Ray Train aborts its workers and ends the process as if all were well, and its handler stays after the training.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+    seen, wakeup = socket.socketpair()
+    with seen, wakeup:
+        # Python writes the number of every signal there, whoever handles it.
+        seen.setblocking(False)
+        wakeup.setblocking(False)
+        fd_before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(fd_before)
+            signal.signal(signal.SIGINT, before)
+            with suppress(BlockingIOError):
+                if signal.SIGINT in seen.recv(4096):
+                    raise KeyboardInterrupt

@@ -131,9 +131,9 @@ def _text_entries(store: Store, path: str) -> Iterator[Entry]:
 
 def _csv_entries(store: Store, path: str) -> Iterator[Entry]:
     rows = csv.DictReader(_lines(store, path))
-    if "uri" not in (rows.fieldnames or ()):
-        raise _no_manifest(store, path, "has no column uri; name the columns in its first line")
     try:
+        if "uri" not in (rows.fieldnames or ()):
+            raise _no_manifest(store, path, "has no column uri; name the columns in its first line")
         for number, row in enumerate(rows, 2):
             uri, etag, size = ((row.get(name) or "").strip() for name in ("uri", "etag", "bytes"))
             if size and not size.isdecimal():

@@ -23,11 +23,11 @@ from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, BinaryIO, ClassVar, TypeAlias
+from typing import BinaryIO, ClassVar, TypeAlias
 
-import tenacity
 from fsspec import AbstractFileSystem
 
+from pipelines.process.retrying import Retries
 from pspnet_core.errors import ConfigError, PspnetError
 
 WRITABLE_SCHEMES = ("file", "s3", "s3a")
@@ -45,6 +45,11 @@ _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 class TransientStorageError(PspnetError):
     """Storage did not answer, or had no room, after bounded retries; the same command may work later."""
+
+
+def is_transient(error: BaseException) -> bool:
+    """Whether storage may answer another attempt."""
+    return isinstance(error, TransientStorageError)
 
 
 class ObjectError(PspnetError):
@@ -105,33 +110,6 @@ class StoredObject:
     etag: str
     bytes: int
     modified: datetime | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Retries:
-    """How patiently a request is repeated; the defaults give up after 5 attempts and 15 to 19 s of waiting.
-
-    Attributes:
-        attempts: requests in all, the first one included; at least 2.
-        first_wait: seconds before the second attempt; each later wait is twice as long.
-        longest_wait: upper bound of one wait, in seconds.
-        jitter: up to this many seconds are added to a wait, so that many workers do not return together.
-    """
-
-    attempts: int = 5
-    first_wait: float = 1.0
-    longest_wait: float = 8.0
-    jitter: float = 1.0
-
-    def options(self, done: int = 0) -> dict[str, Any]:
-        """Keyword arguments for ``tenacity.Retrying`` and its kin, when ``done`` attempts have been made."""
-        return {
-            "stop": tenacity.stop_after_attempt(self.attempts - done),
-            "wait": tenacity.wait_exponential(multiplier=self.first_wait, max=self.longest_wait)
-            + tenacity.wait_random(0, self.jitter),
-            "retry": tenacity.retry_if_exception_type(TransientStorageError),
-            "reraise": True,
-        }
 
 
 # Names for annotations: inside `Store`, which has a method `list`, the builtin cannot be written.

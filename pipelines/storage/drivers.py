@@ -10,21 +10,21 @@ from datetime import datetime, timezone
 from typing import Any, BinaryIO, TypeVar, cast
 
 import fsspec
-import tenacity
 from aiohttp import ClientError as HTTPError
 from aiohttp import ClientResponseError
 from fsspec import AbstractFileSystem
 
+from pipelines.process.retrying import Retries
 from pipelines.storage.base import (
     ObjectChanged,
     ObjectDenied,
     ObjectMissing,
     ReadResults,
     Requests,
-    Retries,
     Store,
     StoredObject,
     TransientStorageError,
+    is_transient,
     not_writable,
     split_scheme,
 )
@@ -148,7 +148,7 @@ class DriverStore(Store):
             except (HTTPError, OSError) as error:
                 raise self._translate(error, name) from error
 
-        return tenacity.Retrying(**self.retries.options())(attempt)
+        return self.retries.call(attempt, is_transient)
 
     def _translate(self, error: Exception, name: str) -> Exception:
         if isinstance(error, FileNotFoundError | IsADirectoryError):

@@ -20,7 +20,6 @@ from datetime import datetime, timezone
 from typing import BinaryIO, TypeVar
 
 import fsspec
-import tenacity
 from fsspec import AbstractFileSystem
 
 from pipelines.storage.base import (
@@ -33,6 +32,7 @@ from pipelines.storage.base import (
     Store,
     StoredObject,
     TransientStorageError,
+    is_transient,
 )
 from pspnet_core.errors import ConfigError
 
@@ -249,8 +249,8 @@ class LocalStore(Store):
         try:
             return attempt()
         except TransientStorageError:
-            # Only now, since tenacity's bookkeeping costs more than reading a small file.
-            return tenacity.Retrying(**self.retries.options(done=1))(attempt)
+            # Only now, since the bookkeeping of retries costs more than reading a small file.
+            return self.retries.call(attempt, is_transient, done=1)
 
     def _translate(self, error: OSError, location: str) -> Exception:
         reason = error.strerror or str(error)

@@ -11,7 +11,8 @@ import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
-from pipelines.storage.base import Retries, Store, not_writable, split_scheme
+from pipelines.process.retrying import Retries
+from pipelines.storage.base import Store, not_writable, split_scheme
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ConfigError
 

@@ -17,7 +17,6 @@ from http import HTTPStatus
 from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar, cast
 from urllib.parse import urlsplit
 
-import tenacity
 from aiobotocore.session import AioSession
 from aiohttp import ClientError as HTTPError
 from botocore import exceptions as boto
@@ -27,6 +26,7 @@ from fsspec import AbstractFileSystem
 from s3fs import S3FileSystem
 
 from pipelines.process.environment import variables
+from pipelines.process.retrying import Retries
 from pipelines.storage.base import (
     ObjectArchived,
     ObjectChanged,
@@ -35,10 +35,10 @@ from pipelines.storage.base import (
     ObjectMissing,
     ReadResults,
     Requests,
-    Retries,
     Store,
     StoredObject,
     TransientStorageError,
+    is_transient,
     split_scheme,
 )
 from pspnet_core.errors import ConfigError
@@ -280,7 +280,7 @@ class S3Store(Store):
             except (boto.BotoCoreError, boto.ClientError, ResponseParserError, HTTPError, OSError, ValueError) as error:
                 raise self._translate(error, operation, path, endpoint) from error
 
-        return cast(dict[str, Any], await tenacity.AsyncRetrying(**self.retries.options())(attempt))
+        return await self.retries.call_async(attempt, is_transient)
 
     def _translate(self, error: Exception, operation: str, path: str, endpoint: str) -> Exception:
         if isinstance(error, boto.ClientError):

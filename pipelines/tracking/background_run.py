@@ -1,15 +1,13 @@
-"""An MLflow run that a thread writes: whoever logs to it neither waits for the server nor fails with it."""
+"""An MLflow run that a thread writes, so that the work neither waits for the server nor fails with it."""
 
 import contextlib
-import dataclasses
 import logging
 import queue
-import threading
 from collections.abc import Callable, Iterator
 
-from pipelines.tracking.runs import Run, start_run
-from pipelines.tracking.server import HASTE_S, patiently, tracking_uri
-from pspnet_core.errors import PspnetError, Terminated
+from pipelines.process.background import Worker
+from pipelines.tracking.runs import Run, start_run, status_after
+from pipelines.tracking.server import HASTE_S, Server, TrackingError
 
 log = logging.getLogger(__name__)
 
@@ -32,58 +30,55 @@ class BackgroundRun:
     """
 
     def __init__(self, experiment: str, name: str) -> None:
-        self.experiment, self.name, self.uri = experiment, name, tracking_uri()
+        self.experiment, self.name = experiment, name
+        self.server = Server(patience=AWAY_S)
         self._actions: queue.SimpleQueue[Action | None] = queue.SimpleQueue()
-        self._thread = threading.Thread(target=self._work, name="mlflow-run", daemon=True)
-        self._begun = False
+        self._worker: Worker | None = None
+        self._run: Run | None = None
 
     def log(self, action: Action) -> None:
-        """Do something with the run, some time. Returns at once; what goes wrong is told in one line."""
+        """Queue an action and return at once; one that fails leaves a line in the log."""
         self._actions.put(action)
-        if not self._begun:
-            self._begun = True
-            self._thread.start()
+        if self._worker is None:
+            self._worker = Worker(self._turn, name="mlflow-run")
 
     def close(self, status: str, seconds: float) -> None:
         """Close the run, as ``FINISHED``, ``FAILED`` or ``KILLED``, and wait so many seconds for all to be logged."""
-        if not self._begun:
+        if self._worker is None:
             return
         self._actions.put(lambda run: run.finish(status))
         self._actions.put(None)
-        self._thread.join(seconds)
-        if self._thread.is_alive():  # it is a daemon, and ends with the process
+        if not self._worker.join(seconds):  # it is a daemon, and ends with the process
             log.warning("MLflow did not answer for %g s: this run is not there, or not all of it", seconds)
 
-    def _work(self) -> None:
-        try:
-            run = patiently(self.uri, lambda: start_run(self.experiment, self.name, uri=self.uri), seconds=AWAY_S)
-        except PspnetError as error:
-            log.warning("this run is not logged: %s", error)
-            return
-        run = dataclasses.replace(run, patience=AWAY_S)
-        while (action := self._actions.get()) is not None:
+    def _turn(self) -> float | None:
+        """Do the next action; None at the end, and where the run cannot be begun."""
+        if self._run is None:
             try:
-                action(run)
-            except Exception as error:  # whatever it is, the work itself goes on
-                log.warning("not logged: %s", error)
+                self._run = start_run(self.experiment, self.name, server=self.server, patience=AWAY_S)
+            except TrackingError as error:
+                log.warning("this run is not logged: %s", error)
+                return None
+        action = self._actions.get()
+        if action is None:
+            return None
+        try:
+            action(self._run)
+        except Exception as error:  # of whatever kind: the work itself goes on
+            log.warning("not logged: %s", error)
+        return 0.0
 
 
 @contextlib.contextmanager
 def background_run(experiment: str, name: str, *, wanted: bool) -> Iterator[BackgroundRun | None]:
-    """A run that ends as the context does; None if not ``wanted``.
-
-    After an error it waits less. Where the process was told to end, the run is ``KILLED``.
-    """
+    """A run that ends as the context does, after an error with less patience; None if not ``wanted``."""
     if not wanted:
         yield None
         return
     run = BackgroundRun(experiment, name)
     try:
         yield run
-    except (KeyboardInterrupt, SystemExit, Terminated):
-        run.close("KILLED", HASTE_S)
-        raise
-    except BaseException:
-        run.close("FAILED", HASTE_S)
+    except BaseException as error:
+        run.close(status_after(error), HASTE_S)
         raise
     run.close("FINISHED", END_S)

@@ -1,13 +1,12 @@
 """Metrics of every step on their way to MLflow: a buffer, and a thread that empties it in batches.
 
 ``add`` only appends to the buffer, so training never waits for the server. The thread sends what has gathered every few
-seconds. While the server does not answer, points stay in the buffer and are sent again later, with growing pauses; a
-line says when that begins and when it is over. A point has its step and its time from the start, and MLflow keeps one
-of several that are equal, so that a batch whose answer was lost may be sent again.
+seconds. While the server does not answer, points stay in the buffer and are sent again later, with growing pauses. A
+point has its step and its time from the start, and MLflow keeps one of several that are equal, so that a batch whose
+answer was lost may be sent again.
 """
 
 import logging
-import random
 import threading
 import time
 from collections import deque
@@ -16,10 +15,12 @@ from types import TracebackType
 from typing import Any, NamedTuple
 
 from mlflow.entities import Metric
-from mlflow.utils.time import get_current_time_millis
 
-from pipelines.tracking.runs import Run
-from pipelines.tracking.server import HASTE_S, first_line, refused
+from pipelines.process.background import Worker
+from pipelines.process.retrying import Outage, Retries
+from pipelines.tracking.answers import may_pass, status_of
+from pipelines.tracking.runs import Run, upload
+from pipelines.tracking.server import HASTE_S
 
 log = logging.getLogger(__name__)
 
@@ -29,8 +30,11 @@ BATCH = 1000
 EVERY_S = 3.0
 """Seconds in which points gather for a request."""
 
-LONGEST_PAUSE_S = 30.0
-"""Longest pause between two attempts while the server is away."""
+RETRIES = Retries(first_wait=6.0, longest_wait=30.0, jitter=3.0)
+"""Pauses between two attempts while the server is away."""
+
+OF_ITS_CONTENT = (400, 413)
+"""Answers that refuse one request for what is in it; any other refusal meets all that come after it, too."""
 
 MOST_POINTS = 200_000
 """Points that the buffer holds: more than a day of an outage at two steps a second, some 100 MB. Beyond it every second
@@ -60,9 +64,8 @@ class MetricsLog:
     Args:
         run: where to log.
         every: seconds in which points gather for a request.
-        longest_pause: seconds of the longest pause between two attempts.
+        retries: the pauses between two attempts.
         limit: points that the buffer holds, see ``MOST_POINTS``.
-        patience: seconds that leaving waits for a server that does not answer; the run's own by default.
     """
 
     def __init__(
@@ -70,21 +73,19 @@ class MetricsLog:
         run: Run,
         *,
         every: float = EVERY_S,
-        longest_pause: float = LONGEST_PAUSE_S,
+        retries: Retries = RETRIES,
         limit: int = MOST_POINTS,
-        patience: float | None = None,
     ) -> None:
-        self.run, self.every, self.longest_pause, self.limit = run, every, longest_pause, limit
-        self.patience = run.patience if patience is None else patience
+        self.run, self.every, self.retries, self.limit = run, every, retries, limit
         self._changed = threading.Condition()  # guards all that follows
         self._points: deque[Point] = deque()
         self._sending: list[Point] = []
         self._seen, self._stride = 0, 1  # points so far; one of how many is kept
         self._files: dict[str, bytes] = {}
-        self._hurry = self._closed = False
-        self._away_since: float | None = None
-        self._thread = threading.Thread(target=self._work, name="metrics-log", daemon=True)
-        self._thread.start()
+        self._refused = False
+        self._outage, self._failures = Outage(str(run.server), "metrics are kept and sent later"), 0  # of the thread
+        self._dropped: set[str] = set()
+        self._worker = Worker(self._turn, name="metrics-log", wait=every)
 
     def __enter__(self) -> "MetricsLog":
         return self
@@ -92,12 +93,13 @@ class MetricsLog:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self.close(self.patience if error is None else min(self.patience, HASTE_S))
+        patience = self.run.server.patience
+        self.close(patience if error is None else min(patience, HASTE_S))
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
         """Log the metrics of a step. Returns at once and raises nothing, whatever the server does."""
         values = {name: float(value) for name, value in metrics.items()}
-        self._append([Point(step, get_current_time_millis(), values)])
+        self._append([Point(step, round(1000 * time.time()), values)])
 
     def add_file(self, name: str, data: bytes) -> None:
         """Log a file, such as a picture, as ``Run.log_file`` does, but without waiting for the server.
@@ -122,27 +124,23 @@ class MetricsLog:
         self._append(Point(int(step), int(time), dict(values)) for step, time, values in points)
 
     def flush(self, seconds: float) -> bool:
-        """Send now, and wait for it; whether everything was sent (or refused) within so many seconds."""
+        """Send now, and wait for it; whether nothing waits any more within so many seconds."""
+        if not self._failures:  # else the pause goes on
+            self._worker.wake()
         with self._changed:
-            self._hurry = True
-            self._changed.notify_all()
-            return self._changed.wait_for(self._is_empty, seconds)
+            self._changed.wait_for(lambda: self._is_empty() or self._refused, seconds)
+            return self._is_empty()
 
-    def close(self, patience: float | None = None) -> None:
+    def close(self, patience: float) -> None:
         """Send what is left, for as long as patience lasts (in seconds); a line says what could not be sent.
 
         The points that are left can still be had from ``pending``.
         """
-        seconds = self.patience if patience is None else patience
-        empty = self.flush(seconds)
+        empty = self.flush(patience)
+        self._worker.stop(None if empty else 0)  # it may be held up in a request; it is a daemon
         if not empty:
             points, files = len(self.pending()), len(self._files)
-            log.warning("MLflow did not answer for %g s: %d points and %d files unsent", seconds, points, files)
-        with self._changed:
-            self._closed = True
-            self._changed.notify_all()
-        if empty:  # else it may be held up in a request; it is a daemon, and ends with the process
-            self._thread.join()
+            log.warning("%d points and %d files did not reach MLflow within %g s", points, files, patience)
 
     def _append(self, points: Iterable[Point]) -> None:
         with self._changed:
@@ -158,30 +156,27 @@ class MetricsLog:
     def _is_empty(self) -> bool:
         return not (self._points or self._sending or self._files)
 
-    def _work(self) -> None:
-        """Send until closed. A batch that is on its way when the process ends is in ``pending`` until it arrived."""
-        failures = 0
-        while self._pause(failures):
-            try:
-                self._send_all()
-            except Exception as error:  # of whatever kind: MLflow, HTTP, SQL
-                failures += 1
-                self._tell_away(error)
-            else:
-                failures = 0
-                self._tell_back()
+    def _turn(self) -> float | None:
+        """Send what there is. A batch that is on its way when the process ends is in ``pending`` until it arrived."""
+        try:
+            self._send_all()
+        except Exception as error:  # of whatever kind: MLflow, HTTP, SQL
+            if may_pass(error):
+                self._failures += 1
+                self._outage.begin(error)
+                return self.retries.pause(self._failures)
+            self._give_up(error)
+            return None
+        self._failures = 0
+        self._outage.end()
+        return self.every
 
-    def _pause(self, failures: int) -> bool:
-        """Wait until it is time to send; whether there is anything left to do."""
+    def _give_up(self, error: Exception) -> None:
+        """Keep the points for the checkpoints, which carry them to a later process: this server would always refuse."""
+        log.warning("metrics are not logged any more: %s", self.run.server.explain(error))
         with self._changed:
-            if failures:
-                growing = min(self.longest_pause, self.every * 2.0 ** min(failures, 16))
-                # Not all processes at once.
-                self._changed.wait_for(lambda: self._closed, random.uniform(0.5, 1.0) * growing)
-            else:
-                self._changed.wait_for(lambda: self._closed or self._hurry, self.every)
-                self._hurry = False
-            return not self._closed
+            self._refused = True
+            self._changed.notify_all()
 
     def _send_all(self) -> None:
         while points := self._take():
@@ -197,28 +192,32 @@ class MetricsLog:
 
     def _send(self, metrics: list[Metric]) -> None:
         try:
-            self.run.client.log_batch(self.run.run_id, metrics)
+            self.run.server.client.log_batch(self.run.run_id, metrics)
         except Exception as error:
-            if not refused(error):
+            if may_pass(error) or status_of(error) not in OF_ITS_CONTENT:
                 raise
             names = sorted({metric.key for metric in metrics})
-            if len(names) == 1:
-                # It would be refused for ever, and hold up all that comes after it.
-                log.warning("MLflow refuses metric %s (%s)", names[0], first_line(error))
+            if len(names) == 1:  # it would be refused for ever, and hold up all that comes after it
+                self._drop(f"metric {names[0]}", error)
             else:  # one bad name must not cost the others
                 for name in names:
                     self._send([metric for metric in metrics if metric.key == name])
 
     def _upload(self, name: str, data: bytes) -> None:
         try:
-            self.run.upload(name, data)
+            upload(self.run.server.client, self.run.run_id, name, data)
         except Exception as error:
-            if not refused(error):
+            if may_pass(error):
                 raise
-            log.warning("MLflow refuses %s (%s)", name, first_line(error))
+            self._drop(name, error)
         with self._changed:
             if self._files.get(name) is data:
                 del self._files[name]
+
+    def _drop(self, what: str, error: Exception) -> None:
+        if what not in self._dropped:
+            self._dropped.add(what)
+            log.warning("%s is not logged: %s", what, self.run.server.explain(error))
 
     def _take(self) -> list[Point]:
         """The oldest points, for about one request; those of a failed attempt first."""
@@ -239,13 +238,3 @@ class MetricsLog:
             if not self._points:
                 self._stride = 1
             self._changed.notify_all()
-
-    def _tell_away(self, error: Exception) -> None:
-        if self._away_since is None:
-            self._away_since = time.monotonic()
-            log.warning("MLflow does not answer (%s); metrics are kept and sent later", first_line(error))
-
-    def _tell_back(self) -> None:
-        if self._away_since is not None:
-            log.warning("MLflow answers again after %.0f s", time.monotonic() - self._away_since)
-            self._away_since = None

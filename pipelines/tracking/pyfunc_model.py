@@ -12,7 +12,7 @@ import mlflow.models
 import numpy as np
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.inference.segmenter import Segmenter
 
 ARTIFACT = "checkpoint"
@@ -27,9 +27,9 @@ class MaskModel(PythonModel):
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the checkpoint; called by MLflow."""
-        checkpoint = checkpoints.load(context.artifacts[ARTIFACT])
+        checkpoint = load_checkpoint(context.artifacts[ARTIFACT])
         self.bands = checkpoint.config.bands
-        self.segmenter = Segmenter(checkpoint.model, checkpoint.inference)
+        self.segmenter = Segmenter(checkpoint.model, checkpoint.settings)
 
     # MLflow lets the context be left out, and reads the hint: with this one it relies on the model's signature.
     def predict(  # type: ignore[override]

@@ -1,33 +1,33 @@
-"""The MLflow server: which one it is, what is said when it cannot be used, and how long one waits for it."""
+"""The MLflow server: where it is, calls that wait for it, and errors that name a remedy."""
 
 import contextlib
-import logging
 import os
 import sys
+import uuid
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-import tenacity
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
-from pipelines.process.redaction import redacted
-from pspnet_core.errors import ConfigError, PspnetError
+from pipelines.process.redaction import first_line, redacted
+from pipelines.process.retrying import Outage, Retries
+from pipelines.tracking.answers import may_pass, remedy_of
+from pspnet_core.errors import PspnetError
 
-log = logging.getLogger(__name__)
 T = TypeVar("T")
 HOME = Path.home() / ".pspnet"
 SQLITE = "sqlite:///"
-EXISTS = "RESOURCE_ALREADY_EXISTS"
-ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")  # MLflow's codes for what is not there
 
 PATIENCE_S = 600.0
-"""How long the end of a run waits for a server that does not answer: work of hours is not lost to a short outage."""
-
+"""Seconds that the end of a run waits for a server that does not answer, so that no outage costs hours of work."""
 
 HASTE_S = 10.0
-"""The same after an error, which is to be told soon."""
+"""The same after an error, so that the error is shown soon."""
+
+REQUEST_TAG = "request_id"
+"""Tag of runs and logged models: which request made them."""
 
 
 class TrackingError(PspnetError):
@@ -45,7 +45,7 @@ def tracking_uri() -> str:
 
 @contextlib.contextmanager
 def local_tracking(folder: Path) -> Iterator[None]:
-    """Track in an SQLite file in ``folder`` meanwhile, whatever the environment says."""
+    """Track in an SQLite file in ``folder`` within the context, whatever the environment says."""
     folder.mkdir(parents=True, exist_ok=True)
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = f"{SQLITE}{folder.resolve() / 'mlflow.db'}"
@@ -58,69 +58,70 @@ def local_tracking(folder: Path) -> Iterator[None]:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
-def client_of(uri: str) -> MlflowClient:
-    """A client of the server at ``uri``."""
-    # One repetition, at once, for a connection that has gone stale. MLflow's seven take four minutes in which nobody
-    # hears of the outage or can give up; the patience here says so and can be set.
-    os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1")
-    if not sys.stderr.isatty():
-        os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-    return MlflowClient(uri)
+@dataclass(frozen=True, kw_only=True)
+class Server:
+    """An MLflow server and how long to wait for it; small and picklable.
 
-
-def refused(error: BaseException) -> bool:
-    """Whether the server has answered, and would answer the same again."""
-    return isinstance(error, MlflowException) and error.error_code in (EXISTS, *ABSENT)
-
-
-@contextlib.contextmanager
-def reaching(uri: str) -> Iterator[None]:
-    """Tell in one line what went wrong with the server, as a TrackingError."""
-    try:
-        yield
-    except PspnetError:
-        raise
-    except Exception as error:
-        # MLflow lets through what HTTP, SQL and object-store clients raise, each of its own kind.
-        remedy = "start it, or set MLFLOW_TRACKING_URI to another"
-        reason = f"MLflow at {redacted(uri)} cannot be used ({first_line(error)})"
-        raise TrackingError(f"{reason}; {remedy}") from error
-
-
-def patiently(uri: str, action: Callable[[], T], *, seconds: float) -> T:
-    """``action()``, repeated for up to ``seconds`` while the server does not answer; it must bear being repeated.
-
-    Raises:
-        TrackingError: it did not answer, or refused.
+    Attributes:
+        uri: where it is; by default ``tracking_uri()``. It may hold a password: ``str`` hides that.
+        patience: seconds that a call waits for a server that does not answer.
     """
 
-    def tell(state: tenacity.RetryCallState) -> None:
-        if state.attempt_number == 1 and state.outcome is not None:
-            reason = first_line(state.outcome.exception())
-            log.warning("MLflow at %s does not answer (%s); trying for %g s more", redacted(uri), reason, seconds)
+    uri: str = field(default_factory=tracking_uri, repr=False)
+    patience: float = PATIENCE_S
 
-    retrying = tenacity.Retrying(
-        stop=tenacity.stop_after_delay(seconds),
-        wait=tenacity.wait_exponential(multiplier=0.5, max=15) + tenacity.wait_random(0, 1),
-        retry=tenacity.retry_if_exception(_may_pass),
-        before_sleep=tell,
-        reraise=True,
-    )
-    with reaching(uri):
-        result = retrying(action)
-        if retrying.statistics["attempt_number"] > 1:
-            log.warning("MLflow at %s answers again", redacted(uri))
-        return result
+    def __str__(self) -> str:
+        return f"MLflow at {redacted(self.uri)}"
 
+    @property
+    def client(self) -> MlflowClient:
+        """A client of this server."""
+        # MLflow's own repetitions would send a lost request to create something a second time, without a look whether
+        # the first one was done; and they take minutes in which nobody hears of the outage or can give up.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        if not sys.stderr.isatty():
+            os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
+        return MlflowClient(self.uri)
 
-def _may_pass(error: BaseException | None) -> bool:
-    """Whether another attempt may go better: not after a refusal, nor after a mistake of the program."""
-    if isinstance(error, TrackingError):
-        return _may_pass(error.__cause__)
-    mistakes = (ConfigError, TypeError, ValueError, AttributeError, LookupError, FileNotFoundError)
-    return isinstance(error, Exception) and not refused(error) and not isinstance(error, mistakes)
+    def call(self, action: Callable[[MlflowClient], T]) -> T:
+        """``action(client)``, repeated while the server does not answer; it must bear being repeated.
 
+        Raises:
+            TrackingError: the server did not answer within the patience, or refused.
+        """
+        outage = Outage(str(self), f"trying for {self.patience:g} s more")
+        retries = Retries(attempts=0, seconds=self.patience, first_wait=0.5, longest_wait=15.0)
+        try:
+            return retries.call(lambda: action(self.client), may_pass, outage=outage)
+        except PspnetError:
+            raise
+        except Exception as error:
+            # MLflow lets through what HTTP, SQL and object-store clients raise, each of its own kind.
+            raise self.explain(error) from error
 
-def first_line(error: BaseException | None) -> str:
-    """The first line of an error's text, without credentials."""
-    return redacted((str(error).splitlines() or [type(error).__name__])[0])
+    def create(
+        self, make: Callable[[MlflowClient, dict[str, str]], T], find: Callable[[MlflowClient, str], list[T]]
+    ) -> T:
+        """Create something once: an attempt whose answer was lost may have done it, so the next one looks first.
+
+        Args:
+            make: creates it with these tags, which tell it from all others.
+            find: searches for what matches a filter on them.
+
+        Raises:
+            TrackingError: as ``call``.
+        """
+        tags = {REQUEST_TAG: uuid.uuid4().hex}
+        attempts = 0
+
+        def attempt(client: MlflowClient) -> T:
+            nonlocal attempts
+            attempts += 1
+            found = find(client, f"tags.{REQUEST_TAG} = '{tags[REQUEST_TAG]}'") if attempts > 1 else []
+            return found[0] if found else make(client, tags)
+
+        return self.call(attempt)
+
+    def explain(self, error: BaseException) -> TrackingError:
+        """The error that says in one line what went wrong, with a remedy."""
+        return TrackingError(f"{self} cannot be used ({first_line(error)}); {remedy_of(error)}")

@@ -23,13 +23,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import safetensors.torch
-import tenacity
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pipelines.process.config_tree import check_not_negative, check_positive
+from pipelines.process.retrying import Outage, Retries
 from pipelines.storage import ObjectMissing, Store, TransientStorageError, to_local
 from pipelines.training.patience import PATIENCE_S
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from pspnet_core.errors import ConfigError, PspnetError
 
 log = logging.getLogger(__name__)
@@ -44,7 +45,23 @@ class CheckpointLost(PspnetError):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Progress:
+class CheckpointConfig:
+    """Intervals of validation and of checkpoints, and how many are kept."""
+
+    val_every: int = 1
+    """Epochs between validations; one follows the last epoch in any case."""
+    checkpoint_every: int = 0
+    """Steps between checkpoints, besides the one after each validation; 0 for none."""
+    keep_checkpoints: int = 2
+    """Newest checkpoints that are kept, besides the best one."""
+
+    def __post_init__(self) -> None:
+        check_positive(val_every=self.val_every, keep_checkpoints=self.keep_checkpoints)
+        check_not_negative(checkpoint_every=self.checkpoint_every)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunProgress:
     """Where a run was, in plain numbers. Order, augmentation, dropout and learning rate are functions of the step."""
 
     step: int
@@ -70,21 +87,21 @@ class Progress:
 class Snapshot:
     """A run's whole state in CPU memory; nothing that training changes later."""
 
-    model: checkpoints.Checkpoint
+    model: Checkpoint
     weights: dict[str, Tensor] | None = field(repr=False)
     """The weights that learn, when the model holds their average."""
     optimiser: dict[str, Tensor] = field(repr=False)
-    progress: Progress
+    progress: RunProgress
     folder: str | None = None
     """Where it was read, relative to the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Entry:
+class SavedCheckpoint:
     """A complete checkpoint: its folder relative to the store, and its progress."""
 
     folder: str
-    progress: Progress
+    progress: RunProgress
 
     @property
     def model(self) -> str:
@@ -108,24 +125,26 @@ class CheckpointFolder:
         """Where they are, relative to the store."""
         return f"{self.name}/checkpoints"
 
-    def entries(self) -> list[Entry]:
-        """The complete ones, oldest first; one that is deleted meanwhile is not among them."""
+    def entries(self) -> list[SavedCheckpoint]:
+        """The complete checkpoints, oldest first, without those that another process deletes at that moment."""
         entries = []
         for item in self.store.list(self.path, suffixes={PROGRESS_FILE}):
             with contextlib.suppress(ObjectMissing):
                 entries.append(self.entry(item.key.rpartition("/")[0]))
         return sorted(entries, key=lambda entry: (entry.progress.step, entry.progress.score, entry.folder))
 
-    def entry(self, folder: str) -> Entry:
+    def entry(self, folder: str) -> SavedCheckpoint:
         """The checkpoint in a folder. Raises as ``Store.read`` when it is not complete."""
-        return Entry(folder=folder, progress=Progress(**json.loads(self.store.read(f"{folder}/{PROGRESS_FILE}"))))
+        return SavedCheckpoint(
+            folder=folder, progress=RunProgress(**json.loads(self.store.read(f"{folder}/{PROGRESS_FILE}")))
+        )
 
-    def new(self, snapshot: Snapshot) -> Entry:
+    def new(self, snapshot: Snapshot) -> SavedCheckpoint:
         """Where a snapshot will be."""
         folder = f"{self.path}/{snapshot.progress.step:09d}-{uuid.uuid4().hex[:8]}"
-        return Entry(folder=folder, progress=snapshot.progress)
+        return SavedCheckpoint(folder=folder, progress=snapshot.progress)
 
-    def write(self, snapshot: Snapshot, entry: Entry) -> None:
+    def write(self, snapshot: Snapshot, entry: SavedCheckpoint) -> None:
         """Write a snapshot; readers see it whole or not at all. May be repeated. Raises as ``Store.put_if_absent``."""
         for path, data in _files(snapshot):
             self.store.put_if_absent(f"{entry.folder}/{path}", data)
@@ -147,7 +166,7 @@ class CheckpointFolder:
             raise damaged
         return None
 
-    def read(self, entry: Entry) -> Snapshot:
+    def read(self, entry: SavedCheckpoint) -> Snapshot:
         """What ``write`` wrote.
 
         Raises:
@@ -155,7 +174,7 @@ class CheckpointFolder:
         """
         with to_local(self.store.uri_of(entry.folder), field=self.store.field) as folder:
             weights = folder / WEIGHTS_FILE
-            model = checkpoints.load(folder / MODEL_FOLDER)
+            model = load_checkpoint(folder / MODEL_FOLDER)
             try:
                 return Snapshot(
                     model=model,
@@ -173,7 +192,7 @@ class CheckpointFolder:
         kept = {entry.folder for entry in [*entries[-keep:], *best(entries)]}
         newest = entries[-1].folder if entries else ""
         superseded = (item.key for item in self.store.list(self.path) if _folder(item.key) < newest)
-        # Without its progress a checkpoint is none any more, whatever happens next.
+        # Progress first: without it the folder no longer counts as a checkpoint.
         for key in sorted(superseded, key=lambda key: not key.endswith(PROGRESS_FILE)):
             if _folder(key) not in kept:
                 self.store.delete(key)
@@ -184,7 +203,7 @@ def _folder(key: str) -> str:
     return "/".join(key.split("/")[:3])
 
 
-def best(entries: Iterable[Entry]) -> list[Entry]:
+def best(entries: Iterable[SavedCheckpoint]) -> list[SavedCheckpoint]:
     """The entry of the highest mIoU, the first of several; none where nothing was scored."""
     scored = [entry for entry in entries if entry.progress.score > -math.inf]
     return [max(scored, key=lambda entry: (entry.progress.score, -entry.progress.step))] if scored else []
@@ -200,8 +219,12 @@ def _files(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
     yield PROGRESS_FILE, json.dumps(dataclasses.asdict(snapshot.progress)).encode()
 
 
+_MENDABLE = (TransientStorageError, ConfigError)
+_RETRIES = Retries(attempts=0, longest_wait=30.0)
+
+
 class CheckpointWriter:
-    """Writes snapshots in a thread, so that training does not wait for storage; goes on trying while it is away.
+    """Writes snapshots in a thread, so that training does not wait for storage, and retries while it is away.
 
     At most three snapshots are held at a time: the one that is being written, the newest and the best-scored one that
     wait for it.
@@ -214,6 +237,7 @@ class CheckpointWriter:
 
     def __init__(self, folder: CheckpointFolder, *, keep: int, patience: float = PATIENCE_S) -> None:
         self._folder, self._keep, self._patience = folder, keep, patience
+        self._outage = Outage("the storage of checkpoints", "training goes on, and they are written later")
         self._waiting: list[Snapshot] = []
         self._changed = threading.Condition()
         self._closing = False
@@ -222,7 +246,7 @@ class CheckpointWriter:
         self._thread.start()
 
     def submit(self, snapshot: Snapshot) -> None:
-        """Have it written soon, in place of what waits and is of no use beside it."""
+        """Queue a snapshot; it replaces waiting ones that are neither the newest nor the best."""
         with self._changed:
             self._raise_failure()
             self._waiting = _worth_writing([*self._waiting, snapshot])
@@ -265,29 +289,22 @@ class CheckpointWriter:
 
     def _persist(self, snapshot: Snapshot) -> None:
         """Try until it is written, or something newer makes it worthless."""
-        waits = tenacity.wait_exponential(multiplier=1, max=30) + tenacity.wait_random(0, 1)
-        patient = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type((TransientStorageError, ConfigError)),
-            stop=lambda _: snapshot not in self._waiting,
-            wait=waits,
-            before_sleep=self._tell,
-            reraise=False,
-        )
+        place = self._folder.new(snapshot)
         try:
-            patient(self._folder.write, snapshot, self._folder.new(snapshot))
-        except tenacity.RetryError:
+            _RETRIES.call(
+                lambda: self._folder.write(snapshot, place),
+                lambda error: isinstance(error, _MENDABLE),
+                outage=self._outage,
+                given_up=lambda: snapshot not in self._waiting,
+            )
+        except _MENDABLE:
             log.info("the checkpoint of step %d gives way to a newer one", snapshot.progress.step)
         with self._changed:
             self._waiting = [entry for entry in self._waiting if entry is not snapshot]
         try:
             self._folder.prune(self._keep)
-        except (TransientStorageError, ConfigError) as error:
+        except _MENDABLE as error:
             log.warning("old checkpoints could not be deleted, the next time they will: %s", error)
-
-    def _tell(self, state: tenacity.RetryCallState) -> None:
-        step = state.args[0].progress.step
-        reason = state.outcome.exception() if state.outcome else None
-        log.warning("the checkpoint of step %d is not written yet, training goes on: %s", step, reason)
 
 
 def _worth_writing(snapshots: Sequence[Snapshot]) -> list[Snapshot]:

@@ -1,4 +1,4 @@
-"""The weights that training starts from: a checkpoint, or a file of another project."""
+"""The network that is trained, and the weights that it starts from: a checkpoint, or a file of another project."""
 
 import dataclasses
 import logging
@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from pipelines.models.loading import MLFLOW_SCHEMES, load_model
+from pipelines.process.config_tree import check_below_1
 from pipelines.storage import to_local
-from pipelines.tracking import registry
+from pipelines.tracking.model_uris import fetch_file
 from pspnet_core.checkpoints.importers import import_checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
@@ -22,8 +23,53 @@ log = logging.getLogger(__name__)
 WEIGHT_FILES = (".pth", ".pt", ".safetensors")
 
 
+@dataclass(frozen=True, kw_only=True)
+class NetworkConfig:
+    """The network to train and its initial weights. None takes a setting from those weights, else the default."""
+
+    backbone: str | None = None
+    """resnet18, resnet34, resnet50, resnet101 or resnet152; by default that of --init, else resnet50."""
+    stem: str | None = None
+    """First layers of the backbone: plain (one 7x7), deep (three 3x3) or deep32 (three 3x3, narrower); by default those
+    of --init, else plain."""
+    output_stride: int | None = None
+    """Output stride of the backbone: 8 (the paper's), 16 or 32; by default that of the PSPNet of --init, else 8."""
+    bins: tuple[int, ...] | None = None
+    """Grid sizes of the pyramid, none above the feature map of the crop (crop / output stride); by default those of the
+    PSPNet of --init, else 1,2,3,6."""
+    dropout: float = 0.1
+    """Share of channels that are dropped before the classifier in training."""
+    init: str | None = None
+    """Start from these weights: a checkpoint (any model URI), or ImageNet backbone weights (.pth, .safetensors)."""
+
+    def __post_init__(self) -> None:
+        check_below_1(dropout=self.dropout)
+
+    def resolve(self, classes: int, *, auxiliary: bool = True, start: "InitialWeights | None" = None) -> PSPNetConfig:
+        """The network for this many classes; ``start`` decides what the flags leave open.
+
+        Raises:
+            ConfigError: when the weights of ``start`` are those of another backbone or stem, or not for RGB images.
+        """
+        pairs = [("backbone", start.config.backbone), ("stem", start.config.stem)] if start else []
+        for flag, theirs in pairs:
+            if getattr(self, flag) not in (None, theirs):
+                remedy = f"its {flag} {theirs} differs; start from the same {flag}, or leave out --{flag}"
+                raise ConfigError("init", self.init, remedy)
+        given = {name: value for name, value in vars(self).items() if value is not None and name != "init"}
+        given |= {"classes": classes, "auxiliary": auxiliary}
+        network = PSPNetConfig(**(start.shared if start else {}) | given)
+        if network.bands != 3:
+            raise ConfigError("init", self.init, f"takes {network.bands} bands; image files are read as 3, RGB")
+        return network
+
+    def settled(self, network: PSPNetConfig) -> "NetworkConfig":
+        """The same with every setting filled in."""
+        return dataclasses.replace(self, **{name: getattr(network, name) for name in vars(self) if name != "init"})
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Start:
+class InitialWeights:
     """Weights to start training from.
 
     Attributes:
@@ -61,8 +107,11 @@ class Start:
         return {name: own[name] if name in fresh else self.weights[name] for name in own}
 
     def _fresh(self, model: PSPNet) -> set[str]:
-        """Names of the model's weights that start afresh: beside a bare backbone all others, else the classifiers of
-        other classes, and an auxiliary head where there is none here."""
+        """Names of the model's weights that are initialised anew.
+
+        Beside a bare backbone these are all others, else the classifiers of other classes and an auxiliary head that
+        is missing here.
+        """
         names = model.state_dict().keys()
         if self.backbone_only:
             return {name for name in names if not name.startswith("backbone.")}
@@ -81,7 +130,7 @@ class Start:
 _BACKBONE_FIELDS = ("backbone", "stem", "avg_down", "mean", "std")
 
 
-def read_start(uri: str, *, bins: tuple[int, ...] | None = None) -> Start:
+def read_initial_weights(uri: str, *, bins: tuple[int, ...] | None = None) -> InitialWeights:
     """Read weights to start training from.
 
     Args:
@@ -95,13 +144,13 @@ def read_start(uri: str, *, bins: tuple[int, ...] | None = None) -> Start:
     """
     if PurePosixPath(uri).suffix not in WEIGHT_FILES:
         checkpoint = load_model(uri, field="init")
-        return Start(uri=uri, weights=checkpoint.weights, config=checkpoint.config, backbone_only=False)
+        return InitialWeights(uri=uri, weights=checkpoint.weights, config=checkpoint.config, backbone_only=False)
     with _local_file(uri) as file:
         try:
             found = import_checkpoint(file, source=uri, overrides={"bins": bins} if bins else None)
         except ConfigError as error:
             raise ConfigError("init", uri, error.remedy) from error
-    return Start(uri=uri, weights=found.weights, config=found.config, backbone_only=found.backbone_only)
+    return InitialWeights(uri=uri, weights=found.weights, config=found.config, backbone_only=found.backbone_only)
 
 
 @contextmanager
@@ -111,7 +160,7 @@ def _local_file(uri: str) -> Iterator[Path]:
             yield file
         return
     with tempfile.TemporaryDirectory() as folder:
-        yield registry.fetch_file(uri, folder, field="init")
+        yield fetch_file(uri, folder, field="init")
 
 
 def _classifier_weights(model: PSPNet) -> set[str]:

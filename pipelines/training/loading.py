@@ -1,10 +1,10 @@
 """Training batches: which samples, in which order, augmented how, as pure functions of seed and step.
 
 The order does not depend on the number of workers: step ``s`` takes the same images whether one worker processes them
-or eight. What a worker gets of a step is a function of (seed, step, its rank among how many), so that a run goes on
+or eight. A worker's part of a step is a function of (seed, step, rank, number of workers), so that a run resumes
 from any step with any number of workers.
 
-A *feed* makes a worker's batches ahead of the network: in threads of the worker, or on the cluster's CPUs by Ray Data.
+A loader makes a worker's batches ahead of the network: in threads of the worker, or on the cluster's CPUs by Ray Data.
 
 Shapes: ``b`` images of one worker's part of a batch, ``h w`` pixels of the crop.
 """
@@ -27,6 +27,8 @@ from torch import Tensor
 
 from pipelines.cluster.ray_data import blocks_of, quiet_ray_data
 from pipelines.datasets.dataset import Dataset, Mask, Pair
+from pipelines.process.config_tree import check_positive
+from pspnet_core.network.pspnet import IMAGENET_MEAN
 from pspnet_core.threads import map_ahead
 from pspnet_core.training.augment import AugmentConfig, augment
 
@@ -43,10 +45,40 @@ TASK_CPUS = 0.1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shard:
-    """This worker among all of them."""
+class AugmentationConfig:
+    """How a training crop is made."""
 
-    rank: int = 0
+    crop: int = 473
+    """Side of the square training crop, in pixels."""
+    image_scale: float = 1.0
+    """Factor on the images' size, in training and in inference alike: 0.5 works at half resolution."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """Range of the random scale in training."""
+    rotate: float = 10.0
+    """Largest rotation in training either way, in degrees; half the crops are rotated."""
+    blur: float = 0.5
+    """Share of blurred crops."""
+    hflip: float = 0.5
+    """Share of crops that are flipped left to right."""
+    cat_max_ratio: float = 0.75
+    """Largest share of a crop's labelled pixels that one class may have, if ten tries find such a crop."""
+    photometric: float = 0.0
+    """Share of crops whose brightness, contrast, saturation and hue are changed."""
+
+    def __post_init__(self) -> None:
+        check_positive(crop=self.crop, image_scale=self.image_scale)
+        self.of(ignore=255)
+
+    def of(self, *, ignore: int, mean: tuple[float, ...] = IMAGENET_MEAN) -> AugmentConfig:
+        """The settings of the core's augmentation; padding is the network's mean colour and the ignore id."""
+        return AugmentConfig(**vars(self) | {"crop": (self.crop, self.crop), "mean": mean, "ignore": ignore})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rank:
+    """A worker's index among all workers."""
+
+    index: int = 0
     world: int = 1
 
 
@@ -95,9 +127,9 @@ class Crops:
         """Keys of the images of a step, over all workers."""
         return [self.pairs[sample].key for sample in self.samples(step)]
 
-    def mine(self, step: int, shard: Shard) -> list[tuple[int, int]]:
+    def mine(self, step: int, rank: Rank) -> list[tuple[int, int]]:
         """``(step, sample)`` of each crop of this worker's part of a step."""
-        return [(step, int(sample)) for sample in self.samples(step)[shard.rank :: shard.world]]
+        return [(step, int(sample)) for sample in self.samples(step)[rank.index :: rank.world]]
 
     def crop(self, step: int, sample: int) -> Crop:
         """One augmented crop. Raises as ``Dataset.read``."""
@@ -129,11 +161,11 @@ def epoch_order(blocks: Sequence[int], *, seed: int, epoch: int, window: int = W
 
 
 @contextlib.contextmanager
-def feed_threads(crops: Crops, shard: Shard, start: int, stop: int, *, threads: int) -> Iterator[Iterator[Batch]]:
+def load_by_threads(crops: Crops, rank: Rank, start: int, stop: int, *, threads: int) -> Iterator[Iterator[Batch]]:
     """A worker's batches of the steps ``start .. stop - 1``, made in its own threads (the codecs release the GIL)."""
 
-    part = len(range(shard.rank, crops.batch, shard.world))
-    places = itertools.chain.from_iterable(crops.mine(step, shard) for step in range(start, stop))
+    part = len(range(rank.index, crops.batch, rank.world))
+    places = itertools.chain.from_iterable(crops.mine(step, rank) for step in range(start, stop))
     with ThreadPoolExecutor(threads) as pool, ThreadPoolExecutor(1) as collector:
         made = map_ahead(pool, lambda place: crops.crop(*place), places, depth=AHEAD * part)
         # Putting a batch together takes milliseconds, too: it is done before it is asked for.
@@ -146,8 +178,8 @@ def feed_threads(crops: Crops, shard: Shard, start: int, stop: int, *, threads: 
 
 
 @contextlib.contextmanager
-def feed_ray(crops: Crops, shard: Shard, start: int, stop: int, *, cpus: float) -> Iterator[Iterator[Batch]]:
-    """As ``feed_threads``, made by tasks of Ray Data on CPUs anywhere in the cluster.
+def load_by_ray(crops: Crops, rank: Rank, start: int, stop: int, *, cpus: float) -> Iterator[Iterator[Batch]]:
+    """As ``load_by_threads``, made by tasks of Ray Data on CPUs anywhere in the cluster.
 
     Args:
         cpus: CPUs that each task claims.
@@ -162,7 +194,7 @@ def feed_ray(crops: Crops, shard: Shard, start: int, stop: int, *, cpus: float) 
         here = _unpacked(handed[0])
         for first in rows["id"] * TASK_STEPS + start:
             for step in range(first, min(first + TASK_STEPS, stop)):
-                images, masks = _stacked([here.crop(*place) for place in here.mine(step, shard)])
+                images, masks = _stacked([here.crop(*place) for place in here.mine(step, rank)])
                 yield {"images": images[None], "masks": masks[None]}
 
     tasks = -(-(stop - start) // TASK_STEPS)

@@ -1,4 +1,4 @@
-"""What the first worker keeps of a run: metrics in MLflow and checkpoints, neither of which training waits for."""
+"""The first worker's record of a run: metrics in MLflow and checkpoints. Training waits for neither."""
 
 import contextlib
 import dataclasses
@@ -15,7 +15,7 @@ from pipelines.evaluation.charts import confusion_picture, validation_sheet
 from pipelines.evaluation.scoring import Compared
 from pipelines.tracking.metrics_log import MetricsLog
 from pipelines.tracking.runs import Run
-from pipelines.tracking.system_metrics import SystemMetrics
+from pipelines.tracking.system_metrics import log_system_metrics
 from pipelines.training.checkpointing import CheckpointFolder, CheckpointWriter, Snapshot
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.metrics.confusion import ConfusionMatrix
@@ -33,13 +33,13 @@ class Record:
     @classmethod
     @contextlib.contextmanager
     def opened(cls, run: Run, folder: CheckpointFolder, newest: Snapshot | None, *, keep: int) -> Iterator["Record"]:
-        """The record of a run that starts, or goes on from its newest checkpoint; on leaving, what waits is written."""
+        """Open the record of a run that starts or resumes from its newest checkpoint; on leaving, write what waits."""
         with MetricsLog(run) as metrics:
             if newest:
                 metrics.restore(newest.progress.unsent)
             writer = CheckpointWriter(folder, keep=keep)
             try:
-                with SystemMetrics(metrics):
+                with log_system_metrics(metrics):
                     yield cls(metrics, writer)
             finally:
                 writer.close()
@@ -68,7 +68,7 @@ class Record:
 
 
 class Clock:
-    """How long steps take, and how long they wait for data.
+    """Measures how long steps take and how long they wait for data.
 
     Attributes:
         batch: images per step over all workers.
@@ -102,7 +102,7 @@ class Clock:
         self.steps += 1
 
     def restart(self) -> None:
-        """Count from here on: what lay between was no step."""
+        """Count from here on, after time that belongs to no step."""
         self.seconds, self.steps, self._since = 0.0, 0, time.perf_counter()
 
     @property

@@ -1,7 +1,7 @@
 """A trained model as a folder: ``model.json`` and ``weights.safetensors``. No pickle, nothing to execute.
 
-``model.json`` holds the name, the network's config, the class table and the inference settings; the mean and standard
-deviation of preprocessing are part of the config. The fingerprint covers all of it but the name and the class table.
+``model.json`` holds the name, the network's config (with mean and standard deviation of preprocessing), the class table
+and the inference settings. The fingerprint covers all of it but the name and the class table, and the weights.
 """
 
 import dataclasses
@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -19,9 +20,9 @@ import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
+from pspnet_core.checkpoints.settings import InferenceSettings
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
-from pspnet_core.inference.segmenter import InferenceSettings
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 
 FORMAT = 2
@@ -32,20 +33,20 @@ _NAME = re.compile(r"[a-z][a-z0-9_-]{0,63}")
 
 @dataclass(frozen=True, kw_only=True, eq=False)  # by identity: tensors have no truth value to compare by
 class Checkpoint:
-    """Everything that labelling needs of a model.
+    """A trained model with its classes and inference settings.
 
     Attributes:
         name: starts with a letter, then small letters, digits, ``-`` and ``_``: it becomes part of a partition value.
         config: the network.
         classes: what its outputs mean; ``len(classes) == config.classes``.
-        inference: how images become network inputs.
-        weights: the network's state, float32 on the CPU.
+        settings: how images become network inputs.
+        weights: the network's state dict, float32 on the CPU.
     """
 
     name: str
     config: PSPNetConfig
     classes: ClassTable
-    inference: InferenceSettings = field(default_factory=InferenceSettings)
+    settings: InferenceSettings = field(default_factory=InferenceSettings)
     weights: dict[str, Tensor] = field(repr=False)
 
     def __post_init__(self) -> None:
@@ -56,6 +57,19 @@ class Checkpoint:
                 len(self.classes),
                 f"the network has {self.config.classes} outputs; give as many names",
             )
+
+    @classmethod
+    def from_model(
+        cls, model: PSPNet, *, name: str, classes: ClassTable, settings: InferenceSettings | None = None
+    ) -> "Checkpoint":
+        """Copy a model as it is now; later changes of the model do not touch the checkpoint."""
+        return cls(
+            name=name,
+            config=model.config,
+            classes=classes,
+            settings=settings or InferenceSettings(),
+            weights=cpu_state_dict(model),
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """What is pickled: not the cached network, which repeats the weights and may have been moved to a GPU."""
@@ -71,7 +85,7 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """12 hexadecimal digits of the SHA-256 of weights, config, preprocessing and inference settings."""
-        digest = hashlib.sha256(_canonical({"config": self.config, "inference": self.inference}))
+        digest = hashlib.sha256(_canonical({"config": self.config, "inference": self.settings}))
         for name, tensor in sorted(self.weights.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             # As bytes, since NumPy has no bfloat16.
@@ -83,10 +97,10 @@ class Checkpoint:
         """``<name>-<fingerprint>``: the value of ``model=`` in the label table."""
         return f"{self.name}-{self.fingerprint}"
 
-    def with_inference(self, **overrides: Any) -> "Checkpoint":
+    def with_settings(self, **overrides: Any) -> "Checkpoint":
         """The same model with some inference settings changed; None leaves a setting as it is."""
         given = {key: value for key, value in overrides.items() if value is not None}
-        return dataclasses.replace(self, inference=dataclasses.replace(self.inference, **given))
+        return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **given))
 
     def files(self) -> dict[str, bytes]:
         """Names and bytes of the two files; the one that vouches for both comes last."""
@@ -96,10 +110,10 @@ class Checkpoint:
             "fingerprint": self.fingerprint,
             "config": dataclasses.asdict(self.config),
             "classes": self.classes.to_json(),
-            "inference": dataclasses.asdict(self.inference),
+            "inference": dataclasses.asdict(self.settings),
         }
         return {
-            WEIGHTS_FILE: safetensors.torch.save(_contiguous(self.weights)),
+            WEIGHTS_FILE: safetensors.torch.save({name: value.contiguous() for name, value in self.weights.items()}),
             CONFIG_FILE: (json.dumps(content, indent=1) + "\n").encode(),
         }
 
@@ -112,51 +126,65 @@ class Checkpoint:
             unfinished.replace(folder / name)
 
 
-def from_model(
-    model: PSPNet, *, name: str, classes: ClassTable, inference: InferenceSettings | None = None
-) -> Checkpoint:
-    """A checkpoint of a model as it is now; later changes of the model do not touch it."""
-    settings = inference or InferenceSettings()
-    return Checkpoint(name=name, config=model.config, classes=classes, inference=settings, weights=weights_of(model))
-
-
-def weights_of(model: PSPNet) -> dict[str, Tensor]:
-    """A copy of the model's state as it is now, on the CPU."""
+def cpu_state_dict(model: PSPNet) -> dict[str, Tensor]:
+    """Copy the model's state dict as it is now to the CPU."""
     return {key: value.detach().cpu().clone().contiguous() for key, value in model.state_dict().items()}
 
 
-def load(folder: Path | str) -> Checkpoint:
+def save_checkpoint(
+    model: PSPNet,
+    folder: Path | str,
+    *,
+    name: str,
+    classes: ClassTable | Sequence[str],
+    settings: InferenceSettings | None = None,
+) -> Checkpoint:
+    """Write a model as a checkpoint folder, which ``load_checkpoint`` reads.
+
+    Args:
+        model: in any mode, on any device; it stays as it is.
+        folder: made if need be; an older checkpoint in it is replaced.
+        name: starts with a letter, then small letters, digits, ``-`` and ``_``, at most 64.
+        classes: as many as the network has outputs; names alone get made-up colours.
+        settings: how images become network inputs; by default each as it is, whole, once.
+
+    Returns:
+        The checkpoint that was written.
+
+    Raises:
+        ConfigError: for a bad name, or another number of classes.
+    """
+    table = classes if isinstance(classes, ClassTable) else ClassTable.from_json({"names": list(classes)})
+    checkpoint = Checkpoint.from_model(model, name=name, classes=table, settings=settings)
+    checkpoint.save(Path(folder))
+    return checkpoint
+
+
+def load_checkpoint(folder: Path | str) -> Checkpoint:
     """Read a checkpoint folder.
 
     Raises:
-        ConfigError: when the folder is no checkpoint, or one of a newer format, or damaged.
+        ConfigError: when the folder is no checkpoint, or one of another format, or damaged.
     """
     content, weights = _read(Path(folder))
     found = content.get("format") if isinstance(content, dict) else None
-    if found not in (1, FORMAT):
-        raise ConfigError("model", folder, f"checkpoint format {found}; this version reads 1 to {FORMAT}")
-    if found == 1:
-        weights = {_from_format_1(name): value for name, value in weights.items()}
+    if found != FORMAT:
+        raise ConfigError("model", folder, f"checkpoint format {found}; this version reads {FORMAT}")
     try:
         checkpoint = Checkpoint(
             name=content["name"],
             config=PSPNetConfig(**_tuples(content["config"])),
             classes=ClassTable.from_json(content["classes"]),
-            inference=InferenceSettings(**_tuples(content["inference"])),
+            settings=InferenceSettings(**_tuples(content["inference"])),
             weights=weights,
         )
         _check_weights(checkpoint)
-        if found == FORMAT and content["fingerprint"] != checkpoint.fingerprint:
+        if content["fingerprint"] != checkpoint.fingerprint:
             raise ValueError(f"its content is {checkpoint.fingerprint}, not {content['fingerprint']}")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         # Whatever is wrong in a file that save() wrote, the remedy is the same.
         raise _damaged(folder, error) from error
     return checkpoint
-
-
-def _from_format_1(name: str) -> str:
-    """A weight's name today: each grid of the pyramid began with its pooling, which has no weights."""
-    return re.sub(r"^(pyramid\.stages\.\d+)\.(\d+)", lambda match: f"{match[1]}.{int(match[2]) - 1}", name)
 
 
 def _read(folder: Path) -> tuple[Any, dict[str, Tensor]]:
@@ -224,7 +252,3 @@ def _numbers(value: Any) -> Any:
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
     return {key: tuple(value) if isinstance(value, list) else value for key, value in values.items()}
-
-
-def _contiguous(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in weights.items()}

@@ -24,7 +24,7 @@ from torch.export import Dim, ExportedProgram
 import pspnet_core
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import ConfigError
-from pspnet_core.network.fusion import deploy
+from pspnet_core.network.deploy import deploy
 from pspnet_core.network.pspnet import PSPNet
 
 INPUT, OUTPUT = "images", "logits"
@@ -58,7 +58,7 @@ def describe(checkpoint: Checkpoint) -> dict[str, str]:
         "classes": json.dumps(checkpoint.classes.names),
         "palette": json.dumps(checkpoint.classes.colors),
         "ignore": str(checkpoint.classes.ignore),
-        "inference": json.dumps(dataclasses.asdict(checkpoint.inference)),
+        "inference": json.dumps(dataclasses.asdict(checkpoint.settings)),
     }
 
 

@@ -20,7 +20,7 @@ from pspnet_core.checkpoints.weight_shapes import (
     Fields,
     Weights,
     backbone_fields,
-    fitted,
+    fit_state,
     grid_fields,
     head_fields,
     normalisation,
@@ -96,12 +96,12 @@ def import_checkpoint(
             missing or of another shape.
     """
     weights, meta = read_weight_file(file, source=source)
-    importer = _recognised(weights, source or str(file))
+    importer = _recognise(weights, source or str(file))
     if importer.backbone_only:
         classes = classes or ADE20K
         log.info("a backbone alone: the head for %d classes is untrained, a start for training (--init)", len(classes))
     averaged = any(".downsample.2." in name for name in weights)  # average, convolution, BatchNorm
-    ours = {name: _renamed(name, importer.names, averaged=averaged) for name in weights}
+    ours = {name: _rename(name, importer.names, averaged=averaged) for name in weights}
     own = {name: weights[theirs] for theirs, name in ours.items() if name is not None}
 
     shown: Fields = {"avg_down": averaged} | backbone_fields(own)
@@ -109,7 +109,7 @@ def import_checkpoint(
     fields = shown | importer.settings(shown, meta) | dict(overrides or {})
     config = PSPNetConfig(**fields | grid_fields(own, fields) | normalisation(own, fields))
 
-    state = fitted(config, own, backbone_only=importer.backbone_only)
+    state = fit_state(config, own, backbone_only=importer.backbone_only)
     leftover = tuple(name for name in weights if ours[name] not in state)
     unused = tuple(f"backbone.layer{stage}." for stage in range(config.stages + 1, 5))
     strange = [name for name in leftover if re.match(importer.parts, name) and not str(ours[name]).startswith(unused)]
@@ -126,7 +126,7 @@ def import_checkpoint(
     )
 
 
-def _recognised(weights: Weights, source: str) -> Importer:
+def _recognise(weights: Weights, source: str) -> Importer:
     for importer in IMPORTERS:
         if importer.recognises(weights.keys()):
             return importer
@@ -134,7 +134,7 @@ def _recognised(weights: Weights, source: str) -> Importer:
     raise ConfigError("source", source, f"is none of {kinds}; its first keys: {first_keys(weights)}")
 
 
-def _renamed(name: str, names: Mapping[str, str], *, averaged: bool) -> str | None:
+def _rename(name: str, names: Mapping[str, str], *, averaged: bool) -> str | None:
     """Our name of a weight; None where there is no place for it."""
     for pattern, template in names.items():
         if match := re.fullmatch(pattern, name):

@@ -76,7 +76,7 @@ def _dilation(backbone: str) -> dict[str, Any]:
     contracted = _value(backbone, "contract_dilation")
     if strides is None and dilations is None:
         return {"dilation": "full" if contracted is False else "contracted"}
-    # From here on what is left out has mmsegmentation's default for a ResNet.
+    # Fields left out have mmsegmentation's default for a ResNet.
     pattern = tuple(strides or (1, 2, 2, 2)), tuple(dilations or (1, 1, 1, 1))
     if pattern not in _STAGES:
         known = "; ".join(f"{stride}, {dilation}" for stride, dilation in _STAGES)

@@ -47,7 +47,7 @@ def read_weight_file(file: Path, *, source: str | None = None) -> WeightFile:
     """
     source = source or str(file)
     content = _load(file, source)
-    found = _unwrapped(content)
+    found = _unwrap(content)
     tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
     if not tensors:
         raise ConfigError("source", source, f"holds no weights by name; its first keys: {first_keys(found)}")
@@ -83,7 +83,7 @@ def _load(file: Path, source: str) -> object:
         raise ConfigError("source", source, f"holds an object of {refused[1]}, which is not read; {remedy}") from error
 
 
-def _unwrapped(content: object) -> Mapping[str, object]:
+def _unwrap(content: object) -> Mapping[str, object]:
     """The innermost mapping of weights."""
     while isinstance(content, Mapping):
         inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)

@@ -105,7 +105,7 @@ def _absent(name: str) -> ConfigError:
     return ConfigError("weights", name, "the source has nothing for it: not all of a PSPNet is there")
 
 
-def fitted(config: PSPNetConfig, own: Weights, *, backbone_only: bool) -> dict[str, Tensor]:
+def fit_state(config: PSPNetConfig, own: Weights, *, backbone_only: bool) -> dict[str, Tensor]:
     """The state of a network of this config, each weight from ``own``; a missing head is drawn from a fixed seed."""
     # On the meta device names and shapes cost no time.
     with torch.random.fork_rng(devices=[]), torch.device("cpu" if backbone_only else "meta"):
@@ -114,7 +114,7 @@ def fitted(config: PSPNetConfig, own: Weights, *, backbone_only: bool) -> dict[s
     for name, value in state.items():
         given = own.get(name)
         if given is None:
-            state[name] = _made(name, value, config, may_be_fresh=backbone_only and not name.startswith("backbone."))
+            state[name] = _fill_in(name, value, config, may_be_fresh=backbone_only and not name.startswith("backbone."))
         elif given.shape != value.shape:
             shapes = f"{tuple(given.shape)} in the source, {tuple(value.shape)} in a PSPNet with {config.backbone}"
             raise ConfigError("weights", name, shapes)
@@ -123,7 +123,7 @@ def fitted(config: PSPNetConfig, own: Weights, *, backbone_only: bool) -> dict[s
     return state
 
 
-def _made(name: str, value: Tensor, config: PSPNetConfig, *, may_be_fresh: bool) -> Tensor:
+def _fill_in(name: str, value: Tensor, config: PSPNetConfig, *, may_be_fresh: bool) -> Tensor:
     """What the source need not give."""
     if name in ("mean", "std"):
         return torch.tensor(getattr(config, name)).view(value.shape)

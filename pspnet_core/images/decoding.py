@@ -1,4 +1,4 @@
-"""Encoded images and masks in, arrays out; whatever is wrong with the data is an :class:`ImageError`.
+"""Decoding of images and masks to arrays; damaged data raises :class:`ImageError`.
 
 Shapes: ``H W`` pixels, after the EXIF orientation is applied.
 
@@ -116,6 +116,16 @@ def decode_image(file: bytes | ImageFile, *, max_pixels: int = MAX_PIXELS) -> ND
     return _upright(_to_rgb(image), _orientation(image))
 
 
+def picture_to_array(picture: Image.Image) -> NDArray[np.uint8]:
+    """Convert a PIL picture as ``decode_image`` converts a file of it: to (H, W, 3) uint8 RGB, upright.
+
+    Raises:
+        ImageError: ``Truncated`` or ``Unreadable``, for a picture whose file is damaged or has no conversion to RGB.
+    """
+    _load(picture)
+    return _upright(_to_rgb(picture.copy()), _orientation(picture))
+
+
 class Views(NamedTuple):
     """An image in several sizes, upright.
 
@@ -209,7 +219,7 @@ def _plain_jpeg(image: Image.Image, data: bytes) -> NDArray[np.uint8] | None:
     """The same pixels in less time than Pillow's, for the commonest sort of file: an upright, whole RGB JPEG.
 
     Returns:
-        None for all others, and where the codec fails: Pillow has words for what is wrong.
+        None for all others, and where the codec fails, since Pillow tells what is wrong.
     """
     upright_rgb = image.format in _JPEGS and image.mode == "RGB" and _orientation(image) == 1
     if not upright_rgb or "progressive" in image.info or not _is_one_whole_scan(data):

@@ -81,7 +81,7 @@ def contact_sheet(
         raise ValueError(f"rows of {sorted({len(row) for row in rows})} pictures: give each as many masks")
     strips = [_strip(image, masks, classes, tile_width) for image, *masks in rows]
     if captions:
-        strips = [_captioned(strip, caption) for strip, caption in zip(strips, captions, strict=True)]
+        strips = [_add_caption(strip, caption) for strip, caption in zip(strips, captions, strict=True)]
     lines = [strips[start : start + columns] for start in range(0, len(strips), columns)]
     heights = [max(strip.height for strip in line) for line in lines]
     width = columns * (strips[0].width + _GAP) + _GAP
@@ -108,7 +108,7 @@ def _strip(image: NDArray[np.uint8], masks: Sequence[Ids], classes: ClassTable, 
     return strip
 
 
-def _captioned(strip: Image.Image, caption: str) -> Image.Image:
+def _add_caption(strip: Image.Image, caption: str) -> Image.Image:
     """Return a strip with a line of text above it."""
     top = _SWATCH + _GAP // 2
     picture = Image.new("RGB", (strip.width, top + strip.height), _BACKGROUND)

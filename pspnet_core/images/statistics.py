@@ -80,27 +80,12 @@ class ClassStatistics:
     class_id: NDArray[np.int32]
     columns: Mapping[str, NDArray[np.generic]]
 
-    @property
-    def pixels(self) -> NDArray[np.int64]:
-        """(K,) int64, pixels of each class."""
-        return self.columns["pixels"].astype(np.int64, copy=False)
-
-    @property
-    def fraction(self) -> NDArray[np.float64]:
-        """(K,) float64, share of the image, 0 to 1."""
-        return self.columns["fraction"].astype(np.float64, copy=False)
-
-    @property
-    def confidence(self) -> NDArray[np.float32]:
-        """(K,) float32, mean confidence over the class's pixels, 0 to 1."""
-        return self.columns["confidence"].astype(np.float32, copy=False)
-
 
 def class_statistics(classes: Ids, lengths: Ids, confidence: NDArray[np.float32]) -> ClassStatistics:
     """Compute every statistic of :data:`STATISTICS` for one image.
 
     Args:
-        classes: (N,) the class of each run, as :func:`pspnet_core.images.masks.run_lengths` gives.
+        classes: (N,) the class of each run, as ``run_lengths.encode`` gives.
         lengths: (N,) the pixels of each run, summing to H * W.
         confidence: (H, W) float32, the winning class's probability, 0 to 1.
 

@@ -1,25 +1,17 @@
-"""Which images share a forward pass: those of one size within a bounded window, and fewer once memory has run out.
+"""Batches of images of one size, taken from a bounded window of a stream.
 
-Batches are a pure function of the sequence of sizes, so that the same images meet the same neighbours, and get the same
-masks to the last bit, whoever labels them. The exception is memory that ran out: which batch was too large is nothing
-that the images tell.
+Batches are a pure function of the sequence of sizes, so that the same images share passes with the same neighbours and
+get the same masks to the last bit. (Where memory runs out, smaller batches follow, which the sizes do not tell.)
 """
 
-import logging
-import math
 from collections import deque
 from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Generic, TypeVar
+from typing import TypeVar
 
-import torch
-
-log = logging.getLogger(__name__)
+K = TypeVar("K")
 T = TypeVar("T")
-K = TypeVar("K", bound=Hashable)
-
-_SHORTAGES = ("out of memory", "can't allocate memory", "not enough memory", "ALLOC_FAILED")
-"""How CUDA, its libraries and the allocators of PyTorch say in a RuntimeError that memory has run out."""
+S = TypeVar("S", bound=Hashable)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,87 +29,54 @@ class Window:
 
 
 def by_size(
-    items: Iterable[T],
+    items: Iterable[tuple[K, T]],
     *,
-    size: Callable[[T], K],
-    most: Callable[[K], int],
+    size: Callable[[T], S],
+    most: Callable[[S], int],
     cost: Callable[[T], int],
     window: Window,
-) -> Iterator[list[tuple[int, T]]]:
-    """Group items of one size with their positions. The order of a group is that of its items.
+) -> Iterator[list[tuple[K, T]]]:
+    """Group keyed items of one size, each group in the order of its items.
 
     A group is complete with ``most`` items of its size. When the window is full the group of the oldest item goes as it
-    is. So a caller that hands on results in the order of the items holds no more of them than the window does.
+    is.
 
     Args:
         size: what items must agree in to be together.
         most: items of a size in one group.
         cost: bytes that an item takes, or its result if that is more.
     """
-    waiting: dict[K, list[tuple[int, T]]] = {}  # in the order of their oldest items
+    waiting: dict[S, tuple[int, list[tuple[K, T]]]] = {}  # position of the oldest item, and the group; oldest first
     costs: deque[int] = deque()  # of everything from the oldest item that waits
-    for position, item in enumerate(items):
+    for position, (key, item) in enumerate(items):
         costs.append(cost(item))
         kind = size(item)
-        group = waiting.setdefault(kind, [])
-        group.append((position, item))
+        oldest, group = waiting.setdefault(kind, (position, []))
+        group.append((key, item))
         if len(group) >= most(kind):
-            yield waiting.pop(kind)
+            yield waiting.pop(kind)[1]
         while waiting:
-            kind, group = next(iter(waiting.items()))
-            while len(costs) > position + 1 - group[0][0]:
+            kind, (oldest, group) = next(iter(waiting.items()))
+            while len(costs) > position + 1 - oldest:
                 costs.popleft()
             alike = len(group) == len(costs)
             if len(costs) < window.items and (alike or sum(costs) < window.bytes):
                 break
-            yield waiting.pop(kind)
+            yield waiting.pop(kind)[1]
         else:
             costs.clear()
-    yield from waiting.values()
+    for _, group in waiting.values():
+        yield group
 
 
 def one_ahead(items: Iterable[T]) -> Iterator[T]:
-    """The same items; each is handed on when the next one has been taken.
+    """Hand on each item when the next one has been taken.
 
-    Of batches that are launched as they are taken, a device so has the next one while somebody waits for the last.
+    Of batches that are launched as they are taken, an asynchronous device so has the next one while the caller waits
+    for the last.
     """
     held: list[T] = []
     for item in items:
         yield from held
         held = [item]
     yield from held
-
-
-class Limits(Generic[K]):
-    """How many inputs of each size go through the network at once.
-
-    Args:
-        most: for sizes with which memory has not run out; at least 1.
-        fitting: how many of a size memory should hold; one is tried whatever it says.
-    """
-
-    def __init__(self, most: int, fitting: Callable[[K], float] = lambda size: math.inf) -> None:
-        self.most, self.fitting = most, fitting
-        self._lowered: dict[K, int] = {}
-
-    def of(self, size: K) -> int:
-        """Most inputs of this size."""
-        return self._lowered.get(size) or int(max(1, min(self.most, self.fitting(size))))
-
-    def lower(self, size: K, failed: int) -> None:
-        """Memory ran out with ``failed`` inputs of this size, 2 or more: from now on half as many, and a log line."""
-        self._lowered[size] = min(self.of(size), failed // 2)
-        log.warning("out of memory with %d inputs of %s: from now on %d of them", failed, size, self.of(size))
-
-
-def is_shortage(error: BaseException) -> bool:
-    """Whether memory ran out, on the device or beside it."""
-    if isinstance(error, MemoryError | torch.cuda.OutOfMemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(words in str(error) for words in _SHORTAGES)
-
-
-def relieve(device: torch.device) -> None:
-    """Give back what the device's allocator keeps: in other pieces it may do for a smaller batch."""
-    if device.type == "cuda":
-        torch.cuda.empty_cache()

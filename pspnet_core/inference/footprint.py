@@ -1,4 +1,4 @@
-"""How much memory a forward pass takes: a small one is watched, and larger ones take as much for each pixel."""
+"""Memory of a forward pass per pixel, measured on a small one: larger passes take as much for each pixel."""
 
 import weakref
 from collections.abc import Callable, Mapping, Sequence
@@ -10,13 +10,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 SIDE = 256
-"""Side of the square that is watched: large enough that what a pass holds at any size does not tell."""
+"""Side of the square input: large enough that the fixed part of a pass does not count."""
 
 
 def bytes_per_pixel(network: Callable[[Tensor], Tensor], *, bands: int, device: torch.device) -> float:
-    """Bytes that a pass allocates for each pixel of its input, at its height; the weights and the input aside.
+    """Measure the bytes that a pass holds at its peak for each pixel of its input, beside weights and input.
 
-    A pure function of the network and its number format. What kernels allocate for themselves is not seen.
+    A pure function of the network and its number format. Memory that kernels allocate inside is not counted.
 
     Args:
         network: takes ``(1, bands, SIDE, SIDE)`` uint8 on the device; runs once.
@@ -29,10 +29,10 @@ def bytes_per_pixel(network: Callable[[Tensor], Tensor], *, bands: int, device: 
 
 
 class _Allocations(TorchDispatchMode):
-    """Adds up the tensors that are made within it, as long as they are there.
+    """Sum of the tensors that are alive of those made within it.
 
     Attributes:
-        most: bytes of all that were there at one time.
+        most: bytes at the peak.
     """
 
     def __init__(self) -> None:
@@ -43,7 +43,7 @@ class _Allocations(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Sequence[type], args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
-        for tensor in _tensors((args, kwargs)):  # what is here already counts nothing, nor do views of it
+        for tensor in _tensors((args, kwargs)):  # tensors made before count nothing, nor do their views
             self._follow(tensor, 0)
         result = func(*args, **(kwargs or {}))
         for tensor in _tensors(result):

@@ -1,16 +1,16 @@
-"""From coarse logits to classes: resize, softmax, average, argmax, block by block.
+"""Postprocessing of coarse logits to classes: resize, softmax, average, argmax, block by block.
 
-No ``(C, H, W)`` array of the whole image ever exists: a block of pixels is made from the few coarse cells around it,
-decided while it is in the cache, and forgotten.
+No ``(C, H, W)`` array of the whole image ever exists: a block of pixels is computed from the few coarse cells around it
+while it fits into the cache.
 
 Shapes: ``C`` classes, ``H W`` pixels of the image, ``h w`` of a network input, ``p q`` coarse cells, ``r c`` rows and
 columns of a block.
 """
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -25,35 +25,61 @@ BLOCK_ROWS, BLOCK_COLUMNS = 12, 512
 
 
 class Tile(NamedTuple):
-    """What the network says of a window of its input.
+    """Coarse logits of a window of a network input.
 
     Attributes:
-        logits: ``(C, p, q)`` float32, to be resized bilinearly to the window's size.
+        logits: ``(p, C, q)`` float32 in units of ln 2, since CPUs raise 2 to a power twice as fast as e.
         window: where in the network input.
     """
 
     logits: Tensor
     window: Box
 
+    @classmethod
+    def of(cls, logits: Tensor, window: Box) -> "Tile":
+        """From logits ``(C, p, q)`` float32, to be resized bilinearly to the window's size."""
+        return cls((logits * math.log2(math.e)).transpose(0, 1).contiguous(), window)
 
-class View(NamedTuple):
-    """A network input made of the image.
+
+class View(Protocol):
+    """A network input made of the image, and the tiles that cover it.
 
     Attributes:
         height, width: ``h w``, its size in pixels.
-        tiles: windows that cover it, from top to bottom: one over everything, or those of a sliding window, and any of
-            them twice where a mirror image was looked at too. They are taken one by one as the blocks come near and
-            dropped behind them, so that a generator may compute them on the way.
+        classes, device: of the logits.
     """
 
     height: int
     width: int
-    tiles: Iterable[Tile]
+    classes: int
+    device: torch.device
+
+    def tiles_at(self, box: Box) -> Sequence[Tile]:
+        """The tiles that touch some pixels of the view. Asked for from top to bottom."""
+
+
+class WholeView:
+    """A view that the network looked at in one piece.
+
+    Args:
+        height, width: ``h w``, its size in pixels.
+        logits: ``(C, p, q)`` float32 each: of the view, and of its mirror image (mirrored back) if there is one.
+    """
+
+    def __init__(self, height: int, width: int, logits: Sequence[Tensor]) -> None:
+        self.height, self.width = height, width
+        self.classes, self.device = len(logits[0]), logits[0].device
+        box = Box(Span(0, height), Span(0, width))
+        self.tiles = [Tile.of(answer, box) for answer in logits]
+
+    def tiles_at(self, box: Box) -> Sequence[Tile]:
+        """All of its tiles, as each covers the view."""
+        return self.tiles
 
 
 @torch.no_grad()
-def decide(views: Sequence[View], height: int, width: int, *, align_corners: bool) -> tuple[Tensor, Tensor]:
-    """The winning class of each pixel and its probability.
+def postprocess(views: Sequence[View], height: int, width: int, *, align_corners: bool) -> tuple[Tensor, Tensor]:
+    """Find the most probable class of each pixel, and its probability.
 
     In the order of the paper's evaluation code (hszhao/semseg, ``tool/test.py``): logits are resized to their window
     and turned into probabilities; these are averaged over the tiles, resized to the image and averaged over the views.
@@ -75,7 +101,7 @@ def decide(views: Sequence[View], height: int, width: int, *, align_corners: boo
     # A block of an image that was enlarged for the network takes as many more of the network's pixels.
     enlarged = max(1.0, *(view.height * view.width / (height * width) for view in views))
     for block in _blocks(height, width, max(1, int(values / (classes * enlarged)))):
-        winner, probability = _decide_block(canvases, block)
+        winner, probability = _classify_block(canvases, block)
         mask[block.slices] = winner.to(mask.dtype)
         confidence[block.slices] = probability
     return mask, confidence
@@ -90,7 +116,7 @@ def _blocks(height: int, width: int, pixels: int) -> Iterator[Box]:
             yield Box(Span(top, min(top + tall, height)), Span(left, min(left + wide, width)))
 
 
-def _decide_block(canvases: Sequence["_Canvas"], block: Box) -> tuple[Tensor, Tensor]:
+def _classify_block(canvases: Sequence["_Canvas"], block: Box) -> tuple[Tensor, Tensor]:
     """Winner and probability ``(r, c)``."""
     if len(canvases) == 1 and (logits := canvases[0].logits(block)) is not None:
         margin = logits.sub_(logits.amax(dim=1, keepdim=True))
@@ -119,10 +145,7 @@ class _Canvas:
     """A view at the image's size, a block at a time from top to bottom."""
 
     def __init__(self, view: View, height: int, width: int, *, align_corners: bool) -> None:
-        self.source = iter(view.tiles)
-        self.coming: Tile | None = next(self.source)
-        self.near: list[Tile] = []
-        self.classes, self.device = len(self.coming.logits), self.coming.logits.device
+        self.view, self.classes, self.device = view, view.classes, view.device
         self.resized = (view.height, view.width) != (height, width)
         self.scratch = torch.empty(0, device=self.device)
         self.down = partial(blend, outputs=height, inputs=view.height, align_corners=False, device=self.device)
@@ -133,7 +156,7 @@ class _Canvas:
         """Logits ``(r, C, c)`` in bits of a block that lies in one tile of a view of the image's size; else None."""
         if self.resized:
             return None
-        tiles = self._tiles_at(block)
+        tiles = self.view.tiles_at(block)
         return self._tile_logits(tiles[0], block) if len(tiles) == 1 else None
 
     def probabilities(self, block: Box) -> Tensor:
@@ -146,7 +169,7 @@ class _Canvas:
         rows, columns = box.shape
         total = torch.zeros((rows, self.classes, columns), device=self.device)
         count = torch.zeros((rows, 1, columns), device=self.device)
-        for tile in self._tiles_at(box):
+        for tile in self.view.tiles_at(box):
             part = box & tile.window
             down, across = part.seen_from(box).slices
             odds = self._tile_logits(tile, part)
@@ -154,14 +177,6 @@ class _Canvas:
             total[down, :, across].addcdiv_(odds, odds.sum(dim=1, keepdim=True))
             count[down, :, across] += 1
         return total.div_(count)
-
-    def _tiles_at(self, box: Box) -> list[Tile]:
-        """The tiles that touch some pixels of the view; those that end above them are forgotten."""
-        self.near = [tile for tile in self.near if tile.window.rows.stop > box.rows.start]
-        while self.coming is not None and self.coming.window.rows.start < box.rows.stop:
-            self.near.append(Tile(_in_bits(self.coming.logits), self.coming.window))
-            self.coming = next(self.source, None)
-        return [tile for tile in self.near if all((tile.window & box).shape)]
 
     def _tile_logits(self, tile: Tile, box: Box) -> Tensor:
         """Logits ``(r, C, c)`` in bits of some pixels of a tile; valid until the next call."""
@@ -174,8 +189,3 @@ class _Canvas:
         if values > len(self.scratch):
             self.scratch = torch.empty(values, device=self.device)
         return resample(tile.logits[rows, :, columns], down, across, out=self.scratch)
-
-
-def _in_bits(logits: Tensor) -> Tensor:
-    """``(C, p, q)`` to ``(p, C, q)`` in units of ln 2: CPUs raise 2 to a power twice as fast as e."""
-    return (logits * math.log2(math.e)).transpose(0, 1).contiguous()

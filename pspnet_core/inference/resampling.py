@@ -18,10 +18,10 @@ from pspnet_core.inference.windows import Span
 
 
 class Blend(NamedTuple):
-    """How a span of outputs is made along one axis.
+    """Weights that blend inputs into a span of outputs along one axis.
 
     Attributes:
-        inputs: what it needs.
+        inputs: the span of inputs that is needed.
         weights: ``(outputs, inputs)`` float32 for these spans, rows summing to 1; None where outputs are the inputs.
     """
 
@@ -31,7 +31,7 @@ class Blend(NamedTuple):
 
 @lru_cache(maxsize=1024)
 def blend(span: Span, outputs: int, inputs: int, *, align_corners: bool, device: torch.device | None = None) -> Blend:
-    """1-d linear interpolation of ``inputs`` values to ``outputs``, as far as a span of the outputs goes.
+    """Weights of 1-d linear interpolation of ``inputs`` values to ``outputs``, for a span of the outputs.
 
     Positions are those of ``torch.nn.functional.interpolate``. Cached, since pieces side by side and images of one size
     need the same weights: treat them as constants.

@@ -3,6 +3,8 @@
 Shapes: ``h w`` pixels of a network input.
 """
 
+from collections.abc import Iterable
+from functools import lru_cache
 from typing import NamedTuple
 
 
@@ -18,7 +20,7 @@ class Span(NamedTuple):
         return max(0, self.stop - self.start)
 
     def __and__(self, other: "Span") -> "Span":
-        """What both hold."""
+        """Intersection."""
         return Span(max(self.start, other.start), min(self.stop, other.stop))
 
     def seen_from(self, origin: int) -> "Span":
@@ -39,11 +41,11 @@ class Box(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, slice]:
-        """To cut it out of the last two axes of an array."""
+        """Index that cuts it out of the last two axes of an array."""
         return slice(*self.rows), slice(*self.columns)
 
     def __and__(self, other: "Box") -> "Box":
-        """What both cover."""
+        """Intersection."""
         return Box(self.rows & other.rows, self.columns & other.columns)
 
     def seen_from(self, origin: "Box") -> "Box":
@@ -52,7 +54,7 @@ class Box(NamedTuple):
 
 
 def windows(height: int, width: int, side: int) -> list[Box]:
-    """The windows that cover a network input of ``h w`` pixels, from top to bottom, in rows from left to right.
+    """List the windows that cover a network input of ``h w`` pixels, from top to bottom, in rows from left to right.
 
     They lie as in the paper's evaluation code (hszhao/semseg, ``tool/test.py``): neighbours overlap by a third, and the
     last of a row or column is moved inwards, to end where the input ends. That code pads what is smaller than a window;
@@ -63,6 +65,17 @@ def windows(height: int, width: int, side: int) -> list[Box]:
     """
     rows, columns = (_spans(length, min(length, side or length)) for length in (height, width))
     return [Box(down, across) for down in rows for across in columns]
+
+
+@lru_cache(maxsize=1024)
+def most_windows(sizes: Iterable[tuple[int, ...]], side: int) -> int:
+    """Windows of the input that has most, of inputs of these shapes ``(h, w, N)``; cached, so give a tuple."""
+    return max(len(windows(height, width, side)) for height, width, _ in sizes)
+
+
+def most_pixels(sizes: Iterable[tuple[int, ...]], side: int) -> int:
+    """Pixels of the largest window of inputs of these shapes ``(h, w, N)``."""
+    return max(min(height, side or height) * min(width, side or width) for height, width, _ in sizes)
 
 
 def _spans(length: int, side: int) -> list[Span]:

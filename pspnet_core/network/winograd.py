@@ -21,7 +21,7 @@ TILE = OUTPUTS + KERNEL - 1
 # al., "Error analysis and improving the accuracy of Winograd convolution for deep neural networks" (2020).
 POINTS = (0.0, 0.75, -0.75, 1.5, -1.5)
 
-# What is transformed at once: the workspace stays below 120 MB whatever the image's size.
+# Size of a band that is transformed at once: the workspace stays below 120 MB whatever the image's size.
 BAND_TILES, BAND_CHANNELS = 512, 512
 # With fewer weights the transforms cost more than they save; with fewer tiles, reading the larger weights does.
 LEAST_WEIGHTS, LEAST_TILES = 256 * 256, 48

@@ -6,7 +6,7 @@ scale, rotation and place make one affine map from the crop to the sample. The m
 neighbour, once, so no class id is ever invented. The image is read through it by bilinear interpolation, from itself
 or, where it gets smaller, from its antialiased reduction; then it is blurred and set on padding of the mean colour.
 
-The recipe is that of PSPNet (section 5.1; hszhao/semseg, ``util/transform.py``), with the category cap and the
+The recipe is that of PSPNet (section 5.1; hszhao/semseg, ``util/transform.py``), with the category limit and the
 photometric distortion of mmsegmentation (``RandomCrop``, ``PhotoMetricDistortion``).
 
 Shapes: ``H W`` pixels of the sample, ``h w`` pixels of the crop. Points are ``(x, y)``; the pixel in the corner
@@ -34,7 +34,7 @@ _Pixels = NDArray[np.uint8]
 # Crops are made side by side, each in one thread.
 cv2.setNumThreads(1)
 
-# Windows to try for one that keeps the cap, as in mmsegmentation.
+# Windows to try for one that keeps ``cat_max_ratio``, as in mmsegmentation.
 _TRIES = 10
 
 # Range of the standard deviation of the blur, in pixels, and the side of its window, which then holds all but a
@@ -60,18 +60,18 @@ class AugmentConfig:
 
     crop: tuple[int, int]
     """Height and width of the crop in pixels."""
-    base: float = 1.0
+    image_scale: float = 1.0
     """Size of the unscaled sample relative to the file: 0.5 trains at half resolution."""
     scale: tuple[float, float] = (0.5, 2.0)
     """Range of the random scale, drawn log-uniformly."""
     rotate: float = 10.0
     """Largest rotation either way, in degrees; half the samples are rotated."""
-    cap: float = 0.75
+    cat_max_ratio: float = 0.75
     """Largest share of one class among the labelled pixels of a crop; 1 takes any crop."""
     blur: float = 0.5
     """Share of blurred samples."""
-    mirror: float = 0.5
-    """Share of mirrored samples."""
+    hflip: float = 0.5
+    """Share of samples that are flipped left to right."""
     photometric: float = 0.0
     """Share of samples with distorted colours."""
     mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
@@ -84,13 +84,13 @@ class AugmentConfig:
             raise ConfigError("crop", self.crop, "give a positive height and width")
         if not 0 < self.scale[0] <= self.scale[1] < math.inf:
             raise ConfigError("scale", self.scale, "give a positive range, smaller number first")
-        if not 0 < self.base < math.inf:
-            raise ConfigError("base", self.base, "give a positive factor, such as 0.5")
+        if not 0 < self.image_scale < math.inf:
+            raise ConfigError("image_scale", self.image_scale, "give a positive factor, such as 0.5")
         if not 0 <= self.rotate <= 180:
             raise ConfigError("rotate", self.rotate, "choose an angle in 0..180 degrees")
-        if not 0 < self.cap <= 1:
-            raise ConfigError("cap", self.cap, "choose a share above 0, at most 1")
-        for share in ("blur", "mirror", "photometric"):
+        if not 0 < self.cat_max_ratio <= 1:
+            raise ConfigError("cat_max_ratio", self.cat_max_ratio, "choose a share above 0, at most 1")
+        for share in ("blur", "hflip", "photometric"):
             if not 0 <= getattr(self, share) <= 1:
                 raise ConfigError(share, getattr(self, share), "choose a share in 0..1")
         if not all(0 <= level <= 255 for level in self.mean):
@@ -104,15 +104,15 @@ class Draw:
     """Every number that one augmentation needs. The defaults change nothing and cut from the middle."""
 
     scale: float = 1.0
-    """Factor on the size, beside ``base``."""
+    """Factor on the size, beside ``image_scale``."""
     angle: float = 0.0
     """Rotation about the centre of the sample, in degrees, counter-clockwise; 0 is none."""
     places: tuple[tuple[float, float], ...] = ((0.5, 0.5),)
     """Places of the window to try, one or more: (down, across), each in [0, 1) of the room there is."""
     blur: float = 0.0
     """Standard deviation in pixels of the crop; 0 is none."""
-    mirror: bool = False
-    """Swap left and right."""
+    hflip: bool = False
+    """Flip left to right."""
     brightness: float = 0.0
     """Levels to add, of 255."""
     contrast: float = 1.0
@@ -169,14 +169,14 @@ def plan(config: AugmentConfig, seed: int | Sequence[int]) -> Draw:
     angle = between(-config.rotate, config.rotate, when=happens(0.5))
     places = tuple((float(down), float(across)) for down, across in random.random((_TRIES, 2)))
     blur = between(*_BLUR, when=happens(config.blur))
-    mirror = happens(config.mirror)
+    hflip = happens(config.hflip)
     distorted = happens(config.photometric)
     return Draw(
         scale=scale,
         angle=angle,
         places=places,
         blur=blur,
-        mirror=mirror,
+        hflip=hflip,
         brightness=between(-_BRIGHTNESS, _BRIGHTNESS, when=happens(0.5) and distorted),
         contrast=between(*_CONTRAST, when=happens(0.5) and distorted, otherwise=1.0),
         contrast_last=happens(0.5),
@@ -191,7 +191,7 @@ def apply(image: NDArray[np.uint8], mask: Mask, config: AugmentConfig, draw: Dra
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
         mask: ``(H, W)`` uint8 or uint16 class ids.
-        config: of it, ``crop``, ``base``, ``cap``, ``mean`` and ``ignore`` count.
+        config: of it, ``crop``, ``image_scale``, ``cat_max_ratio``, ``mean`` and ``ignore`` count.
 
     Returns:
         As :func:`augment`.
@@ -207,8 +207,8 @@ def apply(image: NDArray[np.uint8], mask: Mask, config: AugmentConfig, draw: Dra
     view, labels = _choose(labels, config, draw)
     pixels = _cut_image(image, view, config, draw)
     cut: Mask = np.asarray(labels).astype(ids, copy=False)
-    if draw.mirror:
-        return _mirrored(pixels), _mirrored(cut)
+    if draw.hflip:
+        return _flip(pixels), _flip(cut)
     return pixels, cut.copy()  # Pillow's memory must not be written to
 
 
@@ -237,7 +237,7 @@ def _read(image: _Pixels, view: _View, box: _Box, draw: Draw) -> _Pixels:
     # The centre of the box's first pixel, half a pixel from its start, is (0, 0) there.
     matrix[:, 2] += matrix[:, :2] @ (box.left + 0.5, box.top + 0.5) - 0.5
     pixels: NDArray[Any] = cv2.warpAffine(
-        _distorted(part, draw),
+        _distort(part, draw),
         matrix,
         box.size,
         flags=cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP,
@@ -255,12 +255,12 @@ def _padding(view: _View, config: AugmentConfig) -> _Pixels:
     return np.tile(row, (height, 1, 1))
 
 
-def _mirrored(pixels: NDArray[Any]) -> NDArray[Any]:
+def _flip(pixels: NDArray[Any]) -> NDArray[Any]:
     flipped: NDArray[Any] = cv2.flip(pixels, 1)
     return flipped
 
 
-def _distorted(part: _Pixels, draw: Draw) -> _Pixels:
+def _distort(part: _Pixels, draw: Draw) -> _Pixels:
     if not draw.distorts:
         return part
     table = ImageFilter.Color3DLUT(len(_GRID), distort_colors(_GRID, draw) / 255)
@@ -383,18 +383,18 @@ def _corners(low: tuple[float, float], high: tuple[float, float]) -> _Points:
 
 
 def _choose(labels: Image.Image, config: AugmentConfig, draw: Draw) -> tuple[_View, Image.Image]:
-    """The first window that keeps the cap, or the last of them, and the mask there."""
+    """The first window that keeps ``cat_max_ratio``, or the last of them, and the mask there."""
     height, width = config.crop
-    factor = config.base * draw.scale
+    factor = config.image_scale * draw.scale
     scaled = max(1, round(labels.width * factor)), max(1, round(labels.height * factor))
-    places = draw.places if config.cap < 1 else draw.places[:1]
+    places = draw.places if config.cat_max_ratio < 1 else draw.places[:1]
     corners = [(_offset(scaled[0] - width, across), _offset(scaled[1] - height, down)) for down, across in places]
     views = [_View(crop=(width, height), scaled=scaled, corner=corner, angle=draw.angle) for corner in corners]
     # Without room to move all of them are the same, which is looked at once.
     *tries, last = dict.fromkeys(views)
     for view in tries:
         cut = _nearest(labels, view, fill=config.ignore)
-        if _keeps_cap(cut, config):
+        if _keeps_cat_max_ratio(cut, config):
             return view, cut
     return last, _nearest(labels, last, fill=config.ignore)
 
@@ -410,14 +410,14 @@ def _nearest(labels: Image.Image, view: _View, *, fill: int) -> Image.Image:
     return labels.transform(view.crop, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=fill)
 
 
-def _keeps_cap(labels: Image.Image, config: AugmentConfig) -> bool:
+def _keeps_cat_max_ratio(labels: Image.Image, config: AugmentConfig) -> bool:
     """Whether there are labelled pixels, and no class has more than its share of them."""
     if labels.mode == "L":
         counts = np.array(labels.histogram())
     else:
         counts = np.bincount(np.asarray(labels).ravel(), minlength=config.ignore + 1)
     counts[config.ignore] = 0
-    return bool(0 < counts.max() <= config.cap * counts.sum())
+    return bool(0 < counts.max() <= config.cat_max_ratio * counts.sum())
 
 
 def _part(image: _Pixels, view: _View) -> tuple[_Pixels, _Points]:

@@ -1,4 +1,4 @@
-"""A moving average of the weights, which scores better than the last weights do."""
+"""Exponential moving average of the weights, which scores better than the last weights do."""
 
 import copy
 from typing import Generic, TypeVar

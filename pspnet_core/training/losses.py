@@ -24,7 +24,7 @@ from torch import Tensor
 from pspnet_core.errors import ConfigError
 from pspnet_core.network.pspnet import Logits
 
-AUXILIARY_WEIGHT = 0.4  # paper, section 3.3
+AUX_WEIGHT = 0.4  # paper, section 3.3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,34 +33,34 @@ class LossConfig:
 
     kind: str = "cross_entropy"
     """A row of LOSSES."""
-    smoothing: float = 0.0
+    label_smoothing: float = 0.0
     """Label smoothing in [0, 1), for cross_entropy and ohem."""
-    threshold: float = 0.7
+    ohem_thresh: float = 0.7
     """ohem: pixels whose true class has a probability below this are hard; in (0, 1]."""
-    kept: int = 100_000
+    ohem_min_kept: int = 100_000
     """ohem: pixels of a batch that are kept at least, at least 1."""
-    gamma: float = 2.0
+    focal_gamma: float = 2.0
     """focal: how much easy pixels are played down; 0 gives cross-entropy."""
-    auxiliary: float = AUXILIARY_WEIGHT
+    aux_weight: float = AUX_WEIGHT
     """Weight of the auxiliary loss; the main loss has weight 1."""
 
     def __post_init__(self) -> None:
         if self.kind not in LOSSES:
             raise ConfigError("loss", self.kind, f"choose one of {', '.join(LOSSES)}")
-        if not 0 <= self.smoothing < 1:
-            raise ConfigError("smoothing", self.smoothing, "choose a share in [0, 1), such as 0.1")
-        if self.smoothing and self.kind not in SMOOTHED:
+        if not 0 <= self.label_smoothing < 1:
+            raise ConfigError("label_smoothing", self.label_smoothing, "choose a share in [0, 1), such as 0.1")
+        if self.label_smoothing and self.kind not in SMOOTHED:
             raise ConfigError(
-                "smoothing", self.smoothing, f"works with {' and '.join(SMOOTHED)}; give 0 or one of them"
+                "label_smoothing", self.label_smoothing, f"works with {' and '.join(SMOOTHED)}; give 0 or one of them"
             )
-        if not 0 < self.threshold <= 1:
-            raise ConfigError("threshold", self.threshold, "choose a probability in (0, 1], such as 0.7")
-        if self.kept < 1:
-            raise ConfigError("kept", self.kept, "keep at least 1 pixel")
-        if not 0 <= self.gamma < math.inf:
-            raise ConfigError("gamma", self.gamma, "give a number of at least 0, such as 2")
-        if not 0 <= self.auxiliary < math.inf:
-            raise ConfigError("auxiliary", self.auxiliary, "give a weight of at least 0, such as 0.4")
+        if not 0 < self.ohem_thresh <= 1:
+            raise ConfigError("ohem_thresh", self.ohem_thresh, "choose a probability in (0, 1], such as 0.7")
+        if self.ohem_min_kept < 1:
+            raise ConfigError("ohem_min_kept", self.ohem_min_kept, "keep at least 1 pixel")
+        if not 0 <= self.focal_gamma < math.inf:
+            raise ConfigError("focal_gamma", self.focal_gamma, "give a number of at least 0, such as 2")
+        if not 0 <= self.aux_weight < math.inf:
+            raise ConfigError("aux_weight", self.aux_weight, "give a weight of at least 0, such as 0.4")
 
 
 def pspnet_loss(
@@ -78,11 +78,11 @@ def pspnet_loss(
     total = loss(logits.main, target, ignore=ignore, weight=weight)
     if logits.aux is None:
         return total
-    return total + config.auxiliary * loss(logits.aux, target, ignore=ignore, weight=weight)
+    return total + config.aux_weight * loss(logits.aux, target, ignore=ignore, weight=weight)
 
 
 def cross_entropy(
-    logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None = None, smoothing: float = 0.0
+    logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None = None, label_smoothing: float = 0.0
 ) -> Tensor:
     """Mean cross-entropy over the pixels that count.
 
@@ -91,17 +91,17 @@ def cross_entropy(
         target: ``(B, H, W)`` integer class ids; ``ignore`` marks pixels that do not count.
         ignore: the id to leave out; may be any id, also one beyond ``C``.
         weight: ``(C,)`` weight of each class, or None for equal weights.
-        smoothing: share of the label that is spread evenly over all classes (Szegedy et al., "Rethinking the Inception
-            Architecture for Computer Vision", CVPR 2016, section 7), in [0, 1).
+        label_smoothing: share of the label that is spread evenly over all classes (Szegedy et al., "Rethinking the
+            Inception Architecture for Computer Vision", CVPR 2016, section 7), in [0, 1).
 
     Returns:
         A scalar; zero, with zero gradient, when every pixel is ignored.
     """
-    logits, target, weight = _widened(logits, target, weight)
+    logits, target, weight = _widen(logits, target, weight)
     total = _cross_entropy(
-        logits, target, weight=weight, ignore_index=ignore, label_smoothing=smoothing, reduction="sum"
+        logits, target, weight=weight, ignore_index=ignore, label_smoothing=label_smoothing, reduction="sum"
     )
-    return _divided(total, valid_weight(target, ignore=ignore, weight=weight))
+    return _divide(total, valid_weight(target, ignore=ignore, weight=weight))
 
 
 def ohem(
@@ -110,29 +110,29 @@ def ohem(
     *,
     ignore: int,
     weight: Tensor | None = None,
-    threshold: float = 0.7,
-    kept: int = 100_000,
-    smoothing: float = 0.0,
+    thresh: float = 0.7,
+    min_kept: int = 100_000,
+    label_smoothing: float = 0.0,
 ) -> Tensor:
     """Mean cross-entropy over the hard pixels of the batch: online hard example mining.
 
     Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining" (CVPR 2016), applied to
-    pixels. A pixel is hard when its true class has a probability below ``threshold``. When fewer than ``kept`` pixels
-    are, the ``kept`` hardest are taken; pixels as hard as the last of them are taken too, so that the order in memory
-    does not matter. Each worker chooses among its own pixels.
+    pixels. A pixel is hard when its true class has a probability below ``thresh``. When fewer than ``min_kept`` pixels
+    are, the ``min_kept`` hardest are taken, with pixels as hard as the last of them, so that the order in memory does
+    not matter. Each worker chooses among its own pixels.
 
     Args:
-        logits, target, ignore, weight, smoothing: as for ``cross_entropy``. Weights do not make a pixel harder.
-        threshold: in (0, 1].
-        kept: at least 1; all pixels that count are taken when there are no more than that.
+        logits, target, ignore, weight, label_smoothing: as for ``cross_entropy``. Weights do not make a pixel harder.
+        thresh: in (0, 1].
+        min_kept: at least 1; all pixels that count are taken when there are no more than that.
     """
-    logits, target, weight = _widened(logits, target, weight)
+    logits, target, weight = _widen(logits, target, weight)
     losses = _cross_entropy(
-        logits, target, weight=weight, ignore_index=ignore, label_smoothing=smoothing, reduction="none"
+        logits, target, weight=weight, ignore_index=ignore, label_smoothing=label_smoothing, reduction="none"
     )
     weights = pixel_weights(target, ignore=ignore, weight=weight)
-    hard = _hard_pixels(logits.detach(), target, ignore=ignore, threshold=threshold, kept=kept)
-    return _divided(torch.where(hard, losses, 0).sum(), torch.where(hard, weights, 0).sum())
+    hard = _hard_pixels(logits.detach(), target, ignore=ignore, thresh=thresh, min_kept=min_kept)
+    return _divide(torch.where(hard, losses, 0).sum(), torch.where(hard, weights, 0).sum())
 
 
 def _cross_entropy(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
@@ -143,12 +143,12 @@ def _cross_entropy(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
     return losses.view(target.shape) if losses.ndim else losses
 
 
-def _hard_pixels(logits: Tensor, target: Tensor, *, ignore: int, threshold: float, kept: int) -> Tensor:
+def _hard_pixels(logits: Tensor, target: Tensor, *, ignore: int, thresh: float, min_kept: int) -> Tensor:
     """``(B, H, W)`` bool: which pixels ``ohem`` takes; where there are too few also ignored ones, of no weight."""
     # The probability of the true class, and 1 where ignored: harder than nothing.
     truth = torch.exp(-_cross_entropy(logits, target, ignore_index=ignore, reduction="none"))
-    last = truth.flatten().kthvalue(min(kept, truth.numel())).values
-    return (truth < threshold) | (truth <= last)
+    last = truth.flatten().kthvalue(min(min_kept, truth.numel())).values
+    return (truth < thresh) | (truth <= last)
 
 
 def focal(logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None = None, gamma: float = 2.0) -> Tensor:
@@ -161,13 +161,13 @@ def focal(logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None 
         logits, target, ignore, weight: as for ``cross_entropy``.
         gamma: at least 0; 0 gives cross-entropy.
     """
-    logits, target, weight = _widened(logits, target, weight)
+    logits, target, weight = _widen(logits, target, weight)
     surprise = _cross_entropy(logits, target, ignore_index=ignore, reduction="none")
     # 1 - p without cancellation; kept off 0, where the slope of a power below 1 is infinite.
     doubt = -torch.expm1(-surprise)
     factor = doubt.clamp_min(torch.finfo(doubt.dtype).tiny) ** gamma
     weights = pixel_weights(target, ignore=ignore, weight=weight)
-    return _divided((weights * factor * surprise).sum(), weights.sum())
+    return _divide((weights * factor * surprise).sum(), weights.sum())
 
 
 def dice(logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None = None) -> Tensor:
@@ -180,7 +180,7 @@ def dice(logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None =
         logits, target, ignore: as for ``cross_entropy``.
         weight: ``(C,)`` weight of each class in the mean.
     """
-    logits, target, weight = _widened(logits, target, weight)
+    logits, target, weight = _widen(logits, target, weight)
     probabilities, truth = _counted_pixels(logits, target, ignore)
     pixels = truth.bincount(minlength=logits.shape[1])
     hits = probabilities.gather(1, truth[:, None]).squeeze(1)
@@ -198,7 +198,7 @@ def lovasz(logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None
     Args:
         logits, target, ignore, weight: as for ``dice``.
     """
-    logits, target, weight = _widened(logits, target, weight)
+    logits, target, weight = _widen(logits, target, weight)
     probabilities, truth = _counted_pixels(logits, target, ignore)
     present = truth.unique()
     surrogates = [_lovasz_extension(probabilities[:, label], truth == label) for label in present.tolist()]
@@ -224,11 +224,11 @@ class PixelLoss(Protocol):
 
 
 LOSSES: dict[str, Callable[[LossConfig], PixelLoss]] = {
-    "cross_entropy": lambda config: functools.partial(cross_entropy, smoothing=config.smoothing),
+    "cross_entropy": lambda config: functools.partial(cross_entropy, label_smoothing=config.label_smoothing),
     "ohem": lambda config: functools.partial(
-        ohem, threshold=config.threshold, kept=config.kept, smoothing=config.smoothing
+        ohem, thresh=config.ohem_thresh, min_kept=config.ohem_min_kept, label_smoothing=config.label_smoothing
     ),
-    "focal": lambda config: functools.partial(focal, gamma=config.gamma),
+    "focal": lambda config: functools.partial(focal, gamma=config.focal_gamma),
     "dice": lambda config: dice,
     "lovasz": lambda config: lovasz,
 }
@@ -274,13 +274,13 @@ def class_weights(pixels: Tensor, *, power: float) -> Tensor:
     return torch.where(present, weight / scale.clamp_min(1e-12), torch.ones_like(weight)).float()
 
 
-def _widened(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+def _widen(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
     """Logits and weights in float32 or wider, class ids in int64."""
     logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     return logits, target.long(), None if weight is None else weight.to(logits.dtype)
 
 
-def _divided(total: Tensor, count: Tensor) -> Tensor:
+def _divide(total: Tensor, count: Tensor) -> Tensor:
     """``total / count``, and zero where nothing counts."""
     return total / torch.where(count > 0, count, 1).to(total.dtype)
 
@@ -294,4 +294,4 @@ def _counted_pixels(logits: Tensor, target: Tensor, ignore: int) -> tuple[Tensor
 def _class_mean(losses: Tensor, present: Tensor, weight: Tensor | None) -> Tensor:
     """Weighted mean of the losses of the present classes, given their ids."""
     weights = torch.ones_like(losses) if weight is None else weight[present]
-    return _divided((weights * losses).sum(), weights.sum())
+    return _divide((weights * losses).sum(), weights.sum())

@@ -9,8 +9,6 @@ from torch import Tensor, nn
 from pspnet_core.errors import ConfigError
 from pspnet_core.network.pspnet import PSPNet
 
-HEAD_FACTOR = 10.0  # the new layers learn ten times as fast as the backbone (paper's code)
-
 MOMENTUM = 0.9  # paper, section 5.1
 
 OPTIMISERS: dict[str, Callable[[list[dict[str, Any]], float], torch.optim.Optimizer]] = {
@@ -20,7 +18,7 @@ OPTIMISERS: dict[str, Callable[[list[dict[str, Any]], float], torch.optim.Optimi
 
 
 def build_optimiser(
-    model: PSPNet, name: str, *, weight_decay: float, head_factor: float, momentum: float = MOMENTUM
+    model: PSPNet, name: str, *, weight_decay: float, head_lr_factor: float, momentum: float = MOMENTUM
 ) -> torch.optim.Optimizer:
     """The optimiser called ``name`` over four groups: backbone and head, each with and without weight decay.
 
@@ -29,7 +27,7 @@ def build_optimiser(
         name: a row of ``OPTIMISERS``.
         weight_decay: of the convolutions' weights. Norms and biases have none (He et al., "Bag of Tricks for Image
             Classification", CVPR 2019, section 3.1).
-        head_factor: learning rate of the head over that of the backbone.
+        head_lr_factor: learning rate of the head over that of the backbone.
         momentum: of sgd; of adamw it is the decay of the first moment.
 
     Raises:
@@ -40,18 +38,18 @@ def build_optimiser(
     backbone = list(model.backbone.parameters())
     known = {id(parameter) for parameter in backbone}
     head = [parameter for parameter in model.parameters() if id(parameter) not in known]
-    groups = [*_groups(backbone, 1.0, weight_decay), *_groups(head, head_factor, weight_decay)]
+    groups = [*_groups(backbone, 1.0, weight_decay), *_groups(head, head_lr_factor, weight_decay)]
     return OPTIMISERS[name](groups, momentum)
 
 
 def _groups(parameters: Iterable[nn.Parameter], factor: float, decay: float) -> list[dict[str, Any]]:
-    """The parameters with weight decay, then those without: what is a vector is a bias, or scales a norm."""
+    """Groups of the parameters with weight decay and of those without: vectors, which are biases or scale a norm."""
     listed = list(parameters)
     decayed = [parameter for parameter in listed if parameter.ndim > 1]
     free = [parameter for parameter in listed if parameter.ndim <= 1]
     return [
-        {"params": decayed, "factor": factor, "weight_decay": decay},
-        {"params": free, "factor": factor, "weight_decay": 0.0},
+        {"params": decayed, "lr_factor": factor, "weight_decay": decay},
+        {"params": free, "lr_factor": factor, "weight_decay": 0.0},
     ]
 
 
@@ -70,10 +68,10 @@ def poly(step: int, *, steps: int, power: float = 0.9, warmup: int = 0) -> float
     return float(rise * (1 - min(step, steps) / steps) ** power)
 
 
-def set_learning_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
-    """Give every group ``rate`` times its factor."""
+def set_lr(optimiser: torch.optim.Optimizer, lr: float) -> None:
+    """Give every group ``lr`` times its factor."""
     for group in optimiser.param_groups:
-        group["lr"] = rate * group["factor"]
+        group["lr"] = lr * group["lr_factor"]
 
 
 def optimiser_state(optimiser: torch.optim.Optimizer, model: nn.Module) -> dict[str, Tensor]:
@@ -103,10 +101,10 @@ def load_optimiser_state(optimiser: torch.optim.Optimizer, model: nn.Module, ten
         if owner not in parameters:
             raise ConfigError("resume", owner, "the optimiser's state is of another network; give another --name")
         parameter = parameters[owner]
-        state.setdefault(positions[id(parameter)], {})[key] = _laid_out_as(parameter, tensor)
+        state.setdefault(positions[id(parameter)], {})[key] = _match_layout(parameter, tensor)
     optimiser.load_state_dict({"state": state, "param_groups": optimiser.state_dict()["param_groups"]})
 
 
-def _laid_out_as(parameter: Tensor, tensor: Tensor) -> Tensor:
+def _match_layout(parameter: Tensor, tensor: Tensor) -> Tensor:
     """``tensor`` with the strides of the parameter: the fused kernels walk both in memory order, unchecked."""
     return tensor if tensor.shape != parameter.shape else torch.empty_like(parameter, dtype=tensor.dtype).copy_(tensor)

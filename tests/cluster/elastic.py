@@ -19,12 +19,14 @@ from numpy.typing import NDArray
 from pipelines.cluster import resources as cluster
 from pipelines.cluster.resources import Pool
 from pipelines.cluster.session import ray_session
-from pipelines.labelling.job import LabelConfig, label
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.job import label
 from pspnet_core.errors import ConfigError
-from pspnet_core.inference.segmenter import Prediction, Prepared
+from pspnet_core.inference.inputs import Prepared
+from pspnet_core.inference.segmenter import Outcome, Prediction
 
 ACTORS = 4
-PATIENCE_S = 120.0
+PATIENCE_S = 300.0
 GPUS = 0.5
 """Of each actor."""
 LAST = 250
@@ -51,12 +53,12 @@ class Member:
     def prepare(self, image: NDArray[np.uint8]) -> Prepared:
         return Prepared(image.shape[0], image.shape[1], (image,))
 
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Prediction]:
-        for image in images:
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
+        for key, image in images:
             self._until(lambda: len(list(self.folder.iterdir())) >= ACTORS, "the pool does not grow")
             if image.views[0][0, 0, 0] >= LAST:
                 self._until(_others_are_gone, "the pool does not shrink")
-            yield Prediction(np.zeros((image.height, image.width), np.uint8), np.ones((8, 8), np.float32))
+            yield key, Prediction(np.zeros((image.height, image.width), np.uint8), np.ones((8, 8), np.float32))
 
     @staticmethod
     def _until(condition: Callable[[], bool], otherwise: str) -> None:
@@ -97,7 +99,7 @@ def _told(workers: str, gpus: float | None) -> str:
         pool = Pool.of(workers, gpus, reserve=0.5)
     except ConfigError as error:
         return str(error)
-    return f"{pool.low} to {pool.high} of {pool.share.cpus:g} CPUs and {pool.share.gpus:g} GPUs"
+    return f"{pool.low} to {pool.high} of {pool.actor.cpus:g} CPUs and {pool.actor.gpus:g} GPUs"
 
 
 def _told_beside_another() -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import os
 import subprocess
 import sys
@@ -16,9 +16,10 @@ from PIL import Image
 from ray.cluster_utils import Cluster
 
 from tests.cluster.elastic import ACTORS, LAST
+from tests.support import trainjob
 from tests.support.paths import ROOT
+from tests.support.waiting import until
 
-PATIENCE_S = 400
 CHUNKS = 24
 
 
@@ -28,28 +29,31 @@ def cluster() -> Iterator[Cluster]:
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False, "dashboard_port": 0}
     )
-    for _ in range(2):
-        cluster.add_node(num_cpus=2, num_gpus=1)
-    yield cluster
-    cluster.shutdown()
+    try:
+        for _ in range(2):
+            cluster.add_node(num_cpus=2, num_gpus=1)
+        yield cluster
+    finally:
+        cluster.shutdown()
 
 
-def driver(cluster: Cluster, *arguments: object) -> subprocess.Popen[str]:
+@contextlib.contextmanager
+def driver(cluster: Cluster, log: Path, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
     command = [sys.executable, "-m", "tests.cluster.elastic", *map(str, arguments)]
     environment = os.environ | {"RAY_ADDRESS": cluster.address, "OMP_NUM_THREADS": "1"}
-    return subprocess.Popen(
-        command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def result(process: subprocess.Popen[str]) -> Any:
-    with process:
+    with (
+        log.open("wb") as errors,
+        subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=errors) as process,
+    ):
         try:
-            output, errors = process.communicate(timeout=PATIENCE_S)
+            yield process
         finally:
             process.kill()
-    assert process.returncode == 0, errors[-3000:]
-    return json.loads(output.splitlines()[-1])
+
+
+def result(cluster: Cluster, log: Path, *arguments: object) -> Any:
+    with driver(cluster, log, *arguments) as process:
+        return trainjob.result(process, log)
 
 
 def test_the_pool_grows_with_the_backlog_and_gives_its_gpus_back(
@@ -62,14 +66,14 @@ def test_the_pool_grows_with_the_backlog_and_gives_its_gpus_back(
     for index in range(2 * CHUNKS):
         red = LAST if index == 2 * CHUNKS - 1 else index
         Image.fromarray(np.full((8, 8, 3), red, np.uint8)).save(bucket / f"{index:03d}.png")
-    found = result(driver(cluster, "grow_and_shrink", bucket, tmp_path / "labels", scene_model, crowd))
+    found = result(cluster, tmp_path / "log", "grow_and_shrink", bucket, tmp_path / "labels", scene_model, crowd)
     assert (found["images"], found["labelled"], found["errors"]) == (2 * CHUNKS, 2 * CHUNKS, 0)
     assert len(list(crowd.iterdir())) == ACTORS
     assert len(list((tmp_path / "labels").glob("masks/*/*/*.parquet"))) == CHUNKS
 
 
-def test_what_does_not_fit_is_told_at_once(cluster: Cluster) -> None:
-    told = result(driver(cluster, "refusals"))
+def test_what_does_not_fit_is_told_at_once(cluster: Cluster, tmp_path: Path) -> None:
+    told = result(cluster, tmp_path / "log", "refusals")
     assert told == {
         "too many GPUs for one node": "gpus=2.0: an actor lies on one node, and none has more than 1; ask for fewer",
         "more workers than GPUs": "workers=3: the cluster has 2 GPUs; ask for fewer workers or set --gpus",
@@ -82,12 +86,10 @@ def test_what_does_not_fit_is_told_at_once(cluster: Cluster) -> None:
     }
 
 
-def test_nodes_that_are_still_to_come_are_waited_for(cluster: Cluster) -> None:
-    process = driver(cluster, "arrival")
-    assert process.stderr is not None
-    for line in process.stderr:
-        if "waiting for nodes with 3 x 1 CPU and 1 GPU" in line:
-            break
-    node = cluster.add_node(num_cpus=2, num_gpus=1)
-    assert result(process) == "3 to 3 of 1 CPUs and 1 GPUs"
+def test_nodes_that_are_still_to_come_are_waited_for(cluster: Cluster, tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    with driver(cluster, log, "arrival") as process:
+        until(lambda: "waiting for nodes with 3 x 1 CPU and 1 GPU" in log.read_text(), process, log)
+        node = cluster.add_node(num_cpus=2, num_gpus=1)
+        assert trainjob.result(process, log) == "3 to 3 of 1 CPUs and 1 GPUs"
     cluster.remove_node(node)

@@ -1,4 +1,4 @@
-"""Training far from its data: shards in a bucket, every feed, and an MLflow server that goes away meanwhile."""
+"""Training far from its data: shards in a bucket, every loader, and an MLflow server that goes away meanwhile."""
 
 from __future__ import annotations
 
@@ -7,94 +7,76 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow.tracking import MlflowClient
-from ray.cluster_utils import Cluster
 
 from pipelines.demo.demo import draw_dataset
-from tests.conftest import s3_settings
-from tests.support.faultproxy import FaultProxy, Rule, hang
+from tests.cluster.chaos.arena import Arena
+from tests.support.faultproxy import Rule, hang
 from tests.support.mlflowserver import MlflowServer
 from tests.support.paths import ROOT
 from tests.support.s3server import S3Server
-from tests.support.trainjob import Job, result
+from tests.support.trainjob import Job, Trained, completed, result
 from tests.support.waiting import PATIENCE_S, until
 
-EPOCHS, STEPS = 5, 20  # of 16 images, 4 a step
+EPOCHS, STEPS = 2, 8  # of 16 images, 4 a step
 HELD = 60
-"""The request for a shard that nobody answers for a while: checking the data and making the first steps takes about 40,
-the whole run more than 100."""
+"""The request for a shard that nobody answers for a while: checking the data takes 56, the first two steps three more,
+the whole run about 100."""
 PREDICT = """
+import os
 import sys
 import mlflow.pyfunc
 import numpy as np
 
-print(mlflow.pyfunc.load_model(sys.argv[1]).predict(np.zeros((2, 40, 56, 3), np.uint8)).shape)
+print(mlflow.pyfunc.load_model(sys.argv[1], dst_path=os.getcwd()).predict(np.zeros((2, 40, 56, 3), np.uint8)).shape)
 """
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Place:
-    """A cluster and an MLflow server, and a bucket behind a proxy, which all processes find in their environment."""
+    """A cluster, a bucket behind its proxy, and an MLflow server."""
 
-    address: str
+    arena: Arena
     mlflow: MlflowServer
     bucket: str
-    proxy: FaultProxy
 
-    def job(self, feed: str) -> Job:
-        """Trains on the bucket's shards with this feed."""
+    def job(self, loader: str) -> Job:
+        """Trains on the bucket's shards with this loader."""
         return Job(
             f"{self.bucket}/data",
             f"{self.bucket}/runs",
-            address=self.address,
+            address=self.arena.cluster.address,
             tracking=self.mlflow.uri,
-            name=f"remote-{feed}",
+            name=f"remote-{loader}",
             layout="shards",
-            feed=feed,
+            loader=loader,
             workers=2,
+            gpus=0,
             epochs=EPOCHS,
         )
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Trained:
-    """A run that is done, and its JSON line."""
-
-    job: Job
-    result: dict[str, Any]
-
-
 @pytest.fixture(scope="module")
 def place(
-    s3_server: S3Server, started_mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[Place]:
+    arena: Arena, s3_server: S3Server, started_mlflow_server: MlflowServer, tmp_path_factory: pytest.TempPathFactory
+) -> Place:
     started_mlflow_server.start()
     bucket = f"remote-{uuid.uuid4().hex}"
     s3_server.create_bucket(bucket)
-    with pytest.MonkeyPatch.context() as patch, FaultProxy(s3_server.endpoint) as proxy:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        for name, value in (s3_settings(s3_server) | {"AWS_ENDPOINT_URL": proxy.endpoint}).items():
-            patch.setenv(name, value)
-        head = {"num_cpus": 4, "include_dashboard": False, "dashboard_port": 0}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
-        place = Place(address=cluster.address, mlflow=started_mlflow_server, bucket=f"s3://{bucket}", proxy=proxy)
-        prepare(place, tmp_path_factory.mktemp("scenes"))
-        yield place
-        cluster.shutdown()
+    place = Place(arena=arena, mlflow=started_mlflow_server, bucket=f"s3://{bucket}")
+    prepare(place, tmp_path_factory.mktemp("scenes"))
+    return place
 
 
 def prepare(place: Place, folder: Path) -> None:
     """Pack scenes into the bucket."""
     draw_dataset(folder, train=16, val=2, seed=0)
     command = [sys.executable, str(ROOT / "jobs/prepare.py"), f"--data={folder}", f"--output={place.bucket}/data"]
-    environment = os.environ | {"RAY_ADDRESS": place.address}
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    environment = os.environ | {"RAY_ADDRESS": place.arena.cluster.address}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=PATIENCE_S, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -102,13 +84,13 @@ def prepare(place: Place, folder: Path) -> None:
 def by_threads(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """The server goes when it has some steps, and comes back when all are taken."""
     log, job = tmp_path_factory.mktemp("threads") / "log", place.job("threads")
-    rule = place.proxy.add(Rule(hang, method="GET", path="/data/shards/", first=HELD))
+    rule = place.arena.proxy.add(Rule(hang, method="GET", path="/data/shards/", first=HELD))
     with job.running(log) as process:
         until(lambda: bool(rule.hits), process, log)  # from here on no step is made until the rule lets go
         until(lambda: bool(job.points()), process, log)
         taken = len(job.points())
         place.mlflow.stop()
-        place.proxy.clear()
+        place.arena.proxy.clear()
         until(lambda: job.step() == STEPS, process, log)
         assert process.poll() is None  # it waits
         place.mlflow.start()
@@ -119,12 +101,10 @@ def by_threads(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Traine
 @pytest.fixture(scope="module")
 def by_ray(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     """Nothing happens."""
-    log, job = tmp_path_factory.mktemp("ray") / "log", place.job("ray")
-    with job.running(log) as process:
-        return Trained(job=job, result=result(process, log))
+    return completed(place.job("ray"), tmp_path_factory.mktemp("ray") / "log")
 
 
-def test_the_feeds_make_the_same_weights_of_a_bucket(by_threads: Trained, by_ray: Trained) -> None:
+def test_the_loaders_make_the_same_weights_of_a_bucket(by_threads: Trained, by_ray: Trained) -> None:
     assert by_threads.job.fingerprint(STEPS) == by_ray.job.fingerprint(STEPS)
     assert by_threads.result["metrics"] == by_ray.result["metrics"]
 
@@ -146,7 +126,7 @@ def test_its_model_is_registered_and_predicts(by_threads: Trained, tmp_path: Pat
     assert by_threads.result["champion"]
     assert f"models:/remote-threads/{version.version}" == by_threads.result["model"]
     assert version.run_id == by_threads.job.run_id
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("AWS_")}
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("AWS_", "PYTHONPATH"))}
     said = subprocess.run(
         [sys.executable, "-c", PREDICT, "models:/remote-threads@champion"],
         cwd=tmp_path,

@@ -10,17 +10,56 @@ import sys
 import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import pytest
 import torch
 
+from jobs.__main__ import JOBS as COMMANDS
+from jobs.__main__ import main as command
 from jobs.cli import json_line, main, parse_config
+from pipelines.datasets.packing import PrepareConfig
+from pipelines.demo.demo import DemoConfig
+from pipelines.evaluation.evaluate import EvaluateConfig
+from pipelines.labelling.config import LabelConfig
+from pipelines.models.converting import ConvertConfig
+from pipelines.models.exporting import ExportConfig
+from pipelines.process.config_tree import build, flatten, leaves, parts
+from pipelines.training.config import TrainConfig
 from pspnet_core.errors import ConfigError, ImageError, PspnetError
 from tests.support.paths import ROOT
 
-SCRIPTS = sorted(path for path in (ROOT / "jobs").glob("*.py") if path.stem not in ("__init__", "cli"))
+JOBS: dict[str, Any] = {
+    "convert": ConvertConfig,
+    "demo": DemoConfig,
+    "evaluate": EvaluateConfig,
+    "export": ExportConfig,
+    "label": LabelConfig,
+    "prepare": PrepareConfig,
+    "train": TrainConfig,
+}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class PaintConfig:
+    """The paint."""
+
+    kind: str = "oil"
+    """Sort of paint."""
+    gloss_share: float = 0.2
+    """Share of gloss, in %."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HouseConfig:
+    """Paint a house."""
+
+    owner: str
+    """Who lives there."""
+    paint: PaintConfig
+    floors: int = 1
+    """How many floors."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -32,6 +71,7 @@ class SampleConfig:
     Attributes:
         fence: where the fence stands.
         workers: ``N`` or ``MIN:MAX``.
+        scales, names, span, flip, gloss, rate, coats, limit, mask, retry_errors: one of each type.
     """
 
     fence: str
@@ -135,6 +175,45 @@ def test_help_shows_the_docs_of_the_dataclass(capsys: pytest.CaptureFixture[str]
         assert part in text
 
 
+# A tree of parts
+
+
+def test_the_flags_of_a_tree_are_flat_and_kind_is_its_part() -> None:
+    expected = HouseConfig(owner="Ada", paint=PaintConfig(kind="lime", gloss_share=0.5))
+    assert parse_config(HouseConfig, ["--paint=lime", "--owner=Ada", "--gloss-share", ".5"]) == expected
+    flat = {"owner": "Ada", "paint": "lime", "gloss_share": 0.5, "floors": 1}
+    assert flatten(expected) == flat
+    assert build(HouseConfig, flat) == expected
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "paint: lime\ngloss-share: .5",
+        "paint:\n  kind: lime\n  gloss_share: .5",
+        "paint: {paint: lime, gloss-share: .5}",
+    ],
+)
+def test_a_file_may_be_flat_or_nested_by_component(text: str, tmp_path: Path) -> None:
+    found = parse_config(HouseConfig, ["--config", written(tmp_path, text), "--owner=Ada"])
+    assert found == HouseConfig(owner="Ada", paint=PaintConfig(kind="lime", gloss_share=0.5))
+
+
+def test_every_job_is_looked_at() -> None:
+    assert list(JOBS) == COMMANDS
+
+
+@pytest.mark.parametrize("config", JOBS.values(), ids=JOBS)
+def test_the_leaves_of_a_job_have_names_of_their_own(config: Any) -> None:
+    def count(part: Any) -> int:
+        below = parts(part)
+        return sum(map(count, below.values())) + len(dataclasses.fields(part)) - len(below)
+
+    assert len(leaves(config)) == count(config)
+    with pytest.raises(SystemExit):
+        parse_config(config, ["--help"])
+
+
 # Config files
 
 
@@ -171,6 +250,16 @@ def test_a_file_gives_values_and_flags_override_them_wherever_they_stand(tmp_pat
     assert parse_config(SampleConfig, ["--coats", "6", "--config", path]) == overridden
 
 
+def test_a_list_in_a_file_is_the_text_of_a_field_that_is_text(tmp_path: Path) -> None:
+    path = written(tmp_path, 'fence: ["a,b", c]')
+    assert parse_config(SampleConfig, ["--config", path]).fence == '["a,b", "c"]'
+
+
+@pytest.mark.parametrize("text", ["limit:", "limit: ~", "limit: null", "limit: 'null'"])
+def test_a_file_may_say_null(text: str, tmp_path: Path) -> None:
+    assert parsed("--config", written(tmp_path, f"limit: 3\n{text}")).limit is None
+
+
 def test_an_empty_file_gives_nothing(tmp_path: Path) -> None:
     assert parsed("--config", written(tmp_path, "# nothing yet\n")) == parsed()
 
@@ -204,9 +293,9 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
         (["--fence=x", "--mask=jpg"], "mask=jpg: must be one of rle, png, both"),
         (
             ["--fence=x", "--scales=a,b"],
-            "scales=[a,b]: must be a comma-separated list (each a number) or null",
+            "scales=a,b: must be a comma-separated list (each a number) or null",
         ),
-        (["--fence=x", "--span=1"], "span=[1]: must be a comma-separated list (2 values, each a number)"),
+        (["--fence=x", "--span=1"], "span=1: must be a comma-separated list (2 values, each a number)"),
         (["--fence=x", "--coats=0"], "coats=0: must be 1 or more"),
         (["--config=missing.yaml"], "config=missing.yaml: cannot be read (No such file or directory)"),
     ],
@@ -229,6 +318,7 @@ def test_a_mistake_is_told_in_one_line(
     ("text", "line"),
     [
         ("coat: 3", "coat=3: unknown field in {path}; did you mean --coats?"),
+        ("coats: {kind: 1}", 'coats={{"kind": "1"}}: must be an integer'),
         ("coats: three", "coats=three: must be an integer"),
         ("coats: [1]", 'coats=["1"]: must be an integer'),
         ("scales: fast", "scales=fast: must be a comma-separated list (each a number) or null"),
@@ -411,10 +501,22 @@ def test_standard_output_holds_the_line_and_nothing_else_whoever_prints(tmp_path
 # The scripts
 
 
-@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
-def test_a_job_runs_from_any_folder_once_the_project_is_installed(script: Path, tmp_path: Path) -> None:
+EVERY_HELP = """
+import runpy, sys
+
+for script in sys.argv[1:]:
+    sys.argv = [script, "--help"]
+    try:
+        runpy.run_path(script, run_name="__main__")
+    except SystemExit as end:
+        assert end.code == 0, script
+"""
+
+
+def test_every_job_runs_from_any_folder_once_the_project_is_installed(tmp_path: Path) -> None:
+    scripts = [str(ROOT / "jobs" / f"{job}.py") for job in COMMANDS]
     done = subprocess.run(
-        [sys.executable, str(script), "--help"],
+        [sys.executable, "-c", EVERY_HELP, *scripts],
         cwd=tmp_path,
         capture_output=True,
         text=True,
@@ -422,7 +524,25 @@ def test_a_job_runs_from_any_folder_once_the_project_is_installed(script: Path, 
         check=False,
     )
     assert (done.returncode, done.stderr) == (0, "")
-    assert "--config FILE" in done.stdout
+    assert done.stdout.count("--config FILE ") == len(scripts)
+
+
+@pytest.mark.parametrize(
+    ("argv", "code", "text"),
+    [
+        (["convert", "--coat=3"], 2, "error: --coat=3: unknown flag; --help lists them all\n"),
+        (["paint"], 2, "error: job=paint: choose one of convert, "),
+        ([], 2, "error: job=: choose one of convert, "),
+    ],
+)
+def test_the_command_runs_the_job_that_it_names(
+    argv: list[str], code: int, text: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", ["pspnet", *argv])
+    with pytest.raises(SystemExit) as end:
+        command()
+    assert end.value.code == code
+    assert capfd.readouterr().err.startswith(text)
 
 
 def test_the_uploaded_working_dir_goes_before_the_installed_project(tmp_path: Path) -> None:

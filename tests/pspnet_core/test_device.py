@@ -18,14 +18,14 @@ from pspnet_core.device import (
     ToHost,
     autocast,
     best_device,
-    compiled,
+    compile_network,
     inference_dtype,
+    is_async,
     place,
     to_device,
     total_memory,
     training_dtype,
     training_layout,
-    works_alone,
 )
 from pspnet_core.errors import ConfigError
 
@@ -138,7 +138,7 @@ def test_compilation_is_asked_for_by_device(
         return function
 
     monkeypatch.setattr(torch, "compile", compile_)
-    assert compiled(abs, where)(-1) == 1
+    assert compile_network(abs, where)(-1) == 1
     assert asked == [expected]
 
 
@@ -206,4 +206,4 @@ def test_to_the_cpu_and_back_nothing_is_copied_or_waited_for() -> None:
 
 
 def test_a_gpu_does_not_need_its_caller() -> None:
-    assert [works_alone(where) for where in (CPU, META, CUDA)] == [False, False, True]
+    assert [is_async(where) for where in (CPU, META, CUDA)] == [False, False, True]

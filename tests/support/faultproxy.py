@@ -86,9 +86,17 @@ async def slow_down(exchange: Exchange) -> None:
     await exchange.reply(head.encode() + (b"" if exchange.request.method == "HEAD" else _SLOW_DOWN))
 
 
-async def forbid(exchange: Exchange) -> None:
-    """403, without a word."""
-    await exchange.reply(b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\n\r\n")
+def answer(status: int, body: bytes = b"") -> Fault:
+    """Another answer than the server's, which does not hear of the request."""
+
+    async def fault(exchange: Exchange) -> None:
+        await exchange.reply(b"HTTP/1.1 %d No\r\nContent-Length: %d\r\n\r\n" % (status, len(body)) + body)
+
+    return fault
+
+
+forbid = answer(403)
+"""403, without a word."""
 
 
 async def truncate(exchange: Exchange) -> None:

@@ -6,29 +6,22 @@ It can be stopped and started again on the same port with the same content, for 
 from __future__ import annotations
 
 import contextlib
-import http.client
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
-import time
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-START_SECONDS = 120
-START_ATTEMPTS = 3  # a port found free may be taken by somebody else before the server binds it
+from tests.support.servers import started, wait_until_healthy
+
 QUIET = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # evaluation jobs, which nobody here asks for
 }
-
-
-class MlflowServerError(RuntimeError):
-    """The server did not come up; the message ends with the last lines of its log."""
 
 
 @dataclass(kw_only=True)
@@ -73,7 +66,7 @@ class MlflowServer:
                 start_new_session=True,  # it has children, which end with its process group
             )
         try:
-            self._wait_until_healthy(self.process)
+            wait_until_healthy(self.process, f"{self.uri}/health", self.log)
         except BaseException:
             self.stop()
             raise
@@ -94,52 +87,25 @@ class MlflowServer:
             *("--artifacts-destination", self.artifacts),
         ]
 
-    def _wait_until_healthy(self, process: subprocess.Popen[bytes]) -> None:
-        deadline = time.monotonic() + START_SECONDS
-        while time.monotonic() < deadline:
-            if process.poll() is not None:
-                raise MlflowServerError(f"mlflow ended with code {process.returncode}:\n{self._tail()}")
-            if self._answers():
-                return
-            time.sleep(0.1)
-        raise MlflowServerError(f"mlflow is not healthy after {START_SECONDS} s:\n{self._tail()}")
-
-    def _answers(self) -> bool:
-        direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to loopback
-        try:
-            with direct.open(f"{self.uri}/health", timeout=10) as answer:
-                return bool(answer.read() == b"OK")
-        except (OSError, http.client.HTTPException):  # urllib's errors are OSErrors too
-            return False
-
-    def _tail(self, lines: int = 20) -> str:
-        return "\n".join(self.log.read_text(errors="replace").splitlines()[-lines:])
-
 
 @contextlib.contextmanager
 def running_mlflow_server(folder: Path, *, artifacts: str, environment: Mapping[str, str]) -> Iterator[MlflowServer]:
     """A server on a free port, stopped on leaving.
 
     Raises:
-        MlflowServerError: it is not healthy after ``START_SECONDS``.
+        ServerError: it is not healthy after ``START_SECONDS``.
     """
-    server = _started(folder, artifacts, environment)
+    server = started(lambda: _start(folder, artifacts, environment))
     try:
         yield server
     finally:
         server.stop()
 
 
-def _started(folder: Path, artifacts: str, environment: Mapping[str, str]) -> MlflowServer:
-    for attempt in range(1, START_ATTEMPTS + 1):
-        server = MlflowServer(folder=folder, port=_free_port(), artifacts=artifacts, environment=environment)
-        try:
-            server.start()
-            return server
-        except MlflowServerError:
-            if attempt == START_ATTEMPTS:
-                raise
-    raise AssertionError("unreachable")
+def _start(folder: Path, artifacts: str, environment: Mapping[str, str]) -> MlflowServer:
+    server = MlflowServer(folder=folder, port=_free_port(), artifacts=artifacts, environment=environment)
+    server.start()
+    return server
 
 
 def _free_port() -> int:

@@ -9,30 +9,31 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from pipelines.training.loading import Shard
-from pipelines.training.loop import LoopConfig, Worker
+from pipelines.training.loading import Rank
+from pipelines.training.setup import Setup
+from pipelines.training.worker import Worker
 
 
-def make_worker(config: LoopConfig, rank: int = 0, world: int = 1) -> Worker:
-    """A worker on the CPU; all of one config start with the same weights."""
+def make_worker(setup: Setup, rank: int = 0, world: int = 1) -> Worker:
+    """A worker on the CPU; all of one setup start with the same weights."""
     torch.manual_seed(0)
-    return Worker(config, Shard(rank=rank, world=world), torch.device("cpu"))
+    return Worker(setup, Rank(index=rank, world=world), torch.device("cpu"))
 
 
-def take_steps(rank: int, configs: Sequence[LoopConfig], batches: Sequence[tuple[Tensor, Tensor]], folder: str) -> None:
-    """Join the others, and take one step by each config with a fresh worker.
+def take_steps(rank: int, setups: Sequence[Setup], batches: Sequence[tuple[Tensor, Tensor]], folder: str) -> None:
+    """Join the others, and take one step by each setup with a fresh worker.
 
     Args:
         batches: images and masks of each process.
-        folder: where to meet, and where ``<rank>.pt`` is written: the loss and the state after each config's step.
+        folder: where to meet, and where ``<rank>.pt`` is written: the loss and the state after each setup's step.
     """
     torch.set_num_threads(1)
     world = len(batches)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     results = []
-    for config in configs:
-        worker = make_worker(config, rank, world)
-        loss = worker.step(*batches[rank], rate=0.1)
+    for setup in setups:
+        worker = make_worker(setup, rank, world)
+        loss = worker.step(*batches[rank], lr=0.1)
         results.append((loss, worker.model.state_dict()))
     torch.save(results, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()

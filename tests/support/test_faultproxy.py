@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import urllib.error
 import urllib.request
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from pipelines.storage import Retries, Store, TransientStorageError, open_store
-from tests.support.faultproxy import Fault, FaultProxy, Rule, hang, lose_answer, reset, slow_down, truncate
+from pipelines.process.retrying import Retries
+from pipelines.storage import Store, TransientStorageError, open_store
+from tests.support.faultproxy import FaultProxy, Rule, hang, reset, slow_down
 from tests.support.s3server import S3Server
 
 SECONDS = 60.0
@@ -41,28 +41,6 @@ def test_without_rules_nothing_differs(store: Store) -> None:
     assert store.read("plain.jpg") == b""
     store.delete("plain.jpg")
     assert not store.exists("plain.jpg")
-
-
-@pytest.mark.parametrize("fault", [reset, slow_down, truncate, lose_answer])
-def test_a_read_is_repeated(store: Store, s3_proxy: FaultProxy, fault: Fault) -> None:
-    store.put_if_absent("a", DATA)
-    attempts: list[Callable[[], bool]] = [
-        lambda: store.read("a") == DATA,
-        lambda: [item.key for item in store.list()] == ["a"],
-    ]
-    for attempt in attempts:
-        rule = s3_proxy.add(Rule(fault, method="GET", times=2))
-        assert attempt()
-        assert len(rule.hits) == 2
-
-
-@pytest.mark.parametrize(("fault", "mine"), [(reset, True), (slow_down, True), (lose_answer, False)])
-def test_a_write_is_repeated(store: Store, s3_proxy: FaultProxy, fault: Fault, mine: bool) -> None:
-    """After a lost answer the retry finds what the first attempt has put."""
-    rule = s3_proxy.add(Rule(fault, method="PUT", path="/x/a$", times=1))
-    assert store.put_if_absent("a", DATA) is mine
-    assert len(rule.hits) == 1
-    assert store.read("a") == DATA
 
 
 def test_which_requests_fail(store: Store, s3_proxy: FaultProxy) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import json
 import os
@@ -22,13 +23,13 @@ from tests.support.waiting import PATIENCE_S
 
 FLAGS = {
     "backbone": "resnet18",
-    "stride": 32,
+    "output_stride": 32,
     "bins": "1,2",
     "crop": 48,
-    "resize": 0.5,
+    "image_scale": 0.5,
     "batch": 4,
     "epochs": 5,
-    "every": 1,
+    "checkpoint_every": 1,
     "ema": 0.5,
     "deterministic": True,
 }
@@ -103,9 +104,22 @@ class Job:
         return newest.model.fingerprint
 
 
-def result(process: subprocess.Popen[bytes], log: Path) -> dict[str, Any]:
+def result(process: subprocess.Popen[bytes], log: Path) -> Any:
     """The job's JSON line, once it has ended well."""
     output, _ = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, log.read_text()[-3000:]
-    found: dict[str, Any] = json.loads(output.splitlines()[-1])
-    return found
+    return json.loads(output.splitlines()[-1])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A run that is done, and its JSON line."""
+
+    job: Job
+    result: dict[str, Any]
+
+
+def completed(job: Job, log: Path) -> Trained:
+    """Run a job that nothing happens to."""
+    with job.running(log) as process:
+        return Trained(job=job, result=result(process, log))

@@ -5,7 +5,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-PATIENCE_S = 240
+PATIENCE_S = 600
+"""Seconds within which anything that is waited for must happen, on a busy machine too."""
 
 
 def until(

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.labelling.report.totals import Totals
-from pipelines.tracking.registry import Origin
+from pipelines.tracking.model_uris import Origin
 from pipelines.tracking.runs import Run
-from pipelines.tracking.server import patiently
 
 COUNTS = ("images", "labelled", "skipped", "errors", "seconds", "images_per_second")
 VERSION_TAG = "labelling"
@@ -20,16 +19,7 @@ def log_start(run: Run, setting: Mapping[str, Any], origin: Origin) -> None:
         setting: every field of the config, and what identifies the model.
     """
     run.log_setting(setting)
-    ties = {"model_version": origin.version, "source_run_id": origin.run_id}
-    run.log_tags({name: value for name, value in ties.items() if value})
-    if origin.version:
-        name, version = origin.version.removeprefix("models:/").rsplit("/", 1)
-        client = run.client
-        patiently(
-            run.uri,
-            lambda: client.set_model_version_tag(name, version, VERSION_TAG, run.run_id),
-            seconds=run.patience,
-        )
+    run.log_origin(origin, tag=VERSION_TAG)
 
 
 def log_end(run: Run, result: Mapping[str, Any], totals: Totals, spent: Mapping[str, Any]) -> None:
@@ -37,7 +27,7 @@ def log_end(run: Run, result: Mapping[str, Any], totals: Totals, spent: Mapping[
 
     Args:
         result: what ``label`` returns.
-        spent: what ``costs.spent`` returns.
+        spent: what ``totals.spent`` returns.
     """
     if result["run_id"]:  # else there was nothing to do
         run.log_tags({"run_id": result["run_id"]})
@@ -46,4 +36,4 @@ def log_end(run: Run, result: Mapping[str, Any], totals: Totals, spent: Mapping[
     metrics |= {f"errors_by_kind/{kind}": float(count) for kind, count in totals.kinds.items()}
     for clock, stages in (("stage_cpu_seconds", totals.cpu), ("stage_wall_seconds", totals.wall)):
         metrics |= {f"{clock}/{stage}": float(seconds) for stage, seconds in stages.items()}
-    patiently(run.uri, lambda: run.log_metrics(metrics, step=0), seconds=run.patience)
+    run.log_metrics(metrics, step=0)

@@ -79,7 +79,7 @@ class LabelMetrics:
         """Bring the counters up to ``totals``, which only grow."""
         before, self.published = self.published, totals
         self._add("pspnet_images_total", totals.done - before.done)
-        self._add("pspnet_bytes_read_total", totals.read - before.read)
+        self._add("pspnet_bytes_read_total", totals.bytes_read - before.bytes_read)
         for kind, count in totals.kinds.items():
             self._add("pspnet_errors_total", count - before.kinds[kind], kind=kind)
         for clock, now, then in (("cpu", totals.cpu, before.cpu), ("wall", totals.wall, before.wall)):
@@ -99,7 +99,7 @@ class LabelMetrics:
 
 
 UnderWay = Callable[[Sequence[int]], Mapping[str, int]]
-"""``Coordinator.under_way``."""
+"""``ChunkStates.under_way``."""
 
 
 class Watch:
@@ -146,7 +146,7 @@ class Watch:
 
 
 @contextlib.contextmanager
-def watched(metrics: LabelMetrics, under_way: UnderWay, chunks: int) -> Iterator[Watch]:
+def watch_chunks(metrics: LabelMetrics, under_way: UnderWay, chunks: int) -> Iterator[Watch]:
     """Publish what is added to the watch, every few seconds and once more at the end."""
     watch = Watch(metrics, under_way, chunks)
     try:

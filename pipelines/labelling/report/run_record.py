@@ -17,64 +17,60 @@ import pyarrow as pa
 
 from pipelines.label_table.ledger import Ledger, Plan
 from pipelines.label_table.schema import CLASS_STATS, CLASSES, SCHEMA_VERSION, utc_now
-from pipelines.labelling.report.costs import Prices, spent
-from pipelines.labelling.report.totals import Totals
-from pipelines.labelling.stages.chunks import ChunkRow, Work
+from pipelines.labelling.report.totals import Prices, Totals, spent
 from pipelines.process.redaction import redacted, redacted_values
 from pipelines.storage.arrow import METADATA_KEY, to_parquet
 from pspnet_core import __version__
 from pspnet_core.images.classes import ClassTable
 
 
-@dataclass(frozen=True, kw_only=True)
-class Effort:
-    """What an invocation adds to the record of the plan that it finished.
+def write_run_record(
+    ledger: Ledger,
+    plan: Plan,
+    classes: ClassTable,
+    *,
+    started: datetime.datetime,
+    totals: Totals,
+    prices: Prices,
+    about: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write what follows the last chunk of a plan; returns the run record.
 
-    Attributes:
-        started: when it began with the plan.
-        totals: what it did of the plan: all of it, unless another invocation had begun. Of them counts what it took to
-            write the label files, which these do not know themselves.
-        about: further keys of the record, which say whose work it was.
+    Args:
+        started: when this invocation began with the plan.
+        totals: what it did of the plan: all of it, unless another invocation had begun. Only what it took to write the
+            label files counts, since these do not know that themselves.
+        about: further keys of the record, which say whose work it was; ``model`` among them is a URI.
     """
-
-    started: datetime.datetime
-    totals: Totals
-    prices: Prices
-    about: Mapping[str, Any]
-
-
-def finish(work: Work, plan: Plan, effort: Effort) -> dict[str, Any]:
-    """Write what follows the last chunk; returns the run record."""
-    paths, store = work.ledger.paths, work.output
-    store.put_if_absent(paths.classes, to_parquet(class_table(work.classes)))
-    summary = Summary.of(work.ledger, plan, work.classes)
-    store.put_if_absent(paths.class_stats(plan.date, plan.run_id), to_parquet(summary.table(work.classes, plan.run_id)))
-    ended, totals = utc_now(), summary.totals + effort.totals.of_stage("write")
+    paths, store = ledger.paths, ledger.store
+    store.put_if_absent(paths.classes, to_parquet(class_table(classes)))
+    summary = Summary.of(ledger, plan, classes)
+    store.put_if_absent(paths.class_stats(plan.date, plan.run_id), to_parquet(summary.table(classes, plan.run_id)))
+    ended, taken = utc_now(), summary.totals + totals.of_stage("write")
     record = {
         "run_id": plan.run_id,
         "plan": plan.number,
         "date": plan.date,
         "planned_at": plan.made.isoformat(),
-        "started_at": effort.started.isoformat(),
+        "started_at": started.isoformat(),
         "ended_at": ended.isoformat(),
-        "seconds": (ended - effort.started).total_seconds(),
-        "input": redacted_values(plan.order.input),
-        "source": plan.order.source,
+        "seconds": (ended - started).total_seconds(),
+        "input": redacted_values(plan.spec.input),
+        "source": plan.spec.source,
         "output": redacted(store.root),
-        "model": redacted(work.model),
         "partition": paths.partition,
-        "fingerprint": work.fingerprint,
+        "fingerprint": paths.fingerprint,
         "images": plan.images,
-        "labelled": plan.images - sum(summary.errors.values()),
+        "labelled": plan.images - summary.errors.total(),
         "errors": dict(summary.errors),
         "chunks": plan.chunks,
-        "mask": plan.order.mask,
-        "cpu_seconds": _rounded(totals.cpu),
-        "wall_seconds": _rounded(totals.wall),
-        "spent": spent(totals, effort.prices),
+        "mask": plan.spec.mask,
+        "cpu_seconds": _rounded(taken.cpu),
+        "wall_seconds": _rounded(taken.wall),
+        "spent": spent(taken, prices),
         "version": __version__,
         "schema": SCHEMA_VERSION,
-        **effort.about,
+        **redacted_values(about),
     }
     store.put_if_absent(paths.run(plan.run_id), json.dumps(record, indent=1).encode())
     return record
@@ -91,8 +87,7 @@ class Summary:
     Attributes:
         images, pixels, confidence: ``(C,)`` per class: images with it, its pixels, its pixels times their confidence.
         errors: rows of each error kind.
-        totals: counters of the chunks, as they were when their files were first written; files of earlier versions
-            have none.
+        totals: what the chunks took, as it was when their files were first written.
     """
 
     images: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -143,6 +138,5 @@ def class_table(classes: ClassTable) -> pa.Table:
 
 
 def _taken(schema: pa.Schema) -> Totals:
-    """What a label file says that its chunk took; nothing where an earlier version wrote it."""
-    counters: ChunkRow | None = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}")).get("counters")
-    return Totals.of(counters) if counters else Totals()
+    """What a label file says that its chunk took."""
+    return Totals.from_json(json.loads(schema.metadata[METADATA_KEY])["totals"])

@@ -1,28 +1,30 @@
-"""A chunk outside the model's actor: its bytes are read from storage, and its finished rows written there.
+"""A chunk outside the model's actor: its bytes are read from storage, and its finished rows are written there.
 
-Kept apart from ``segmenting.py`` so that the processes of these two stages need not load torch.
+The walk of a chunk: ``Read`` (a number becomes encoded images) -> ``Segment`` (rows of the label table) -> ``Write``
+(one Parquet object). Each stage takes a ``Chunk`` and returns one with another table and larger totals; an executor
+carries it from one to the next. Kept apart from ``segment.py`` so that processes of these two stages do not load torch.
 """
 
-from dataclasses import dataclass
-from typing import Any
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.label_table.ledger import Ledger, Plan
-from pipelines.label_table.schema import LISTING, SCHEMA_VERSION, Stamp
+from pipelines.label_table.schema import LISTING, MASKS, SCHEMA_VERSION, RowProvenance
+from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages.clocks import Start
-from pipelines.labelling.stages.coordinator import Coordinator
+from pipelines.labelling.stages.coordinator import ATTEMPTS, Coordinator
 from pipelines.process.redaction import redacted
-from pipelines.sources import find_source
-from pipelines.storage import Retries, Store
-from pipelines.storage.arrow import from_ipc, to_ipc, to_parquet
+from pipelines.process.retrying import Retries
+from pipelines.sources import ReadResult, find_source
+from pipelines.storage import Store
+from pipelines.storage.arrow import to_parquet
 from pspnet_core import __version__
-from pspnet_core.errors import ImageError
+from pspnet_core.errors import ImageError, PspnetError
 from pspnet_core.images.classes import ClassTable
-
-ChunkRow = dict[str, Any]
-"""A row of Ray Data: ``chunk`` (its number), ``payload`` (an IPC stream) and counters."""
 
 PATIENCE = Retries(attempts=12, longest_wait=16.0)
 """With the output, while chunks are under way: a bit over two minutes, so that an outage of one costs no run."""
@@ -30,21 +32,26 @@ PATIENCE = Retries(attempts=12, longest_wait=16.0)
 ENCODED = pa.schema([*LISTING, pa.field("data", pa.binary()), pa.field("error", pa.string())])
 
 
+class WritingFailed(PspnetError):
+    """Writing a chunk ends its process, even a chunk of error rows."""
+
+
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class RunContext:
     """What every stage needs to know about the run.
 
     Attributes:
         ledger: over an output that is waited for with ``PATIENCE``.
-        stamp: what its rows have in common.
-        pixels: the largest image, in pixels.
+        provenance: what the run's rows have in common.
+        model: URI.
+        max_pixels: largest image, in pixels.
     """
 
     ledger: Ledger
-    stamp: Stamp
+    provenance: RowProvenance
     model: str
     classes: ClassTable
-    pixels: int
+    max_pixels: int
     coordinator: Coordinator
 
     @property
@@ -52,61 +59,98 @@ class Work:
         """Where the label table goes."""
         return self.ledger.store
 
-    @property
-    def fingerprint(self) -> str:
-        """The model's."""
-        return self.ledger.paths.partition.rpartition("-")[2]
+
+@dataclass(frozen=True, kw_only=True)
+class Chunk:
+    """A chunk on its way.
+
+    Attributes:
+        table: ``ENCODED`` before it is segmented, then ``MASKS``. Empty where there is nothing to do: the chunk has
+            been written before, or the run is to stop.
+        totals: its own, of the stages behind it.
+    """
+
+    number: int
+    table: pa.Table
+    totals: Totals
 
 
 class Read:
     """Stage 1, on a CPU task: the chunk's rows of the plan and the bytes of its images."""
 
-    def __init__(self, work: Work, plan: Plan) -> None:
-        self.work, self.plan = work, plan
+    def __init__(self, context: RunContext, plan: Plan) -> None:
+        self.context, self.plan = context, plan
 
-    def __call__(self, row: ChunkRow) -> ChunkRow:
-        """Add ``payload``: an ``ENCODED`` table.
-
-        An empty one when another driver has written the chunk already, or the run is to stop.
-        """
-        work, chunk = self.work, int(row["id"])
+    def __call__(self, number: int) -> Chunk:
+        """Read the images, unless the run is to stop or another driver has written the chunk already."""
         start = Start.now()
-        if not work.coordinator.admits(chunk):
-            return handed_back(chunk)
-        target = work.ledger.paths.chunk(self.plan.date, self.plan.number, chunk)
-        rows = work.ledger.read_chunk(self.plan, chunk)
-        if work.output.exists(target):
-            return encoded(chunk, ENCODED.empty_table(), images=len(rows), since=start)
-        return encoded(chunk, fetched(self.plan.order.source, rows), images=len(rows), since=start)
+        attempt = self.context.coordinator.admit(number)
+        if not attempt:
+            return nothing_to_do(number)
+        rows = self.context.ledger.read_chunk(self.plan, number)
+        if self.context.output.exists(self.context.ledger.paths.chunk(self.plan.date, self.plan.number, number)):
+            return encoded(number, ENCODED.empty_table(), images=len(rows), since=start)
+        return read_images(number, self.plan.spec.source, rows, attempt=attempt, since=start)
 
 
 class Write:
     """Stage 3, on a CPU task: one Parquet object per chunk, put if absent; "already there" is success."""
 
-    def __init__(self, work: Work, plan: Plan) -> None:
-        self.work, self.plan = work, plan
+    def __init__(self, context: RunContext, plan: Plan) -> None:
+        self.context, self.plan = context, plan
 
-    def __call__(self, row: ChunkRow) -> ChunkRow:
-        """Write the chunk; what is left of the row is a handful of numbers."""
+    def __call__(self, chunk: Chunk) -> Chunk:
+        """Write the chunk; its table is gone then."""
         start = Start.now()
-        with self.work.coordinator.writing(int(row["chunk"])):
-            table = from_ipc(row["payload"])
+        with self.context.coordinator.writing(chunk.number) as attempt:
+            chunk = writable(chunk, attempt)
             # Where another driver was faster, it counts them.
-            mine = not len(table) or self._put(table, row)
-        return counters(row, since=start, counted=mine)
+            mine = not len(chunk.table) or self._put(chunk)
+        return written(chunk, since=start, counted=mine)
 
-    def _put(self, table: pa.Table, row: ChunkRow) -> bool:
+    def _put(self, chunk: Chunk) -> bool:
         """Whether it was this call that wrote the chunk."""
-        path = self.work.ledger.paths.chunk(self.plan.date, self.plan.number, int(row["chunk"]))
-        return self.work.output.put_if_absent(path, to_parquet(table, metadata=file_metadata(self.work, row)))
+        path = self.context.ledger.paths.chunk(self.plan.date, self.plan.number, chunk.number)
+        return self.context.output.put_if_absent(path, to_parquet(chunk.table, metadata=self._metadata(chunk)))
+
+    def _metadata(self, chunk: Chunk) -> dict[str, object]:
+        """What explains a label file that is met alone.
+
+        ``totals`` are the chunk's until here, so that they outlive whoever finishes the plan. What it takes to write
+        the file is not among them: that is known only when it is written.
+        """
+        return {
+            "schema": SCHEMA_VERSION,
+            "version": __version__,
+            "model": redacted(self.context.model),
+            "fingerprint": self.context.ledger.paths.fingerprint,
+            "classes": self.context.classes.to_json(),
+            "run_id": self.context.provenance.run_id,
+            "totals": chunk.totals.to_json(),
+        }
 
 
-def fetched(source: str, rows: pa.Table, *, threads: int = 16) -> pa.Table:
-    """An ``ENCODED`` table: rows of a listing with the bytes of their images, or why there are none.
+def read_images(number: int, source: str, rows: pa.Table, *, attempt: int, since: Start) -> Chunk:
+    """A chunk of the images that some rows of a listing name.
 
-    ``bytes`` becomes the size of what was read: not every format tells it in its listing.
+    Args:
+        attempt: which attempt at reading them this is, from 1. After ``ATTEMPTS`` they are ``Crashed``.
+        since: when the stage began.
     """
-    results = find_source(source).read(rows, threads=threads)
+    if attempt <= ATTEMPTS:
+        return encoded(number, fetch(source, rows), images=len(rows), since=since)
+    crashed = ImageError("Crashed", f"reading its chunk ended the process {ATTEMPTS} times")
+    chunk = encoded(number, _encoded_table(rows, [crashed] * len(rows)), images=len(rows), since=since)
+    return replace(chunk, totals=chunk.totals + Totals(given_up=1))
+
+
+def fetch(source: str, rows: pa.Table, *, threads: int = 16) -> pa.Table:
+    """An ``ENCODED`` table: rows of a listing with the bytes of their images, or why there are none."""
+    return _encoded_table(rows, find_source(source).read(rows, threads=threads))
+
+
+def _encoded_table(rows: pa.Table, results: Sequence[ReadResult]) -> pa.Table:
+    """``bytes`` becomes the size of what was read: not every format tells it in its listing."""
     data = pa.array([None if isinstance(result, ImageError) else result for result in results], pa.binary())
     errors = pa.array([str(result) if isinstance(result, ImageError) else None for result in results], pa.string())
     sizes = pc.coalesce(pc.binary_length(data).cast(pa.int64()), rows["bytes"])
@@ -114,43 +158,43 @@ def fetched(source: str, rows: pa.Table, *, threads: int = 16) -> pa.Table:
     return table.append_column("data", data).append_column("error", errors)
 
 
-def encoded(chunk: int, table: pa.Table, *, images: int, since: Start) -> ChunkRow:
-    """A chunk on its way from the first stage to the second; ``since`` is when the first began."""
+def encoded(number: int, table: pa.Table, *, images: int, since: Start) -> Chunk:
+    """A chunk that was read; ``since`` is when that began."""
     size = int(pc.sum(pc.binary_length(table["data"])).as_py() or 0)
-    row = {"chunk": chunk, "payload": to_ipc(table), "images": images, "bytes": size}
-    return row | since.spent("read")
+    return Chunk(number=number, table=table, totals=Totals(images=images, bytes_read=size) + since.spent("read"))
 
 
-def handed_back(chunk: int) -> ChunkRow:
-    """A chunk that the run begins no more, on its way past the other stages."""
-    row = {"chunk": chunk, "payload": to_ipc(ENCODED.empty_table()), "images": 0, "bytes": 0}
-    return row | {"wall_read": 0.0, "cpu_read": 0.0}
+def nothing_to_do(number: int) -> Chunk:
+    """A chunk that the run does not begin any more, on its way past the other stages."""
+    return Chunk(number=number, table=ENCODED.empty_table(), totals=Totals())
 
 
-def counters(row: ChunkRow, *, since: Start, counted: bool) -> ChunkRow:
-    """What is left of a chunk after the last stage; not ``counted`` are images that somebody else wrote."""
-    left = _without_payload(row)
-    if not counted:
-        left |= {"labelled": 0, "errors": 0, "kinds": ""}
-    return left | since.spent("write")
+def writable(chunk: Chunk, attempt: int) -> Chunk:
+    """The chunk as it can be written: after ``ATTEMPTS`` attempts as error rows only, which take next to no memory.
 
-
-def file_metadata(work: Work, row: ChunkRow) -> dict[str, object]:
-    """What explains a label file that is met alone.
-
-    ``counters`` are the chunk's until here, so that they outlive whoever finishes the plan. What it takes to write the
-    file is not among them: that is known only when it is written.
+    Raises:
+        WritingFailed: after as many attempts at that.
     """
-    return {
-        "schema": SCHEMA_VERSION,
-        "version": __version__,
-        "model": redacted(work.model),
-        "fingerprint": work.fingerprint,
-        "classes": work.classes.to_json(),
-        "run_id": work.stamp.run_id,
-        "counters": _without_payload(row),
-    }
+    if attempt <= ATTEMPTS or not len(chunk.table):
+        return chunk
+    if attempt > 2 * ATTEMPTS:
+        raise WritingFailed(
+            f"chunk {chunk.number} ended the process that writes it {2 * ATTEMPTS} times, in the end without its "
+            "masks: look for the reason in the workers' logs"
+        )
+    crashed = f"Crashed: writing its chunk ended the process {ATTEMPTS} times"
+    kept = {"status": "error", "error": crashed}
+    columns = [
+        chunk.table[field.name]
+        if not field.nullable and field.name not in kept
+        else pa.array([kept.get(field.name)] * len(chunk.table), field.type)
+        for field in MASKS
+    ]
+    lost = replace(chunk.totals, labelled=0, kinds=Counter({"Crashed": len(chunk.table)}), given_up=1)
+    return replace(chunk, table=pa.table(columns, schema=MASKS), totals=lost)
 
 
-def _without_payload(row: ChunkRow) -> ChunkRow:
-    return {key: value for key, value in row.items() if key != "payload"}
+def written(chunk: Chunk, *, since: Start, counted: bool) -> Chunk:
+    """A chunk behind the last stage; images that somebody else wrote are not ``counted``."""
+    totals = chunk.totals if counted else replace(chunk.totals, labelled=0, kinds=Counter())
+    return replace(chunk, table=MASKS.empty_table(), totals=totals + since.spent("write"))

@@ -1,16 +1,19 @@
-"""Seconds that the stages of a chunk take: on the wall and of CPU."""
+"""Clocks of the stages of a chunk: seconds on the wall and of CPU, as ``Totals``."""
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
+
+from pipelines.labelling.report.totals import Totals
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Start:
-    """When a thread began with something.
+    """The moment at which a thread began with something.
 
     Attributes:
         wall, cpu: seconds, since some moment, on the wall and of the thread's CPU time.
@@ -21,15 +24,13 @@ class Start:
 
     @classmethod
     def now(cls) -> "Start":
-        """This moment, for the thread that asks."""
+        """The present moment, for the calling thread."""
         return cls(wall=time.perf_counter(), cpu=time.thread_time())
 
-    def spent(self, stage: str) -> dict[str, float]:
-        """Counters of what the same thread has spent since then: ``wall_<stage>`` and ``cpu_<stage>``."""
-        return {
-            f"wall_{stage}": time.perf_counter() - self.wall,
-            f"cpu_{stage}": time.thread_time() - self.cpu,
-        }
+    def spent(self, stage: str) -> Totals:
+        """Seconds that the same thread has spent since then, as those of ``stage``."""
+        wall, cpu = time.perf_counter() - self.wall, time.thread_time() - self.cpu
+        return Totals(cpu=Counter({stage: cpu}), wall=Counter({stage: wall}))
 
 
 class Stopwatch:
@@ -45,12 +46,12 @@ class Stopwatch:
         self.waited = {"predict": 0.0, "images": 0.0}
 
     def add(self, part: str, start: Start) -> None:
-        """A thread has finished with a part that it began at ``start``."""
+        """Count a part that the calling thread began at ``start``."""
         self.cpu[part] += time.thread_time() - start.cpu
         self.wall[part] += time.perf_counter() - start.wall
 
     def waiting(self, what: str, items: Iterable[T]) -> Iterator[T]:
-        """The same items; what it takes until each of them is there counts as waited for ``what``."""
+        """The same items; the time until each of them is there counts as waited for ``what``."""
         start = time.perf_counter()
         for item in items:
             self.waited[what] += time.perf_counter() - start
@@ -58,17 +59,16 @@ class Stopwatch:
             start = time.perf_counter()
         self.waited[what] += time.perf_counter() - start
 
-    def spent(self) -> dict[str, float]:
-        """Counters ``cpu_...`` and ``wall_...``: ``segment`` is the whole, ``decode``, ``predict``, ``encode`` parts.
+    def spent(self) -> Totals:
+        """Seconds so far: ``segment`` is the whole, ``decode``, ``predict`` and ``encode`` are its parts.
 
-        Nothing tells the network's CPU time: it is what the process has spent besides the other two.
+        The network's CPU time is what the process has spent besides the other two, since nothing measures it.
         """
         segment = time.process_time() - self.process
         predict = max(0.0, segment - sum(self.cpu.values()))
         # Asking for predictions includes waiting for the images that they are made of.
         asked = max(0.0, self.waited["predict"] - self.waited["images"])
-        cpu = self.cpu | {"segment": segment, "predict": predict}
-        wall = self.wall | {"segment": time.perf_counter() - self.start.wall, "predict": asked}
-        return {f"cpu_{part}": seconds for part, seconds in cpu.items()} | {
-            f"wall_{part}": seconds for part, seconds in wall.items()
-        }
+        return Totals(
+            cpu=Counter({**self.cpu, "segment": segment, "predict": predict}),
+            wall=Counter({**self.wall, "segment": time.perf_counter() - self.start.wall, "predict": asked}),
+        )

@@ -1,225 +1,223 @@
-"""Which chunks of a run are under way: one small actor that all stages of the run ask.
+"""How often each chunk was tried: one small object that all stages of a run ask, whatever process they are in.
 
-It lives as long as the run and holds some numbers per chunk and one per model actor. What is labelled the plan and the
-label table decide; what it knows only bounds how often something is tried, and tells which image it was that ended a
-process which had nothing else in hand.
+It lives as long as the run and holds some numbers per chunk and per model actor. Plan and label table decide what is
+labelled; the coordinator only bounds how often something is tried, and tells which image ended a process that had
+nothing else in hand.
+
+The rules of segmenting, whose attempts end only in success or in the death of a process:
+
+* attempt 1 is the normal one;
+* from the second on a chunk has its process to itself, and its images are decoded in a child process first
+  (``quarantine``), so that what dies in decoding is known by itself;
+* after ``TOGETHER`` attempts the images are labelled one at a time, each announced before: what ends the process then
+  is to blame, and becomes a ``Crashed`` row;
+* after ``ALONE`` more attempts those that have not been labelled alone yet become ``Crashed`` rows untried.
 """
 
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
-
-import ray
+from typing import Any, Protocol
 
 from pspnet_core.errors import PspnetError
 
 ATTEMPTS = 6
-"""Attempts at one chunk in each stage, and at loading the model; nodes that come and go may well cost several."""
+"""Attempts at reading or writing a chunk, and at loading the model; nodes that come and go may well cost several."""
 
-DEATHS = 2
-"""Deaths of a process alone with an image after which the image is to blame: one may have had another reason."""
+TOGETHER = 3
+"""Attempts at segmenting a chunk's images together."""
 
-ANSWER_S = 5.0
-"""Seconds that ``under_way`` waits: what it tells is for watching only."""
-
-
-class ChunkFailed(PspnetError):
-    """A chunk, or the model that it is for, ends the process that works on it, again and again."""
+ALONE = 8
+"""Attempts at segmenting them one at a time, after that."""
 
 
-class _State:
-    """What the actor holds; its calls come one after another."""
+class LoadingFailed(PspnetError):
+    """Loading the model ends its process, again and again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Attempt:
+    """One attempt at segmenting a chunk.
+
+    Attributes:
+        number: from 1; every earlier one took its process along, or the node under it.
+        is_alone: whether images are labelled one at a time.
+        gives_up: whether images that are neither good nor deadly are not tried any more.
+        good, deadly: indices of the images that were labelled alone, as long as they are still tried, and of those that
+            ended a process alone.
+    """
+
+    number: int
+    is_alone: bool
+    gives_up: bool
+    good: frozenset[int]
+    deadly: frozenset[int]
+
+
+class ChunkStates:
+    """What the coordinator holds, by number of chunk; its methods are called one after another."""
 
     def __init__(self) -> None:
         self.open = True
+        self.starts: Counter[str] = Counter()
+        self.renew()
+
+    def renew(self) -> None:
+        """Forget all chunks: from now on their numbers stand for others."""
         self.reads: Counter[int] = Counter()
         self.attempts: Counter[int] = Counter()
         self.writes: Counter[int] = Counter()
-        self.alone: dict[int, int] = {}
-        self.deaths: defaultdict[int, Counter[int]] = defaultdict(Counter)
+        self.announced: dict[int, int] = {}
+        self.good: defaultdict[int, set[int]] = defaultdict(set)
+        self.deadly: defaultdict[int, set[int]] = defaultdict(set)
         self.stages: dict[int, str] = {}
-        self.starts: Counter[str] = Counter()
 
     def start(self, actor: str) -> int:
+        """An actor is about to load its model; returns which attempt in a row this is, from 1."""
         self.starts[actor] += 1
         return self.starts[actor]
 
     def started(self, actor: str) -> None:
+        """An actor has loaded its model."""
         self.starts.pop(actor, None)
 
-    def renew(self) -> None:
-        self.reads.clear()
-        self.attempts.clear()
-        self.writes.clear()
-        self.alone.clear()
-        self.deaths.clear()
-        self.stages.clear()
-
     def admit(self, chunk: int) -> int:
+        """A chunk is about to be read; returns which attempt this is, from 1, or 0 where no chunk may begin."""
         if not self.open:
             return 0
         self.stages[chunk] = "read"
         self.reads[chunk] += 1
         return self.reads[chunk]
 
-    def begin(self, chunk: int) -> int:
-        self.reads.pop(chunk, None)
-        if chunk in self.alone:  # it was one image's attempt, each of which may have ``DEATHS``
-            self.deaths[chunk][self.alone.pop(chunk)] += 1
-            self.attempts[chunk] -= 1
-        self.attempts[chunk] += 1
-        self.stages[chunk] = "segment"
+    def ended(self, chunk: int) -> int:
+        """Attempts at segmenting a chunk so far."""
         return self.attempts[chunk]
 
-    def withdraw(self, chunk: int) -> None:
-        self.attempts[chunk] -= 1
+    def begin(self, chunk: int) -> Attempt:
+        """A chunk is about to be segmented. An image that was announced ended the process of the last attempt."""
+        self.reads.pop(chunk, None)
+        if chunk in self.announced:
+            self.deadly[chunk].add(self.announced.pop(chunk))
+        self.attempts[chunk] += 1
+        self.stages[chunk] = "segment"
+        number, last = self.attempts[chunk], TOGETHER + ALONE
+        good = self.good[chunk] if number <= last + 1 else ()
+        return Attempt(
+            number=number,
+            is_alone=number > TOGETHER,
+            gives_up=number > last,
+            good=frozenset(good),
+            deadly=frozenset(self.deadly[chunk]),
+        )
 
     def announce(self, chunk: int, image: int | None) -> None:
-        self.alone.pop(chunk, None)
-        if image is not None and chunk in self.attempts:  # else it has begun before this actor, and does not count
-            self.alone[chunk] = image
-
-    def deadly(self, chunk: int) -> list[int]:
-        return [image for image, deaths in self.deaths[chunk].items() if deaths >= DEATHS]
+        """From now on a process has nothing but this image of the chunk in hand, or nothing; it survived the last."""
+        survivor = self.announced.pop(chunk, None)
+        if survivor is not None:
+            self.good[chunk].add(survivor)
+        if image is not None and chunk in self.attempts:  # else it began before this object was made, and is not known
+            self.announced[chunk] = image
 
     def done(self, chunk: int) -> None:
-        for known in (self.attempts, self.alone, self.deaths):
+        """A chunk has been segmented: its attempts are forgotten."""
+        known: dict[int, Any]
+        for known in (self.attempts, self.announced, self.good, self.deadly):
             known.pop(chunk, None)
         if chunk in self.stages:  # else the driver has it already
             self.stages[chunk] = "write"
 
     def write(self, chunk: int) -> int:
+        """A chunk is about to be written; returns which attempt this is, from 1."""
         self.writes[chunk] += 1
         return self.writes[chunk]
 
     def written(self, chunk: int) -> None:
+        """A chunk has been written."""
         self.writes.pop(chunk, None)
-
-    def under_way(self, gone: Sequence[int]) -> dict[str, int]:
-        for chunk in gone:
-            self.stages.pop(chunk, None)
-        return dict(Counter(self.stages.values()))
-
-    def close(self) -> None:
-        self.open = False
-
-
-@dataclass(frozen=True)
-class Coordinator:
-    """The way to the actor; cheap to send to any process."""
-
-    actor: Any
-
-    def renew(self) -> None:
-        """Forget all chunks: from now on their numbers stand for others."""
-        ray.get(self.actor.renew.remote())
-
-    def start(self) -> int:
-        """The calling actor is about to load its model; returns which attempt in a row this is, from 1."""
-        return int(ray.get(self.actor.start.remote(_own_id())))
-
-    def started(self) -> None:
-        """The calling actor has loaded its model. Does not wait."""
-        self.actor.started.remote(_own_id())
-
-    def admits(self, chunk: int) -> bool:
-        """Whether chunks may still be begun; if so, this one is under way from now on, and about to be read.
-
-        Raises:
-            ChunkFailed: reading it has ended its process too often.
-        """
-        attempt = int(ray.get(self.actor.admit.remote(chunk)))
-        if attempt > ATTEMPTS:
-            raise ChunkFailed(
-                f"chunk {chunk} ended the process that reads its images {ATTEMPTS} times: look for the reason in the "
-                "workers' logs (too little memory? a smaller --chunk helps the next plan)"
-            )
-        return attempt > 0
-
-    def begin(self, chunk: int) -> int:
-        """A chunk is about to be segmented; returns which attempt this is, from 1.
-
-        Every attempt but the last one took its process along, or the node under it. Those that ended while an image was
-        announced do not count: of these an image has two at most.
-
-        Raises:
-            ChunkFailed: too many attempts have ended so.
-        """
-        attempt = int(ray.get(self.actor.begin.remote(chunk)))
-        if attempt > ATTEMPTS:
-            raise ChunkFailed(
-                f"chunk {chunk} ended the process that segments it {ATTEMPTS} times, and none of its images is to "
-                "blame: look for the reason in the workers' logs (too little memory? fewer --workers leave more for "
-                "each)"
-            )
-        return attempt
-
-    def withdraw(self, chunk: int) -> None:
-        """What ``begin`` announced does not take place yet, and is no attempt."""
-        ray.get(self.actor.withdraw.remote(chunk))
-
-    def announce(self, chunk: int, image: int | None) -> None:
-        """From now on the process has nothing but this image of the chunk in hand, by its index; None: no longer so."""
-        ray.get(self.actor.announce.remote(chunk, image))
-
-    def deadly(self, chunk: int) -> frozenset[int]:
-        """Indices of the chunk's images with which alone ``DEATHS`` processes have ended."""
-        return frozenset(ray.get(self.actor.deadly.remote(chunk)))
-
-    def done(self, chunk: int) -> None:
-        """A chunk has been segmented: its attempts are forgotten. Does not wait."""
-        self.actor.done.remote(chunk)
-
-    @contextmanager
-    def writing(self, chunk: int) -> Iterator[None]:
-        """While a chunk is written.
-
-        Raises:
-            ChunkFailed: writing it has ended its process too often.
-        """
-        if int(ray.get(self.actor.write.remote(chunk))) > ATTEMPTS:
-            raise ChunkFailed(
-                f"chunk {chunk} ended the process that writes it {ATTEMPTS} times: look for the reason in the "
-                "workers' logs (too little memory? a smaller --chunk helps the next plan)"
-            )
-        yield
-        self.actor.written.remote(chunk)
 
     def under_way(self, gone: Sequence[int]) -> dict[str, int]:
         """How many chunks are in each stage, or before it: ``read``, ``segment``, ``write``.
 
         Args:
             gone: chunks that the driver has seen the end of, which are forgotten.
-
-        Raises:
-            RayError: the actor does not answer within some seconds.
         """
-        found: dict[str, int] = ray.get(self.actor.under_way.remote(gone), timeout=ANSWER_S)
-        return found
+        for chunk in gone:
+            self.stages.pop(chunk, None)
+        return dict(Counter(self.stages.values()))
 
     def close(self) -> None:
-        """Let no more chunks begin; those under way are finished. Does not wait."""
-        self.actor.close.remote()
+        """Let no more chunks begin; those under way are finished."""
+        self.open = False
 
 
-def _own_id() -> str:
-    """The calling actor's, which it keeps when Ray starts it again."""
-    return str(ray.get_runtime_context().get_actor_id())
+class Line(Protocol):
+    """The way from a process to the ``ChunkStates`` of its run: calls a method of it by name."""
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Call it, and wait for the answer."""
+
+    def tell(self, method: str, *arguments: Any) -> None:
+        """Call it without waiting."""
+
+    def own_id(self) -> str:
+        """What the calling process is called, also when it is started again."""
 
 
-@contextmanager
-def coordinated() -> Iterator[Coordinator]:
-    """A coordinator for one run, on the node of the driver."""
-    # On a node that may vanish it would take every count along.
-    here = ray.util.scheduling_strategies.NodeAffinitySchedulingStrategy(
-        ray.get_runtime_context().get_node_id(), soft=True
-    )
-    # One that dies comes back with its memory blank, and answers what it was asked.
-    lasting = {"max_restarts": -1, "max_task_retries": -1}
-    actor: Any = ray.remote(_State).options(num_cpus=0, scheduling_strategy=here, **lasting).remote()
-    try:
-        yield Coordinator(actor)
-    finally:
-        ray.kill(actor)
+@dataclass(frozen=True)
+class Coordinator:
+    """The face of ``ChunkStates`` to the stages; cheap to send to any process."""
+
+    line: Line
+
+    def start(self) -> int:
+        """As ``ChunkStates.start``, for the calling actor."""
+        return int(self.line.ask("start", self.line.own_id()))
+
+    def started(self) -> None:
+        """As ``ChunkStates.started``. Does not wait."""
+        self.line.tell("started", self.line.own_id())
+
+    def admit(self, chunk: int) -> int:
+        """As ``ChunkStates.admit``."""
+        return int(self.line.ask("admit", chunk))
+
+    def has_failed(self, chunk: int) -> bool:
+        """Whether segmenting the chunk has ended a process."""
+        return bool(self.line.ask("ended", chunk))
+
+    def begin(self, chunk: int) -> Attempt:
+        """As ``ChunkStates.begin``."""
+        attempt: Attempt = self.line.ask("begin", chunk)
+        return attempt
+
+    def announce(self, chunk: int, image: int | None) -> None:
+        """As ``ChunkStates.announce``; waits, so that it is known before the image is tried."""
+        self.line.ask("announce", chunk, image)
+
+    def done(self, chunk: int) -> None:
+        """As ``ChunkStates.done``. Does not wait."""
+        self.line.tell("done", chunk)
+
+    @contextmanager
+    def writing(self, chunk: int) -> Iterator[int]:
+        """While a chunk is written; yields which attempt this is, from 1."""
+        yield int(self.line.ask("write", chunk))
+        self.line.tell("written", chunk)
+
+
+@dataclass(frozen=True)
+class DirectLine:
+    """The way to ``ChunkStates`` in the calling process."""
+
+    states: ChunkStates
+
+    def ask(self, method: str, *arguments: Any) -> Any:
+        """Call it."""
+        return getattr(self.states, method)(*arguments)
+
+    tell = ask
+
+    def own_id(self) -> str:
+        """There is one process only."""
+        return "process"

@@ -9,8 +9,8 @@ The child is this module run as a program: images come on its standard input, ea
 in front; a byte goes out when it is ready, and one for each image that is decoded, or refused. The limit is the child's
 own alarm, which holds even when its parent is gone.
 
-Decoding that never ends would never bring an image here. So a process that decodes watches itself (``Decodes``), and
-ends when it takes too long with one.
+Decoding that never ends would never bring an image here. So a process that decodes watches itself (``DecodeWatch``),
+and ends when it takes too long with one.
 """
 
 import contextlib
@@ -24,7 +24,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
-from pipelines.process.environment import variables
+from pipelines.process.environment import child_environment
 from pipelines.process.periodic import ticking
 from pspnet_core.errors import ImageError, PspnetError
 from pspnet_core.images.decoding import decode_image
@@ -45,7 +45,7 @@ class QuarantineFailed(PspnetError):
     """The child cannot be started, which is no image's fault."""
 
 
-class Decodes:
+class DecodeWatch:
     """Which of a chunk's images are being decoded, and since when; one that takes too long ends the process.
 
     Codecs do without the interpreter's lock, so that a thread beside them can watch.
@@ -60,7 +60,7 @@ class Decodes:
 
     @contextlib.contextmanager
     def of(self, index: int) -> Iterator[None]:
-        """While an image is decoded; entered in any thread."""
+        """Count an image as being decoded within the context; entered in any thread."""
         self.began[index] = time.monotonic()
         try:
             yield
@@ -68,10 +68,10 @@ class Decodes:
             del self.began[index]
 
     @contextlib.contextmanager
-    def watched(self) -> Iterator[None]:
-        """Look after all images that are decoded in this context."""
+    def running(self) -> Iterator["DecodeWatch"]:
+        """Watch all images that are decoded in this context."""
         with ticking(LONGEST_S / LOOKS, self._look):
-            yield
+            yield self
 
     def _look(self) -> None:
         now = time.monotonic()
@@ -81,32 +81,34 @@ class Decodes:
                 os.kill(os.getpid(), signal.SIGKILL)  # no thread can be made to let go of a codec
 
 
-def survivors(images: Iterable[bytes | ImageError], *, pixels: int) -> Iterator[bytes | ImageError]:
-    """Pass images on, in order, with those that kill a process as errors of kind ``Crashed``.
+def survivors(
+    images: Iterable[tuple[int, bytes | ImageError]], *, max_pixels: int
+) -> Iterator[tuple[int, bytes | ImageError]]:
+    """Pass images on, each with its index; those that kill the process that decodes them become ``Crashed`` errors.
 
     Args:
         images: encoded images; errors are passed on as they are.
-        pixels: the largest image, in pixels.
+        max_pixels: largest image, in pixels.
 
     Raises:
         QuarantineFailed: no process can be started.
     """
     with contextlib.ExitStack() as children:
         child: _Child | None = None
-        for image in images:
+        for index, image in images:
             if isinstance(image, ImageError):
-                yield image
+                yield index, image
                 continue
             child = child or children.enter_context(_started())
-            death = child.decode(image, pixels)
+            death = child.decode(image, max_pixels)
             if death:
                 child = children.enter_context(_started())
-                death = child.decode(image, pixels)
+                death = child.decode(image, max_pixels)
             if death:
                 child = None
-                yield ImageError("Crashed", f"decoding it {death}")
+                yield index, ImageError("Crashed", f"decoding it {death}")
             else:
-                yield image
+                yield index, image
 
 
 def _started() -> "_Child":
@@ -126,11 +128,10 @@ class _Child(contextlib.AbstractContextManager["_Child"]):
 
     def __init__(self) -> None:
         command = [sys.executable, "-m", "pipelines.labelling.stages.quarantine"]
-        # What this process imports from: Ray has added to it.
-        places = os.pathsep.join(filter(None, [os.environ.get("PYTHONPATH"), *sys.path]))
-        environment = variables() | {"PYTHONPATH": places}
         try:
-            self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=child_environment()
+            )
         except OSError as error:
             raise QuarantineFailed(f"a process to try images in cannot be started: {error}") from error
         assert self.process.stdin and self.process.stdout
@@ -143,10 +144,10 @@ class _Child(contextlib.AbstractContextManager["_Child"]):
         self.process.kill()
         self.process.communicate()
 
-    def decode(self, image: bytes, pixels: int) -> str:
+    def decode(self, image: bytes, max_pixels: int) -> str:
         """Have one image decoded; returns what that does to the process, or nothing where it survives."""
         try:
-            self.stdin.write(_HEADER.pack(pixels, len(image), LONGEST_S) + image)
+            self.stdin.write(_HEADER.pack(max_pixels, len(image), LONGEST_S) + image)
             self.stdin.flush()
             survived = self.stdout.read(1) == _SURVIVED
         except BrokenPipeError:
@@ -168,11 +169,11 @@ def main() -> None:
     with contextlib.suppress(OSError):  # where there is such a thing: when memory ends, this process is the one to go
         Path("/proc/self/oom_score_adj").write_text("1000")
     while header := sys.stdin.buffer.read(_HEADER.size):
-        pixels, size, seconds = _HEADER.unpack(header)
+        max_pixels, size, seconds = _HEADER.unpack(header)
         image = sys.stdin.buffer.read(size)
         signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process, unless it is taken back
         with contextlib.suppress(ImageError):  # which the actor will meet again, and tell
-            decode_image(image, max_pixels=pixels)
+            decode_image(image, max_pixels=max_pixels)
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.stdout.buffer.write(_SURVIVED)
         sys.stdout.buffer.flush()

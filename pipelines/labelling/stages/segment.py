@@ -1,17 +1,13 @@
-"""The work on one chunk: encoded images in, rows of the label table out. Pixels live here only.
+"""Stage 2, on an actor that holds the model: from encoded images to rows of the label table. Pixels live here only.
 
-The walk of a chunk: ``Read`` (bytes from storage) -> ``Segment`` on an actor (decode in threads -> predict in batches
--> statistics and run-length code in threads) -> ``Write`` (one Parquet object, put if absent). Chunks travel between
-the three as Arrow IPC streams, one row of Ray Data per chunk.
+The walk of an image, which keeps its index in the chunk all the way: read the header -> decode in threads -> predict
+in batches -> run lengths and statistics in threads -> a row.
 
 An actor has two chunks under way: while one is with the network, the other one's images are decoded, or its last masks
 encoded and its table built, so that the network does not wait between chunks. It takes one chunk's images after the
 other's.
 
-A process that dies with a chunk is started again by Ray, with the same chunk. From the second attempt on the chunk has
-the process to itself, so that no other one's fault counts as its own, and its images go through ``quarantine`` first.
-From the third on each of them is labelled alone before all are labelled together, which tells those that end the
-process elsewhere than in decoding. After some attempts that no image is to blame for the run gives up.
+A process that dies with a chunk is started again, with the same chunk; ``coordinator`` has the rules.
 """
 
 import collections
@@ -19,227 +15,132 @@ import contextlib
 import itertools
 import threading
 import time
-from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
-from typing import NamedTuple, Protocol, TypeVar, runtime_checkable
+from dataclasses import replace
+from typing import TypeVar
 
 import numpy as np
 import pyarrow as pa
 import torch
-from numpy.typing import NDArray
 
-from pipelines.cluster.resources import Share
-from pipelines.label_table.schema import CLASS_STATISTIC, LISTING, MASKS
-from pipelines.labelling.stages.chunks import ChunkRow, Work
+from pipelines.cluster.machine import LocalResources
+from pipelines.labelling.report.totals import Totals
+from pipelines.labelling.stages.chunks import Chunk, RunContext
 from pipelines.labelling.stages.clocks import Start, Stopwatch
-from pipelines.labelling.stages.coordinator import ATTEMPTS, ChunkFailed
-from pipelines.labelling.stages.quarantine import Decodes, survivors
+from pipelines.labelling.stages.coordinator import ATTEMPTS, Attempt
+from pipelines.labelling.stages.predictor import FileDecoder, Predictor, Unloadable
+from pipelines.labelling.stages.quarantine import DecodeWatch, survivors
+from pipelines.labelling.stages.rows import Labelled, RowMaker
 from pipelines.sources import ReadResult
-from pipelines.storage.arrow import from_ipc, to_ipc
 from pspnet_core.errors import ImageError
 from pspnet_core.images.decoding import ImageFile, decode_image, open_image
-from pspnet_core.images.masks import run_lengths, to_png
-from pspnet_core.images.statistics import ClassStatistics, class_statistics, image_confidence
-from pspnet_core.inference.segmenter import Outcome, Prediction, Prepared
+from pspnet_core.inference.inputs import Prepared
+from pspnet_core.inference.segmenter import Outcome, Prediction
 from pspnet_core.threads import SharedLock, map_ahead
 
 T = TypeVar("T")
 R = TypeVar("R")
+Result = Labelled | ImageError
+
+CALLS = 2
+"""Chunks that an actor has under way, so that its network need not wait between them."""
 
 AHEAD_BYTES = 2**28
 """Decoded images that wait, or predictions, for each thread of an actor and chunk under way; one alone may be more."""
 
-ALONE_FIRST = 3
-"""The attempt from which on a chunk's images are labelled one by one before they are labelled together."""
-ALONE_ONLY = 5
-"""The attempt from which on they are not labelled together any more: that is what ends the process then."""
 PLAIN = np.full((64, 64, 3), 128, np.uint8)
 """An image that is nobody's: what ends the process with it is no other image's fault."""
 
 
-class Predictor(Protocol):
-    """What turns decoded images into masks; ``pspnet_core.inference.segmenter.Segmenter`` is the real one."""
-
-    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
-        """Make one ``(H, W, 3)`` uint8 RGB image ready; called in threads."""
-
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
-        """Label prepared images, in order. Called by a thread for each chunk; one chunk's images can be drawn when the
-        last one's are, though these may not all be labelled."""
-
-
-@runtime_checkable
-class FileDecoder(Protocol):
-    """A predictor that decodes files itself, since it knows how many of their pixels it needs."""
-
-    def decode(self, file: ImageFile, /) -> Prepared:
-        """Make one image file ready; called in threads. Raises ImageError."""
-
-
-class Unloadable:
-    """Stands for a model whose loading has ended the process too often.
-
-    It is told with the first image, since what goes wrong while an actor is made reaches nobody as itself.
-    """
-
-    def prepare(self, image: NDArray[np.uint8]) -> Prepared:
-        """Raises ChunkFailed."""
-        raise ChunkFailed(
-            f"loading the model ended its process {ATTEMPTS} times: look for the reason in the workers' logs (too "
-            "little memory? fewer --workers leave more for each)"
-        )
-
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
-        """Nothing, of no images."""
-        return iter(())
-
-
-class Labelled(NamedTuple):
-    """One image's share of a row."""
-
-    shape: tuple[int, int]
-    classes: NDArray[np.int32]
-    lengths: NDArray[np.int32]
-    png: bytes | None
-    confidence: float
-    statistics: ClassStatistics
-
-
-Result = Labelled | ImageError
-Label = Callable[[Iterable[tuple[int, ReadResult]]], Iterator[tuple[int, Result]]]
-"""From encoded images to their outcomes, by index."""
-
-
 class Segment:
-    """Stage 2, on an actor that holds the model: from encoded images to rows of the label table.
+    """Stage 2.
 
     Args:
         make_predictor: builds the predictor, once per actor.
-        share: what each actor of the pool may use; the threads for decoding, encoding and torch follow from it.
+        resources: what the actor may use; the threads for decoding, encoding and torch follow from it.
     """
 
-    def __init__(self, work: Work, make_predictor: Callable[[], Predictor], share: Share) -> None:
-        self.share, self.told = share, time.monotonic()
-        threads = share.threads_here()
-        torch.set_num_threads(threads)
-        self.work = work
+    def __init__(self, context: RunContext, make_predictor: Callable[[], Predictor], resources: LocalResources) -> None:
+        self.resources, self.told = resources, time.monotonic()
+        torch.set_num_threads(resources.threads)
+        self.context = context
+        self.rows = RowMaker(provenance=context.provenance, classes=context.classes)
         self.predictor = self._load(make_predictor)
         self.files = self.predictor if isinstance(self.predictor, FileDecoder) else None
         self.room, self.turn, self.telling = SharedLock(), threading.Lock(), threading.Lock()
-        self.pool = ThreadPoolExecutor(threads)
-        self.depth, self.most = 4 * threads + 16, threads * AHEAD_BYTES
-        self.names = pa.array(work.classes.names)
-        self.wants_png = work.stamp.mask in ("png", "both")
-        self.wants_rle = work.stamp.mask in ("rle", "both")
+        self.pool = ThreadPoolExecutor(resources.threads)
+        self.depth, self.most = 4 * resources.threads + 16, resources.threads * AHEAD_BYTES
         self.told_cpu = time.process_time()
 
     def _load(self, make_predictor: Callable[[], Predictor]) -> Predictor:
-        if self.work.coordinator.start() > ATTEMPTS:
+        if self.context.coordinator.start() > ATTEMPTS:
             return Unloadable()
         predictor = make_predictor()
-        self.work.coordinator.started()
+        self.context.coordinator.started()
         return predictor
 
-    def __call__(self, row: ChunkRow) -> ChunkRow:
-        """Replace ``payload`` by a ``MASKS`` table.
+    def __call__(self, chunk: Chunk) -> Chunk:
+        """Replace the ``ENCODED`` table by a ``MASKS`` table."""
+        watch = Stopwatch()
+        if not len(chunk.table):
+            return replace(chunk, table=self.rows.table(chunk.table, {}), totals=chunk.totals + self._spent(watch))
+        with self._attempt(chunk.number) as attempt:
+            results = dict(self._results(chunk, attempt, watch))
+            table = self.rows.table(chunk.table, results)
+            self.context.coordinator.done(chunk.number)
+        errors = Counter(result.kind for result in results.values() if isinstance(result, ImageError))
+        counted = Totals(labelled=len(results) - errors.total(), kinds=errors, given_up=int(attempt.gives_up))
+        return replace(chunk, table=table, totals=chunk.totals + counted + self._spent(watch))
 
-        Raises:
-            ChunkFailed: too many attempts have ended in the death of the process.
-        """
-        encoded, watch = from_ipc(row["payload"]), Stopwatch()
-        if not len(encoded):
-            return row | self._segmented(encoded, (), watch)
-        with contextlib.ExitStack() as room:
-            attempt = self._begin(row["chunk"], room)
-            done = self._segmented(encoded, self._outcomes(encoded, row["chunk"], attempt, watch), watch)
-            self.work.coordinator.done(row["chunk"])
-        return row | done
+    @contextlib.contextmanager
+    def _attempt(self, chunk: int) -> Iterator[Attempt]:
+        """An attempt at a chunk; one that has failed before waits until it has the process to itself."""
+        failed = self.context.coordinator.has_failed(chunk)
+        with self.room.alone() if failed else self.room.shared():
+            yield self.context.coordinator.begin(chunk)
 
-    def _begin(self, chunk: int, room: contextlib.ExitStack) -> int:
-        """Which attempt this is, once the process has room for it: from the second on for it alone."""
-        room.enter_context(self.room.shared())
-        attempt = self.work.coordinator.begin(chunk)
-        if attempt > 1:
-            self.work.coordinator.withdraw(chunk)
-            room.close()
-            room.enter_context(self.room.alone())
-            attempt = self.work.coordinator.begin(chunk)
-        return attempt
-
-    def _segmented(self, encoded: pa.Table, outcomes: Iterable[tuple[int, Result]], watch: Stopwatch) -> ChunkRow:
-        """What segmenting adds to a chunk's row, or replaces in it."""
-        reasons: dict[int, ImageError] = {}
-        labelled: dict[int, Labelled] = {}
-        for index, result in outcomes:
-            if isinstance(result, ImageError):
-                reasons[index] = result
-            else:
-                labelled[index] = result
-        return {
-            "payload": to_ipc(self._table(encoded, labelled, reasons)),
-            "labelled": len(labelled),
-            "errors": len(reasons),
-            "kinds": " ".join(error.kind for error in reasons.values()),
-            **self._spent(watch),
-        }
-
-    def _spent(self, watch: Stopwatch) -> dict[str, float]:
-        """The watch's counters, and seconds of this actor, its GPUs and its CPUs since it told last, or was made.
-
-        What chunks side by side have used of the process is told once, by the one that is done first.
-        """
-        with self.telling:
-            watch.process, self.told_cpu = self.told_cpu, time.process_time()
-            before, self.told = self.told, time.monotonic()
-            seconds = self.told - before
-            held = {"actor": 1.0, "gpu": self.share.gpus, "cpu": self.share.cpus}
-            return watch.spent() | {f"held_{what}": seconds * each for what, each in held.items()}
-
-    def _outcomes(self, encoded: pa.Table, chunk: int, attempt: int, watch: Stopwatch) -> Iterator[tuple[int, Result]]:
-        """Each image's outcome, with its index; those that have ended processes are errors."""
-        decodes = Decodes(lambda index: str(encoded["uri"][index]))
-        label = partial(self._label, watch=watch, decodes=decodes)
-        with decodes.watched():
-            if attempt == 1:
-                yield from label(enumerate(_encoded(encoded)))
+    def _results(self, chunk: Chunk, attempt: Attempt, watch: Stopwatch) -> Iterator[tuple[int, Result]]:
+        """What becomes of each image, by its index."""
+        images = enumerate(_encoded(chunk.table))
+        with DecodeWatch(lambda index: str(chunk.table["uri"][index])).running() as decodes:
+            if attempt.number == 1:
+                yield from self._label(images, watch, decodes)
                 return
-            deadly = self.work.coordinator.deadly(chunk)
-            images = survivors(_without(deadly, _encoded(encoded)), pixels=self.work.pixels)
-            if attempt < ALONE_FIRST:
-                yield from label(enumerate(images))
+            tried = survivors(images, max_pixels=self.context.max_pixels)
+            if attempt.is_alone:
+                yield from self._label_alone(chunk.number, tried, attempt, watch, decodes)
             else:
-                yield from self._outcomes_of_suspects(list(images), chunk, attempt, label)
+                yield from self._label(tried, watch, decodes)
 
-    def _outcomes_of_suspects(
-        self, images: Sequence[ReadResult], chunk: int, attempt: int, label: Label
+    def _label_alone(
+        self,
+        chunk: int,
+        images: Iterable[tuple[int, ReadResult]],
+        attempt: Attempt,
+        watch: Stopwatch,
+        decodes: DecodeWatch,
     ) -> Iterator[tuple[int, Result]]:
-        """As ``_outcomes``, once something else than decoding has ended the process.
-
-        Who shares a forward pass with whom may change the last bits of a mask. So what images come to alone counts only
-        where they cannot be together.
-        """
-        alone = self._alone(images, chunk, label)
-        if attempt >= ALONE_ONLY:
-            yield from alone
-        else:
-            collections.deque(alone, maxlen=0)
-            yield from label(enumerate(images))
-
-    def _alone(self, images: Sequence[ReadResult], chunk: int, label: Label) -> Iterator[tuple[int, Result]]:
-        """Each image's outcome when nothing is in hand but this image, which the coordinator is told before."""
-        collections.deque(self.predictor.predict([self.predictor.prepare(PLAIN)]), maxlen=0)
-        for index, image in enumerate(images):
-            self.work.coordinator.announce(chunk, index)
-            yield from label([(index, image)])
-        self.work.coordinator.announce(chunk, None)
+        """As ``_label``, one image at a time, which the coordinator is told before; those not known come first."""
+        tried = []
+        for index, image in sorted(images, key=lambda item: item[0] in attempt.good):
+            if reason := _refused(index, attempt):
+                yield index, ImageError("Crashed", reason)
+            else:
+                tried.append((index, image))
+        if tried:
+            collections.deque(self.predictor.predict([(0, self.predictor.prepare(PLAIN))]), maxlen=0)
+        for index, image in tried:
+            self.context.coordinator.announce(chunk, index)
+            yield from self._label([(index, image)], watch, decodes)
+        self.context.coordinator.announce(chunk, None)
 
     def _label(
-        self, images: Iterable[tuple[int, ReadResult]], watch: Stopwatch, decodes: Decodes
+        self, images: Iterable[tuple[int, ReadResult]], watch: Stopwatch, decodes: DecodeWatch
     ) -> Iterator[tuple[int, Result]]:
-        """Each image's outcome, with the index that came with it."""
-        good: list[int] = []
-        bad: list[tuple[int, ImageError]] = []
+        """The outcome of each image, by its index; images share forward passes."""
+        failed: list[tuple[int, ImageError]] = []
 
         def opened() -> Iterator[tuple[int, ImageFile | ImageError]]:
             for index, data in images:
@@ -252,25 +153,26 @@ class Segment:
             with decodes.of(index):
                 return index, self._decode(file, watch)
 
-        def prepared() -> Iterator[Prepared]:
-            for index, result in self._in_threads(decode, opened(), lambda item: _size(item[1])):
+        def prepared() -> Iterator[tuple[int, Prepared]]:
+            for index, result in self._in_threads(decode, opened()):
                 if isinstance(result, ImageError):
-                    bad.append((index, result))
+                    failed.append((index, result))
                 else:
-                    good.append(index)
-                    yield result
+                    yield index, result
 
         # Decoded before it is the chunk's turn, as far as the depth goes.
         with contextlib.closing(self._in_turn(_begun(prepared()))) as ready:
             outcomes = watch.waiting("predict", self.predictor.predict(watch.waiting("images", ready)))
-            finished = self._in_threads(lambda item: self._encode(item, watch), outcomes, _size)
-            for position, result in enumerate(finished):
-                yield good[position], result
-        yield from bad
+            yield from self._in_threads(lambda item: (item[0], self._encode(item[1], watch)), outcomes)
+        yield from failed
 
-    def _in_threads(self, function: Callable[[T], R], items: Iterable[T], size: Callable[[T], int]) -> Iterator[R]:
+    def _in_threads(
+        self, function: Callable[[tuple[int, T]], tuple[int, R]], items: Iterable[tuple[int, T]]
+    ) -> Iterator[tuple[int, R]]:
         """``map``, some images ahead."""
-        return map_ahead(self.pool, function, items, depth=self.depth, weight=size, most=self.most)
+        return map_ahead(
+            self.pool, function, items, depth=self.depth, weight=lambda item: _size(item[1]), most=self.most
+        )
 
     def _in_turn(self, items: Iterable[T]) -> Generator[T, None, None]:
         """The same items, one chunk's after the other's."""
@@ -278,9 +180,9 @@ class Segment:
             yield from items
 
     def _open(self, data: ReadResult) -> ImageFile | ImageError:
-        """With its header read, which tells how much memory it will take."""
+        """The image with its header read, which tells how much memory it will take."""
         try:
-            return data if isinstance(data, ImageError) else open_image(data, max_pixels=self.work.pixels)
+            return data if isinstance(data, ImageError) else open_image(data, max_pixels=self.context.max_pixels)
         except ImageError as error:
             return error
 
@@ -301,53 +203,33 @@ class Segment:
         if isinstance(outcome, ImageError):
             return outcome
         start = Start.now()
-        mask, confidence = outcome
-        classes, lengths = run_lengths(mask)
-        labelled = Labelled(
-            (mask.shape[0], mask.shape[1]),
-            classes,
-            lengths,
-            to_png(mask, self.work.classes.palette(), classes=len(self.work.classes)) if self.wants_png else None,
-            image_confidence(confidence),
-            class_statistics(classes, lengths, confidence),
-        )
+        labelled = self.rows.label(outcome)
         watch.add("encode", start)
         return labelled
 
-    def _table(self, encoded: pa.Table, labelled: dict[int, Labelled], reasons: dict[int, ImageError]) -> pa.Table:
-        """The chunk's rows of the label table, in the order of the plan."""
-        count = len(encoded)
-        rows = [labelled.get(index) for index in range(count)]
-        stamp = self.work.stamp
-        columns = {name: encoded[name] for name in LISTING.names} | {
-            "width": [row and row.shape[1] for row in rows],
-            "height": [row and row.shape[0] for row in rows],
-            "status": ["ok" if row else "error" for row in rows],
-            "error": [str(reasons[index]) if index in reasons else None for index in range(count)],
-            "mask_classes": _lists([row and row.classes for row in rows], pa.int32(), keep=self.wants_rle),
-            "mask_lengths": _lists([row and row.lengths for row in rows], pa.int32(), keep=self.wants_rle),
-            "mask_png": [row and row.png for row in rows],
-            "confidence": [row and row.confidence for row in rows],
-            "class_stats": self._statistics([row and row.statistics for row in rows]),
-            "run_id": [stamp.run_id] * count,
-            "labelled_at": [stamp.made] * count,
-        }
-        return pa.table(columns, schema=MASKS)
+    def _spent(self, watch: Stopwatch) -> Totals:
+        """The watch's seconds, and those of this actor, its GPUs and its CPUs since it told last, or was made.
 
-    def _statistics(self, rows: Sequence[ClassStatistics | None]) -> pa.ListArray:
-        present = [{"class_id": row.class_id} | dict(row.columns) for row in rows if row is not None]
-
-        def joined(name: str, dtype: pa.DataType) -> pa.Array:
-            return pa.array(np.concatenate([values[name] for values in present]) if present else [], dtype)
-
-        ids = joined("class_id", pa.int32())
-        fields = [ids, self.names.take(ids)]
-        fields += [joined(field.name, field.type) for field in list(CLASS_STATISTIC)[len(fields) :]]
-        values = pa.StructArray.from_arrays(fields, fields=list(CLASS_STATISTIC))
-        return _list_array([None if row is None else len(row.class_id) for row in rows], values)
+        What chunks side by side have used of the process is told once, by the one that is done first.
+        """
+        with self.telling:
+            watch.process, self.told_cpu = self.told_cpu, time.process_time()
+            before, self.told = self.told, time.monotonic()
+            seconds = self.told - before
+            held = {"actor": 1.0, "gpu": self.resources.gpus, "cpu": self.resources.cpus}
+            return watch.spent() + Totals(held=Counter({what: seconds * each for what, each in held.items()}))
 
 
-def _size(item: ImageFile | Outcome) -> int:
+def _refused(index: int, attempt: Attempt) -> str:
+    """Why an image is not tried alone (any more); nothing where it is."""
+    if index in attempt.deadly:
+        return "labelling it alone ends the process"
+    if attempt.gives_up and index not in attempt.good:
+        return f"its chunk ended the process that labels it {attempt.number - 1} times, which may be another's fault"
+    return ""
+
+
+def _size(item: object) -> int:
     """Bytes of an image, once it is decoded, or of a prediction."""
     if isinstance(item, Prediction):
         return item.mask.nbytes + item.confidence.nbytes
@@ -359,12 +241,6 @@ def _begun(items: Iterator[T]) -> Iterator[T]:
     return itertools.chain(list(itertools.islice(items, 1)), items)
 
 
-def _without(deadly: Collection[int], images: Iterable[ReadResult]) -> Iterator[ReadResult]:
-    """The same images; those that have ended processes are errors."""
-    for index, image in enumerate(images):
-        yield ImageError("Crashed", "labelling it alone ends the process") if index in deadly else image
-
-
 def _encoded(table: pa.Table) -> Iterator[ReadResult]:
     for data, error in zip(table["data"], table["error"], strict=True):
         if error.is_valid:
@@ -372,18 +248,3 @@ def _encoded(table: pa.Table) -> Iterator[ReadResult]:
             yield ImageError(kind, message)
         else:
             yield data.as_py()
-
-
-def _lists(rows: Sequence[NDArray[np.int32] | None], dtype: pa.DataType, *, keep: bool) -> pa.ListArray:
-    if not keep:
-        return pa.nulls(len(rows), pa.list_(dtype))
-    present = [row for row in rows if row is not None]
-    values = pa.array(np.concatenate(present) if present else [], dtype)
-    return _list_array([None if row is None else len(row) for row in rows], values)
-
-
-def _list_array(lengths: Sequence[int | None], values: pa.Array) -> pa.ListArray:
-    """``values`` cut into lists of the given lengths; None makes a null."""
-    offsets = [0, *itertools.accumulate(length or 0 for length in lengths)]
-    missing = pa.array([length is None for length in lengths], pa.bool_())
-    return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), values, mask=missing)

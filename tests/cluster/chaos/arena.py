@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,19 +21,19 @@ import torch
 from PIL import Image
 from ray.cluster_utils import Cluster
 
+from pipelines.cluster.session import KEEP_IDLE
 from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
 from pipelines.storage import Store, open_store
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import save_checkpoint
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 from tests.conftest import s3_settings
 from tests.support.faultproxy import FaultProxy
 from tests.support.paths import ROOT
 from tests.support.s3server import S3Server
+from tests.support.waiting import PATIENCE_S
 
 SABOTAGE = Path(__file__).parent / "sabotage"
 BUCKET = "chaos"
-PATIENCE_S = 600.0
-"""Seconds within which anything that is waited for must happen, on a busy machine too."""
 
 IMAGES = 24
 KILLERS = {"07-killer.jpg": b"SEGFAULT", "15-killer.jpg": b"NOMEMORY"}
@@ -108,7 +108,7 @@ class Arena:
             self.input.put_if_absent(key, content)
         torch.manual_seed(0)
         network = PSPNet(PSPNetConfig(classes=len(SCENE_CLASSES), backbone="resnet18", output_stride=32))
-        checkpoints.from_model(network, name="scenes", classes=SCENE_CLASSES).save(self.folder / "model")
+        save_checkpoint(network, self.folder / "model", name="scenes", classes=SCENE_CLASSES)
 
     def _undisturbed(self) -> dict[str, bytes]:
         output = self._next_output()
@@ -151,13 +151,10 @@ class Arena:
             for name in names:
                 (self.folder / name).unlink(missing_ok=True)
 
-    def processes(self, title: str) -> list[psutil.Process]:
-        """Processes of Ray's workers that are at what their title says, on any node."""
-        raylets = [
-            info.process.pid
-            for node in (self.cluster.head_node, *self.cluster.worker_nodes)
-            for info in node.all_processes["raylet"]
-        ]
+    def processes(self, title: str, nodes: Iterable[Any] = ()) -> list[psutil.Process]:
+        """Processes of Ray's workers that are at what their title says, on these nodes or on any."""
+        among = list(nodes) or [self.cluster.head_node, *self.cluster.worker_nodes]
+        raylets = [info.process.pid for node in among for info in node.all_processes["raylet"]]
         return [child for raylet in raylets for child in psutil.Process(raylet).children() if title in _title(child)]
 
 
@@ -171,16 +168,17 @@ def open_arena(folder: Path, server: S3Server, *, workers: int) -> Iterator[Aren
             "PYTHONPATH": f"{SABOTAGE}{os.pathsep}{ROOT}",
             "CHAOS_FOLDER": str(folder),
             "OMP_NUM_THREADS": "1",
+            **dict([KEEP_IDLE]),
         }
-        with environment(settings), running_cluster() as cluster:
+        with environment(settings), running_cluster(**NODE) as cluster:
             yield Arena(folder, proxy, cluster, workers)
 
 
 @contextlib.contextmanager
 def environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Let this process, and what it starts, have these variables, and none others of S3, MLflow and Ray."""
+    """Let this process, and what it starts, have these variables, and no other storage, MLflow or cluster."""
     before = dict(os.environ)
-    for name in [name for name in before if name.startswith(("AWS_", "MLFLOW_", "RAY_"))]:
+    for name in [name for name in before if name.startswith(("AWS_", "MLFLOW_", "RAY_ADDRESS"))]:
         del os.environ[name]
     os.environ.update(settings)
     try:
@@ -191,8 +189,8 @@ def environment(settings: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def running_cluster() -> Iterator[Cluster]:
-    """A head for drivers alone, and nodes with logical GPUs for the work."""
+def running_cluster(**node: Any) -> Iterator[Cluster]:
+    """A head for drivers alone, and nodes for the work."""
     # A node that is gone is noticed soon.
     health = {"health_check_period_ms": 500, "health_check_timeout_ms": 2000, "health_check_failure_threshold": 4}
     # Of a dashboard's port that is taken Ray would complain, although there is to be none.
@@ -200,7 +198,7 @@ def running_cluster() -> Iterator[Cluster]:
     cluster = Cluster(initialize_head=True, head_node_args=head)
     try:
         for _ in range(NODES):
-            cluster.add_node(**NODE)
+            cluster.add_node(**node)
         yield cluster
     finally:
         cluster.shutdown()

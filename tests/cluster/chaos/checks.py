@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
 from pipelines.storage import Store
-from pspnet_core.images.masks import from_run_lengths
+from pspnet_core.images import run_lengths
 from tests.cluster.chaos.arena import IMAGES, KILLERS, Arena, Job, contents
 from tests.support.labelfiles import substance
 
@@ -121,7 +121,7 @@ def _check_alike(found: dict[str, Any], expected: dict[str, Any]) -> None:
 
 def _mask(row: Mapping[str, Any]) -> NDArray[np.integer[Any]]:
     codes = np.array(row["mask_classes"]), np.array(row["mask_lengths"])
-    return from_run_lengths(*codes, row["height"], row["width"])
+    return run_lengths.decode(*codes, row["height"], row["width"])
 
 
 def _check_record(found: dict[str, Any], expected: dict[str, Any], rows: list[dict[str, Any]]) -> None:

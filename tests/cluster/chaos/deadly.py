@@ -7,7 +7,8 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from pspnet_core.inference.segmenter import Prediction, Prepared
+from pspnet_core.inference.inputs import Prepared
+from pspnet_core.inference.segmenter import Outcome, Prediction
 
 
 class Unborn:
@@ -20,7 +21,7 @@ class Unborn:
         """Never called."""
         raise NotImplementedError
 
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Prediction]:
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
         """Never called."""
         raise NotImplementedError
 
@@ -32,11 +33,11 @@ class Deadly:
         """The image as it is."""
         return Prepared(image.shape[0], image.shape[1], (image,))
 
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Prediction]:
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
         """Never returns."""
-        for image in images:
+        for key, image in images:
             os.kill(os.getpid(), signal.SIGKILL)
-            yield Prediction(np.zeros((image.height, image.width), np.uint8), np.ones((1, 1), np.float32))
+            yield key, Prediction(np.zeros((image.height, image.width), np.uint8), np.ones((1, 1), np.float32))
 
 
 class Choosy(Deadly):
@@ -44,10 +45,10 @@ class Choosy(Deadly):
 
     HEIGHT = 23
 
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Prediction]:
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
         """Says of all others that every pixel is of class 0."""
-        for image in images:
+        for key, image in images:
             if image.height == self.HEIGHT:
                 os._exit(1)
             size = (image.height, image.width)
-            yield Prediction(np.zeros(size, np.uint8), np.ones(size, np.float32))
+            yield key, Prediction(np.zeros(size, np.uint8), np.ones(size, np.float32))

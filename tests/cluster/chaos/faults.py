@@ -6,13 +6,14 @@ progress is told, and from which a deed starts, are drawn by the round's random 
 
 from __future__ import annotations
 
-import os
 import random
 import re
 import signal
 from collections.abc import Callable, Generator, Sequence
 from functools import partial
 from typing import Any
+
+import psutil  # type: ignore[import-untyped]
 
 from tests.cluster.chaos.arena import BUCKET, KILLERS, NODE, Arena, Job, owner_of, picture, until
 from tests.cluster.chaos.checks import check, check_newer
@@ -70,6 +71,11 @@ class Round:
         """The request that hangs, as soon as it does."""
         until(lambda: bool(rule.hits), self.driver)
         return rule.hits[0]
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Processes of the arena's workers by their title, once there are any: Ray gives them one when they begin."""
+        until(lambda: bool(self.arena.processes(title)), self.driver)
+        return self.arena.processes(title)
 
     def play(self, faults: Sequence[Fault]) -> None:
         """Start a job, disturb it, wait for its end and check what it has left behind."""
@@ -131,14 +137,7 @@ def _actor_killed(round: Round) -> Deed:
     rule = round.holding(**round.random.choice([READING, WRITING]))
     yield
     round.held(rule)
-    actors: list[int] = []
-
-    def found() -> bool:
-        actors[:] = [process.pid for process in round.arena.processes("Segment")]
-        return bool(actors)
-
-    until(found, round.driver)
-    os.kill(round.random.choice(actors), signal.SIGKILL)
+    round.random.choice(round.processes("Segment")).kill()
     rule.release()
 
 
@@ -169,8 +168,8 @@ def _coordinator_killed(round: Round) -> Deed:
     rule = round.holding(**READING)
     yield
     round.held(rule)
-    (process,) = round.arena.processes("_State")
-    process.kill()
+    for process in round.processes("_State"):
+        process.kill()
     rule.release()
 
 

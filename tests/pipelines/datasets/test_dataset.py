@@ -52,7 +52,7 @@ def test_splits_keys_and_pixels(root: Path) -> None:
     }
     image, mask = dataset.read(dataset.split("val")[0])
     assert (image.shape, mask.shape) == ((2, 3, 3), (2, 3))
-    assert check(dataset, dataset.split("train")).pixels.tolist() == [2, 4]
+    assert check(dataset, dataset.split("train")).splits["train"].pixels.tolist() == [2, 4]
 
 
 def test_an_id_beyond_the_classes_names_file_and_id(root: Path) -> None:
@@ -69,7 +69,7 @@ def test_raw_ids_become_class_ids(root: Path) -> None:
     dataset = opened(root)
     masks = {pair.key: dataset.read(pair)[1].tolist() for pair in dataset.split("train")}
     assert masks == {"a": [[0, 9, 9]], "deep/b": [[0, 1, 1], [9, 1, 9]]}
-    assert check(dataset, dataset.split("train")).pixels.tolist() == [2, 3]
+    assert check(dataset, dataset.split("train")).splits["train"].pixels.tolist() == [2, 3]
 
 
 def test_a_built_in_table_may_be_named(root: Path) -> None:

@@ -27,8 +27,10 @@ from pipelines.label_table.schema import MASKS
 from pipelines.storage import Store, open_store
 from pipelines.storage.arrow import to_parquet
 from pspnet_core.errors import ConfigError
+from pspnet_core.images import run_lengths
 from pspnet_core.images.classes import class_table
-from pspnet_core.images.masks import run_lengths, to_png
+from pspnet_core.images.masks import to_png
+from tests.support.packing import in_process
 
 CLASSES = {"names": ["sky", "road", "car"], "colors": [[0, 0, 255], [90, 90, 90], [255, 0, 0]], "ignore": 9}
 SHAPE = (4, 6)
@@ -149,7 +151,7 @@ def label_row(store: Store, path: str, mask: Ids, *, sure: dict[int, float], png
     """A row of the label table; ``sure`` has the confidence of each class."""
     item = store.stat(path)
     assert item is not None
-    classes, lengths = run_lengths(np.array(mask))
+    classes, lengths = run_lengths.encode(np.array(mask))
     stats = [{"class_id": each, "name": "n", "pixels": 1, "fraction": 0.5, "confidence": sure[each]} for each in sure]
     return {
         "uri": item.uri,
@@ -198,7 +200,7 @@ def build_labels(store: Store) -> Expected:
 def pack(dataset: Dataset, output: Store, limit: int = 1000) -> list[Part]:
     """What ``prepare`` does, in this process."""
     work = Pack(dataset, output, plan_shards(dataset, limit))
-    parts = [Part.from_json(json.loads(work({"id": number})["part"])) for number in range(len(work.shards))]
+    parts = in_process(work)
     finish(output, dataset, card_of_parts(dataset, parts), parts)
     return parts
 
@@ -484,7 +486,7 @@ def test_a_file_that_is_no_label_file(local: Store) -> None:
 
 
 def test_a_window_of_the_shuffle_is_remembered() -> None:
-    from pipelines.labelling.job import LabelConfig
+    from pipelines.labelling.config import LabelConfig
     from pipelines.training.loading import WINDOW
 
     assert WINDOW / LabelConfig.chunk < RECENT_FILES

@@ -19,12 +19,14 @@ from pipelines.datasets.data_card import check
 from pipelines.datasets.dataset import Dataset, Pair, by_split
 from pipelines.datasets.layouts import open_dataset
 from pipelines.datasets.packing import Pack, PackingFailed, PrepareConfig, plan_shards, prepare
+from pipelines.process.config_tree import build
 from pipelines.storage import open_store
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import CAMVID
 from pspnet_core.images.decoding import decode_mask
 from tests.pipelines.datasets.test_dataset import CLASSES, write_pair
 from tests.pipelines.datasets.test_layouts import SHAPE, build_ade20k
+from tests.support.packing import in_process
 from tests.support.paths import ROOT
 
 
@@ -43,7 +45,7 @@ def data(tmp_path: Path) -> Path:
 
 
 def config(data: Path, output: Path, **changes: Any) -> PrepareConfig:
-    return replace(PrepareConfig(data=str(data), output=str(output), shard=1), **changes)
+    return build(PrepareConfig, {"data": str(data), "output": str(output), "shard": 1} | changes)
 
 
 def files(output: Path) -> dict[str, bytes]:
@@ -76,30 +78,28 @@ def test_what_is_packed_is_what_was_there(data: Path, tmp_path: Path) -> None:
     assert "| road |" in (tmp_path / "out/card.md").read_text()
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_run_that_broke_off_is_finished_by_the_same_command(data: Path, tmp_path: Path) -> None:
     bad = np.full((5, 7), 77, np.uint8)
     write_pair(data, "train", "03", bad)
-    first = prepare(config(data, tmp_path / "out"))
+    first = prepare(config(data, tmp_path / "out"), in_process)
     whole = files(tmp_path / "out")
     for name in ("card.json", "card.md", "classes.json", "index.parquet", "shards/000001.parquet"):
         (tmp_path / "out" / name).unlink()
     kept = (tmp_path / "out/shards/000000.parquet").stat().st_mtime_ns
     with pytest.raises(ConfigError, match="run jobs/prepare"):
         open_dataset(str(tmp_path / "out"), "shards")
-    assert prepare(config(data, tmp_path / "out")) == first
+    assert prepare(config(data, tmp_path / "out"), in_process) == first
     assert files(tmp_path / "out") == whole
     assert (tmp_path / "out/shards/000000.parquet").stat().st_mtime_ns == kept
-    assert prepare(config(data, tmp_path / "out")) == first  # there is nothing left to do
+    assert prepare(config(data, tmp_path / "out"), in_process) == first  # there is nothing left to do
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_bad_pairs_are_rows_of_the_card(data: Path, tmp_path: Path) -> None:
     write_pair(data, "train", "01", np.full((5, 7), 77, np.uint8))
     write_pair(data, "train", "02", np.zeros((5, 7), np.uint8), size=(70, 50))
     (data / "images/val/10.jpg").write_bytes(b"no picture")
     (data / "images/val/11.jpg").write_bytes((data / "images/train/00.jpg").read_bytes())
-    result = prepare(config(data, tmp_path / "out"))
+    result = prepare(config(data, tmp_path / "out"), in_process)
     assert (result["splits"], result["rejected"], result["leaks"]) == ({"train": 7, "val": 2}, 3, 1)
     card = json.loads((tmp_path / "out/card.json").read_bytes())
     found = {row["file"]: (row["split"], row["key"], row["reason"]) for row in card["rejected"]}
@@ -120,20 +120,21 @@ def test_bad_pairs_are_rows_of_the_card(data: Path, tmp_path: Path) -> None:
     assert check(packed, packed.split("train")).rejected == ()
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_split_without_a_good_pair_is_refused(data: Path, tmp_path: Path) -> None:
     for key in ("09", "10", "11"):
         write_pair(data, "val", key, np.full((5, 7), 77, np.uint8))
     with pytest.raises(ConfigError, match=r"none of the 3 pairs of split val can be used; .*09\.png holds id 77"):
-        prepare(config(data, tmp_path / "out"))
+        prepare(config(data, tmp_path / "out"), in_process)
     assert not (tmp_path / "out/card.json").exists()
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_raw_ids_are_class_ids_in_the_shards(tmp_path: Path) -> None:
     store = open_store(f"{tmp_path}/data", field="data")
     expected = build_ade20k(store)
-    assert prepare(config(tmp_path / "data", tmp_path / "out", layout="ade20k"))["splits"] == {"train": 2, "val": 1}
+    assert prepare(config(tmp_path / "data", tmp_path / "out", layout="ade20k"), in_process)["splits"] == {
+        "train": 2,
+        "val": 1,
+    }
     rows = [row for path in (tmp_path / "out/shards").iterdir() for row in pq.read_table(path).to_pylist()]
     masks = {(row["split"], row["key"]): decode_mask(row["mask"]).tolist() for row in rows}
     assert masks == expected.masks
@@ -142,29 +143,27 @@ def test_raw_ids_are_class_ids_in_the_shards(tmp_path: Path) -> None:
     assert packed.read(packed.split("val")[0])[1].shape == SHAPE
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_another_input_or_size_into_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
-    prepare(config(data, tmp_path / "out"))
+    prepare(config(data, tmp_path / "out"), in_process)
     before = files(tmp_path / "out")
     with pytest.raises(
         ConfigError, match=rf"^output=.*: holds shards of {data} \(layout folder, 1 MB each\)"
     ) as caught:
-        prepare(config(data, tmp_path / "out", shard=2))
+        prepare(config(data, tmp_path / "out", shard=2), in_process)
     assert "\n" not in str(caught.value)
     write_pair(data, "train", "new", np.zeros((5, 7), np.uint8))
     with pytest.raises(ConfigError, match="give an empty folder"):
-        prepare(config(data, tmp_path / "out"))
+        prepare(config(data, tmp_path / "out"), in_process)
     assert files(tmp_path / "out") == before
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_an_input_that_changes_meanwhile_is_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     opened = open_dataset(str(data), "folder")
     later = replace(opened, splits={"train": opened.split("train")[:-1], "val": opened.split("val")})
     answers = iter([opened, later])
-    monkeypatch.setattr("pipelines.datasets.packing.open_dataset", lambda *_: next(answers))
+    monkeypatch.setattr("pipelines.datasets.layouts.open_dataset", lambda *_: next(answers))
     with pytest.raises(PackingFailed, match=r"changed while it was packed; empty .* and start again"):
-        prepare(config(data, tmp_path / "out"))
+        prepare(config(data, tmp_path / "out"), in_process)
     assert not (tmp_path / "out/card.json").exists()
 
 

@@ -17,7 +17,8 @@ from hypothesis import strategies as st
 from pipelines.datasets.dataset import Dataset, Pair, PairError
 from pipelines.datasets.layouts import open_dataset
 from pipelines.datasets.shards import GROUP_BYTES, ShardRows, ShardWriter, shard_metadata, shard_path
-from pipelines.storage import Retries, open_store
+from pipelines.process.retrying import Retries
+from pipelines.storage import open_store
 from pipelines.storage.local import LocalStore
 from pipelines.storage.s3 import S3Store
 from pspnet_core.errors import ConfigError

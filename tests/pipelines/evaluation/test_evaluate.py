@@ -24,18 +24,21 @@ from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.demo import draw_dataset
 from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.evaluation import scoring
+from pipelines.evaluation.actors import score_checkpoint, score_split
 from pipelines.evaluation.evaluate import EvaluateConfig, evaluate
 from pipelines.evaluation.scoring import Compared, chunked, score
 from pipelines.evaluation.tables import image_row, scores_of
-from pipelines.labelling.job import LabelConfig, label
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.job import label
+from pipelines.process.config_tree import build
 from pipelines.storage import open_store
-from pspnet_core.checkpoints import checkpoint as checkpoints
-from pspnet_core.checkpoints.checkpoint import Checkpoint
+from pspnet_core.checkpoints.checkpoint import Checkpoint, load_checkpoint, save_checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.inference.segmenter import Segmenter
 from pspnet_core.metrics.confusion import BoundaryCounts, ConfusionMatrix, Scores
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
+from tests.support.registered import register
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 IMAGES = 7
@@ -47,6 +50,10 @@ NAMES = SCENE_CLASSES.names
 def untracked(monkeypatch: pytest.MonkeyPatch) -> None:
     """Nothing is logged where a test does not say so."""
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+
+
+def config_of(data: Path, model: Path | str, **flags: Any) -> EvaluateConfig:
+    return build(EvaluateConfig, {"data": str(data), "model": str(model)} | flags)
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +81,19 @@ def result(data: Path, scene_model: Path, output: Path, ray_cluster: None) -> di
     with pytest.MonkeyPatch.context() as patch:
         patch.delenv("MLFLOW_TRACKING_URI", raising=False)
         patch.setattr(scoring, "CHUNK", 2)
-        config = EvaluateConfig(data=str(data), model=str(scene_model), output=str(output), batch=1, workers="2")
+        config = config_of(data, scene_model, output=str(output), batch=1, workers="2")
         return evaluate(config)
 
 
 @pytest.fixture(scope="module")
 def checkpoint(scene_model: Path) -> Checkpoint:
-    return checkpoints.load(scene_model)
+    return load_checkpoint(scene_model)
 
 
 @pytest.fixture(scope="module")
 def masks(data: Path, checkpoint: Checkpoint) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
     """Key -> prediction and target of each image, by one loop."""
-    segmenter = Segmenter(checkpoint.model, checkpoint.inference, batch=1)
+    segmenter = Segmenter(checkpoint.model, checkpoint.settings, batch=1)
     dataset = open_dataset(str(data), "folder")
     found = {}
     for pair in dataset.split("val"):
@@ -238,24 +245,24 @@ def test_a_second_run_into_the_folder_reads_it(
     def refuse(*arguments: Any, **options: Any) -> None:
         raise AssertionError("scored again")
 
-    monkeypatch.setattr("pipelines.evaluation.evaluate._scores", refuse)
-    config = EvaluateConfig(data=str(data), model=str(scene_model), output=str(output), batch=1)
+    monkeypatch.setattr("pipelines.evaluation.evaluate.score_split", refuse)
+    config = config_of(data, scene_model, output=str(output), batch=1)
     assert json.dumps(evaluate(config)) == json.dumps(result)  # as text, since NaN is not equal to itself
     assert files == {path: path.read_bytes() for path in Path(result["output"]).iterdir()}
     with pytest.raises(ConfigError, match=r"^output=.*split=val: holds an .* with batch 1, not 8; choose another"):
-        evaluate(EvaluateConfig(data=str(data), model=str(scene_model), output=str(output)))
+        evaluate(config_of(data, scene_model, output=str(output)))
 
 
 @pytest.fixture
 def quickly(result: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """Scoring gives at once what it gave before."""
     classes, confusion, images = tables(result)
-    monkeypatch.setattr("pipelines.evaluation.evaluate._scores", lambda *_: (scores_of(classes, confusion), images))
+    monkeypatch.setattr("pipelines.evaluation.evaluate.score_split", lambda *_: (scores_of(classes, confusion), images))
 
 
 @pytest.mark.usefixtures("quickly")
 def test_another_setting_is_another_folder(data: Path, scene_model: Path, output: Path, result: dict[str, Any]) -> None:
-    config = EvaluateConfig(data=str(data), model=str(scene_model), output=str(output), flip=True)
+    config = config_of(data, scene_model, output=str(output), flip=True)
     flipped = evaluate(config)
     assert flipped["model"] != result["model"]
     assert flipped["output"] != result["output"]
@@ -269,7 +276,7 @@ def test_other_data_is_refused_before_the_work(
     key = min(path.stem for path in (data / "images/val").iterdir())
     (tmp_path / f"less/images/val/{key}.jpg").unlink()
     (tmp_path / f"less/masks/val/{key}.png").unlink()
-    config = EvaluateConfig(data=str(tmp_path / "less"), model=str(scene_model), output=str(output), batch=1)
+    config = config_of(tmp_path / "less", scene_model, output=str(output), batch=1)
     with pytest.raises(ConfigError, match=r"^output=.*split=val: holds an evaluation .* with content "):
         evaluate(config)
 
@@ -282,7 +289,7 @@ def test_a_run_that_broke_off_is_finished(
     shutil.copytree(result["output"], folder)
     (folder / "classes.parquet").unlink()
     (folder / "confusion.parquet").unlink()
-    config = EvaluateConfig(data=str(data), model=str(scene_model), output=str(tmp_path), batch=1)
+    config = config_of(data, scene_model, output=str(tmp_path), batch=1)
     again = evaluate(config)
     assert again["output"] == str(folder)
     for path in Path(result["output"]).iterdir():
@@ -301,7 +308,7 @@ def test_it_agrees_with_validation_to_the_last_digit(data: Path, checkpoint: Che
     assert len(chunked(pairs)) == 2
     total = ConfusionMatrix(len(NAMES))
     for rank in range(2):
-        segmenter = Segmenter(checkpoint.model, checkpoint.inference)
+        segmenter = Segmenter(checkpoint.model, checkpoint.settings)
         for chunk in chunked(pairs)[rank::2]:
             total += score(segmenter, dataset, chunk)
     for place in range(3):
@@ -311,24 +318,33 @@ def test_it_agrees_with_validation_to_the_last_digit(data: Path, checkpoint: Che
             for pair in dataset.split("val"):
                 shutil.copy(data / kind / "val" / f"{pair.key}.{suffix}", folder / f"{place}-{pair.key}.{suffix}")
     shutil.copy(data / "classes.json", tmp_path / "data/classes.json")
-    found = evaluate(EvaluateConfig(data=str(tmp_path / "data"), model=str(tmp_path / "model"), workers="2"))
+    found = evaluate(config_of(tmp_path / "data", tmp_path / "model", workers="2"))
     assert (found["miou"], found["macc"], found["aacc"]) == (total.miou, total.macc, total.aacc)
     assert json.dumps(list(found["iou"].values())) == json.dumps(total.iou().tolist())
+    assert score_checkpoint(checkpoint, open_dataset(str(tmp_path / "data"), "folder"), "val") == total.miou
 
 
 def test_tables_in_a_bucket_and_a_run_in_mlflow(
-    data: Path, scene_model: Path, s3_bucket: str, tracking_home: Path, result: dict[str, Any], checkpoint: Checkpoint
+    data: Path,
+    scene_model: Path,
+    s3_bucket: str,
+    tracking_home: Path,
+    result: dict[str, Any],
+    checkpoint: Checkpoint,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     place = client.create_experiment("training", artifact_location=(tracking_home / "artifacts").as_uri())
-    trained = client.create_run(place)
-    client.log_artifacts(trained.info.run_id, str(scene_model), "model")
-    client.create_registered_model("scenes")
-    client.create_model_version("scenes", f"{trained.info.artifact_uri}/model", trained.info.run_id)
+    trained, _ = (register(client, scene_model, "scenes", experiment=place) for _ in range(2))
     client.set_registered_model_alias("scenes", "champion", "1")
-    config = EvaluateConfig(
-        data=str(data), model="models:/scenes@champion", output=f"{s3_bucket}/scores", experiment="scores", batch=1
-    )
+
+    def scores(*arguments: Any) -> Any:
+        """Another model becomes the champion meanwhile: the score is that of the version that was loaded."""
+        client.set_registered_model_alias("scenes", "champion", "2")
+        return score_split(*arguments)
+
+    monkeypatch.setattr("pipelines.evaluation.evaluate.score_split", scores)
+    config = config_of(data, "models:/scenes@champion", output=f"{s3_bucket}/scores", experiment="scores", batch=1)
     found = evaluate(config)
     assert {key: value for key, value in found.items() if key not in ("output", "run_id", "iou")} == {
         key: value for key, value in result.items() if key not in ("output", "run_id", "iou")
@@ -347,11 +363,12 @@ def test_tables_in_a_bucket_and_a_run_in_mlflow(
     assert run.info.status == "FINISHED"
     assert client.get_experiment(run.info.experiment_id).name == "scores"
     assert run.data.metrics["miou"] == found["miou"]
-    known = {f"iou_{index}": value for index, value in enumerate(found["iou"].values()) if not math.isnan(value)}
-    assert {key: value for key, value in run.data.metrics.items() if key.startswith("iou_")} == known
+    known = {f"iou/{name}": value for name, value in found["iou"].items() if not math.isnan(value)}
+    assert {key: value for key, value in run.data.metrics.items() if key.startswith("iou/")} == known
     assert (run.data.params["fingerprint"], run.data.params["split"]) == (checkpoint.fingerprint, "val")
-    assert run.data.tags["model_version"] == "models:/scenes/1"
+    assert (run.data.tags["model_version"], run.data.tags["source_run_id"]) == ("models:/scenes/1", trained)
     assert client.get_model_version("scenes", "1").tags == {"evaluation val": found["run_id"]}
+    assert client.get_model_version("scenes", "2").tags == {}
     names = {Path(item.path).name for item in client.list_artifacts(found["run_id"], "evaluation")}
     assert names == {"classes.parquet", "confusion.parquet", "images.parquet", "confusion.png", "iou.png"}
     (tracking_home / "copy").mkdir()
@@ -360,20 +377,22 @@ def test_tables_in_a_bucket_and_a_run_in_mlflow(
     assert Image.open(io.BytesIO((local / "confusion.png").read_bytes())).format == "PNG"
 
 
-def test_a_run_that_fails_is_closed_as_failed(
-    data: Path, scene_model: Path, tracking_home: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.usefixtures("tracking_home")
+@pytest.mark.parametrize(("error", "status"), [(RuntimeError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED")])
+def test_a_run_that_breaks_off_is_closed(
+    data: Path, scene_model: Path, monkeypatch: pytest.MonkeyPatch, error: BaseException, status: str
 ) -> None:
     def fail(*arguments: Any, **options: Any) -> None:
-        raise RuntimeError("broken")
+        raise error
 
-    monkeypatch.setattr("pipelines.evaluation.evaluate._scores", fail)
-    with pytest.raises(RuntimeError, match="broken"):
-        evaluate(EvaluateConfig(data=str(data), model=str(scene_model)))
+    monkeypatch.setattr("pipelines.evaluation.evaluate.score_split", fail)
+    with pytest.raises(type(error)):
+        evaluate(config_of(data, scene_model))
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
     experiment = client.get_experiment_by_name("pspnet-evaluation")
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "FAILED"
+    assert run.info.status == status
 
 
 @pytest.mark.parametrize(
@@ -407,7 +426,7 @@ def test_raw_ids_in_the_files_change_nothing(
         Image.fromarray(np.where(mask == SCENE_CLASSES.ignore, 0, mask + 1).astype(np.uint8)).save(path)
     ids = {str(index + 1): index for index in range(len(SCENE_CLASSES))}
     (tmp_path / "raw/classes.json").write_text(json.dumps(SCENE_CLASSES.to_json() | {"ids": ids}))
-    again = evaluate(EvaluateConfig(data=str(tmp_path / "raw"), model=str(scene_model), batch=1))
+    again = evaluate(config_of(tmp_path / "raw", scene_model, batch=1))
     assert json.dumps(again) == json.dumps(result | {"output": None})  # as text, since NaN is not equal to itself
 
 
@@ -415,11 +434,11 @@ def test_raw_ids_in_the_files_change_nothing(
 def test_a_model_of_other_bands_is_refused(run: str, data: Path, tmp_path: Path) -> None:
     config = PSPNetConfig(classes=2, backbone="resnet18", output_stride=32, mean=(0.0,) * 4, std=(1.0,) * 4)
     classes = ClassTable(names=("a", "b"), colors=((0, 0, 0), (1, 1, 1)))
-    checkpoints.from_model(PSPNet(config), name="four", classes=classes).save(tmp_path / "four")
+    save_checkpoint(PSPNet(config), tmp_path / "four", name="four", classes=classes)
     model = str(tmp_path / "four")
     with pytest.raises(ConfigError, match=r"^model=.*four: takes 4 bands; image files are read as 3, RGB$"):
         if run == "evaluate":
-            evaluate(EvaluateConfig(data=str(data), model=model))
+            evaluate(config_of(data, model))
         else:
             label(LabelConfig(input=str(data), output=str(tmp_path / "labels"), model=model))
     assert not (tmp_path / "labels").exists()
@@ -428,6 +447,9 @@ def test_a_model_of_other_bands_is_refused(run: str, data: Path, tmp_path: Path)
 def test_a_model_of_other_classes_is_refused(data: Path, scene_model: Path, tmp_path: Path) -> None:
     shutil.copytree(data, tmp_path / "other")
     (tmp_path / "other/classes.json").write_text(json.dumps({"names": ["a", "b"]}))
-    with pytest.raises(ConfigError, match=r"are not the 2 of the data \(a, b, ...\); use a model of this data"):
-        evaluate(EvaluateConfig(data=str(tmp_path / "other"), model=str(scene_model), output=str(tmp_path / "out")))
+    line = r"are not the 2 of the data \(a, b, ...\); use a model of this data"
+    with pytest.raises(ConfigError, match=line):
+        evaluate(config_of(tmp_path / "other", scene_model, output=str(tmp_path / "out")))
+    with pytest.raises(ConfigError, match=line):
+        score_checkpoint(load_checkpoint(scene_model), open_dataset(str(tmp_path / "other"), "folder"), "val")
     assert not (tmp_path / "out").exists()

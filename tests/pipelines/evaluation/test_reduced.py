@@ -13,8 +13,9 @@ from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.demo import draw_dataset
 from pipelines.evaluation.scoring import compare
-from pspnet_core.checkpoints import checkpoint as checkpoints
-from pspnet_core.inference.segmenter import InferenceSettings, Segmenter, prediction_of
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
+from pspnet_core.checkpoints.settings import InferenceSettings
+from pspnet_core.inference.segmenter import Segmenter, prediction_of
 
 CPU = torch.device("cpu")
 
@@ -29,7 +30,7 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.mark.parametrize("batched", [False, True])
 def test_scored_masks_are_those_of_labelling(dataset: Dataset, scene_model: Path, batched: bool) -> None:
-    model = checkpoints.load(scene_model).model
+    model = load_checkpoint(scene_model).model
     full = InferenceSettings(resize="scale", size=0.2)
     segmenter = Segmenter(model, dataclasses.replace(full, reduced=True), device=CPU, batch=1)
     found = list(compare(segmenter, dataset, dataset.split("val"), batched=batched, threads=1))
@@ -37,7 +38,7 @@ def test_scored_masks_are_those_of_labelling(dataset: Dataset, scene_model: Path
     for one in found:
         data = dataset.fetch(one.pair).image
         prepared = segmenter.decode(data)
-        expected = prediction_of(next(segmenter.predict([prepared]))).mask
+        expected = prediction_of(dict(segmenter.predict([(0, prepared)]))[0]).mask
         assert one.mask.shape == one.target.shape == one.image.shape[:2] == expected.shape
         assert (one.mask == expected).mean() > 0.999  # threads add up in another order
         # Otherwise both would have been decoded in full.
@@ -46,7 +47,7 @@ def test_scored_masks_are_those_of_labelling(dataset: Dataset, scene_model: Path
 
 
 def test_the_setting_makes_another_model_of_it(scene_model: Path) -> None:
-    checkpoint = checkpoints.load(scene_model)
-    assert checkpoint.with_inference(reduced=None).fingerprint == checkpoint.fingerprint
-    assert checkpoint.with_inference(reduced=False).fingerprint == checkpoint.fingerprint
-    assert checkpoint.with_inference(reduced=True).fingerprint != checkpoint.fingerprint
+    checkpoint = load_checkpoint(scene_model)
+    assert checkpoint.with_settings(reduced=None).fingerprint == checkpoint.fingerprint
+    assert checkpoint.with_settings(reduced=False).fingerprint == checkpoint.fingerprint
+    assert checkpoint.with_settings(reduced=True).fingerprint != checkpoint.fingerprint

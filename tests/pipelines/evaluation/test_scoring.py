@@ -24,7 +24,7 @@ from pipelines.datasets.dataset import Dataset, Mask, Pair
 from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
 from pipelines.evaluation.scoring import BATCH, CHUNK, Compared, chunked, compare, score, spread
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.masks import to_png
 from pspnet_core.inference.segmenter import Segmenter
@@ -50,8 +50,8 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
 
 @pytest.fixture(scope="module")
 def make_segmenter(scene_model: Path) -> Callable[[int], Segmenter]:
-    checkpoint = checkpoints.load(scene_model)
-    return functools.cache(lambda batch: Segmenter(checkpoint.model, checkpoint.inference, batch=batch))
+    checkpoint = load_checkpoint(scene_model)
+    return functools.cache(lambda batch: Segmenter(checkpoint.model, checkpoint.settings, batch=batch))
 
 
 class Seen:
@@ -185,8 +185,8 @@ def test_every_pair_comes_back_with_its_own_pixels(
 def test_windows_scales_and_mirror_images_are_those_of_labelling(
     dataset: Dataset, scene_model: Path, settings: dict[str, Any], batched: bool
 ) -> None:
-    checkpoint = checkpoints.load(scene_model).with_inference(**settings)
-    segmenter = Segmenter(checkpoint.model, checkpoint.inference, batch=1)
+    checkpoint = load_checkpoint(scene_model).with_settings(**settings)
+    segmenter = Segmenter(checkpoint.model, checkpoint.settings, batch=1)
     pairs = dataset.split("val")[:12]
     found = list(compare(segmenter, dataset, pairs, threads=1, batched=batched))
     for one in found:

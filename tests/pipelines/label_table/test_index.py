@@ -16,11 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 from pipelines.label_table import index as label_index
 from pipelines.label_table.index import LabelIndex, read_label_file
 from pipelines.label_table.ledger import Ledger
-from pipelines.label_table.listing import VERSION, spooled
+from pipelines.label_table.listing import VERSION, spool
 from pipelines.label_table.schema import LISTING, Paths
+from pipelines.process.retrying import Retries
 from pipelines.storage import ObjectChanged, Store, open_store
 from pipelines.storage.arrow import to_parquet
-from pipelines.storage.base import Retries
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ConfigError
 
@@ -81,7 +81,7 @@ class Life(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         """What is pending in the end is what no file holds."""
-        with spooled([self.listing]) as listing:
+        with spool([self.listing]) as listing:
             pending = self.ledger.pending(listing)
         self.patch.undo()
         shutil.rmtree(self.root)
@@ -146,7 +146,7 @@ class Life(RuleBasedStateMachine):
 
 
 TestLife = Life.TestCase
-TestLife.settings = settings(max_examples=12, stateful_step_count=14, deadline=None, derandomize=True)
+TestLife.settings = settings(max_examples=12, stateful_step_count=14)
 
 
 def fill(store: Store, files: int) -> list[Version]:

@@ -8,19 +8,19 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.label_table import ledger as ledgers
-from pipelines.label_table.ledger import ChunkLimits, Ledger, Order, chunk_bounds
-from pipelines.label_table.listing import spooled
+from pipelines.label_table.ledger import ChunkLimits, Ledger, PlanSpec, chunk_bounds
+from pipelines.label_table.listing import spool
 from pipelines.label_table.schema import LISTING, MASKS, Paths
+from pipelines.process.retrying import Retries
 from pipelines.storage import open_store
 from pipelines.storage.arrow import to_parquet
-from pipelines.storage.base import Retries
 from pipelines.storage.local import LocalStore
 
-ORDER = Order(source="images", input="/bucket", date="2026-01-31", mask="rle")
+SPEC = PlanSpec(source="images", input="/bucket", date="2026-01-31", mask="rle")
 LIMITS = ChunkLimits(images=3, bytes=1000)
 
 
@@ -30,12 +30,12 @@ def listing(*keys: str, etag: str = "1", size: int = 10) -> pa.Table:
 
 
 def pending(ledger: Ledger, listed: pa.Table) -> pa.Table:
-    with spooled(listed.to_batches()) as found:
+    with spool(listed.to_batches()) as found:
         return ledger.pending(found)
 
 
 def unlisted(ledger: Ledger, listed: pa.Table) -> int:
-    with spooled(listed.to_batches()) as found:
+    with spool(listed.to_batches()) as found:
         return ledger.unlisted(found)
 
 
@@ -47,7 +47,6 @@ def ledger(tmp_path: Path) -> Ledger:
 
 
 @given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 9), st.integers(1, 120))
-@settings(deadline=None, derandomize=True)
 def test_chunks_cover_everything_within_the_limits(sizes: list[int], images: int, limit: int) -> None:
     bounds = chunk_bounds(np.array(sizes, np.int64), ChunkLimits(images=images, bytes=limit))
     assert [index for start, stop in bounds for index in range(start, stop)] == list(range(len(sizes)))
@@ -61,8 +60,8 @@ def test_chunks_cover_everything_within_the_limits(sizes: list[int], images: int
 
 def test_a_plan_says_what_it_was_told(ledger: Ledger) -> None:
     assert ledger.latest_plan() is None
-    made = ledger.make_plan(listing(*"abcdefg"), ORDER, LIMITS, None)
-    assert (made.number, made.chunks, made.images, made.order, made.date) == (0, 3, 7, ORDER, "2026-01-31")
+    made = ledger.make_plan(listing(*"abcdefg"), SPEC, LIMITS, None)
+    assert (made.number, made.chunks, made.images, made.spec, made.date) == (0, 3, 7, SPEC, "2026-01-31")
     assert ledger.latest_plan() == made
     assert [ledger.read_chunk(made, chunk)["key"].to_pylist() for chunk in range(3)] == [
         ["a", "b", "c"],
@@ -74,10 +73,10 @@ def test_a_plan_says_what_it_was_told(ledger: Ledger) -> None:
 
 
 def test_of_two_drivers_the_second_gets_the_first_ones_plan(ledger: Ledger) -> None:
-    first = ledger.make_plan(listing("a", "b"), ORDER, LIMITS, None)
-    second = ledger.make_plan(listing("b", "c", "d"), ORDER, LIMITS, None)
+    first = ledger.make_plan(listing("a", "b"), SPEC, LIMITS, None)
+    second = ledger.make_plan(listing("b", "c", "d"), SPEC, LIMITS, None)
     assert second == first
-    following = ledger.make_plan(listing("z"), ORDER, LIMITS, first)
+    following = ledger.make_plan(listing("z"), SPEC, LIMITS, first)
     assert following.number == 1
     assert ledger.latest_plan() == following
 
@@ -101,7 +100,7 @@ def test_pending_is_what_no_row_names_with_its_etag(ledger: Ledger) -> None:
     label_rows(ledger, "abc", 0)
     label_rows(ledger, "d", 1, etag="old")
     assert pending(ledger, listing(*"edcba"))["key"].to_pylist() == ["d", "e"]
-    plan = ledger.make_plan(listing(*"edcba"), ORDER, LIMITS, None)
+    plan = ledger.make_plan(listing(*"edcba"), SPEC, LIMITS, None)
     assert ledger.missing_chunks(plan) == []  # both of its chunks are there, by name
 
 
@@ -113,13 +112,13 @@ def test_another_model_is_another_ledger(ledger: Ledger) -> None:
 
 def test_a_plan_of_nothing_is_refused(ledger: Ledger) -> None:
     with pytest.raises(ValueError, match="at least one image"):
-        ledger.make_plan(listing(), ORDER, LIMITS, None)
+        ledger.make_plan(listing(), SPEC, LIMITS, None)
     assert ledger.latest_plan() is None
 
 
 def test_images_of_an_open_plan_that_are_gone_count_as_unlisted(ledger: Ledger) -> None:
     assert unlisted(ledger, listing("a")) == 0
-    plan = ledger.make_plan(listing("a", "b", "c"), ORDER, LIMITS, None)
+    plan = ledger.make_plan(listing("a", "b", "c"), SPEC, LIMITS, None)
     assert unlisted(ledger, listing("c", "d")) == 2
     assert ledger.store.put_if_absent(ledger.paths.run(plan.run_id), b"{}")
     assert unlisted(ledger, listing("c", "d")) == 0
@@ -133,7 +132,7 @@ def test_what_a_plan_has_no_room_for_waits_for_the_next(ledger: Ledger, monkeypa
     listed, plan, planned = listing(*reversed(letters)), None, []
     while len(rest := pending(ledger, listed)):
         assert len(rest) <= 5
-        plan = ledger.make_plan(rest, ORDER, ChunkLimits(images=2, bytes=1000), plan)
+        plan = ledger.make_plan(rest, SPEC, ChunkLimits(images=2, bytes=1000), plan)
         chunks = ["".join(ledger.read_chunk(plan, chunk)["key"].to_pylist()) for chunk in range(plan.chunks)]
         planned.append(chunks)
         for number, keys in enumerate(chunks):
@@ -145,7 +144,7 @@ def test_what_a_plan_has_no_room_for_waits_for_the_next(ledger: Ledger, monkeypa
 
 def test_rows_come_in_the_order_of_the_chunks(ledger: Ledger) -> None:
     letters = "".join(chr(ord("a") + number) for number in range(26))
-    plan = ledger.make_plan(listing(*letters), ORDER, ChunkLimits(images=1, bytes=1000), None)
+    plan = ledger.make_plan(listing(*letters), SPEC, ChunkLimits(images=1, bytes=1000), None)
     for chunk in reversed(range(26)):
         label_rows(ledger, letters[chunk], chunk)
     label_rows(ledger, "other", 0, plan=1)
@@ -195,7 +194,7 @@ def test_looking_up_a_chunk_does_not_cost_more_in_a_longer_plan(tmp_path: Path) 
         store = CountingStore(str(tmp_path / f"{images}"), field="output", retries=Retries())
         ledger = Ledger(store, Paths(partition="m-0123"))
         keys = [f"{number:04d}" for number in range(images)]
-        plan = ledger.make_plan(listing(*keys), ORDER, ChunkLimits(images=1, bytes=1000), None)
+        plan = ledger.make_plan(listing(*keys), SPEC, ChunkLimits(images=1, bytes=1000), None)
         ledger.read_chunk(plan, 0)
         store.read_bytes = 0
         assert [ledger.read_chunk(plan, chunk)["key"].to_pylist() for chunk in (3, 7)] == [["0003"], ["0007"]]

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.label_table import listing
-from pipelines.label_table.listing import VERSION, Listing, spooled
+from pipelines.label_table.listing import VERSION, Listing, spool
 from pipelines.label_table.schema import LISTING
 
 
@@ -47,7 +47,7 @@ IMAGES = st.builds(Image, TEXTS, TEXTS, TEXTS, st.integers(0, 2**40))
 
 
 @given(st.lists(IMAGES, max_size=30), st.lists(VERSIONS, max_size=30), st.integers(0, 40), st.data())
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 def test_what_is_left_is_the_difference_of_two_sets(
     images: list[Image], others: list[tuple[str, str]], limit: int, data: st.DataObject
 ) -> None:
@@ -58,7 +58,7 @@ def test_what_is_left_is_the_difference_of_two_sets(
         if (image.uri, image.etag) not in labelled:
             left.setdefault((image.uri, image.etag), image)
     expected = sorted(left.values(), key=lambda image: [text.encode() for text in (image.key, image.uri, image.etag)])
-    with spooled(listed(*images)) as found:
+    with spool(listed(*images)) as found:
         assert found.images == len(images)
         pending = found.pending(versions(*labelled), limit)
     assert pending.schema == LISTING
@@ -66,10 +66,10 @@ def test_what_is_left_is_the_difference_of_two_sets(
 
 
 @given(st.lists(IMAGES, max_size=10), st.lists(VERSIONS, max_size=10))
-@settings(max_examples=20, deadline=None, derandomize=True)
+@settings(max_examples=20)
 def test_how_many_of_some_images_are_not_listed(images: list[Image], others: list[tuple[str, str]]) -> None:
     present = {(image.uri, image.etag) for image in images}
-    with spooled(listed(*images)) as found:
+    with spool(listed(*images)) as found:
         assert found.absent(versions(*others, *present)) == sum(version not in present for version in others)
 
 
@@ -90,7 +90,7 @@ def test_more_than_fits_into_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listing, "MEMORY", "80MB")
     monkeypatch.setattr(listing, "_ROWS", 2**14)
     count = 300_000
-    with spooled(numbered(count)) as found:
+    with spool(numbered(count)) as found:
         pending = found.pending((batch.select(VERSION.names) for batch in numbered(count // 2)), count)
     done = {key for batch in numbered(count // 2) for key in batch["key"].to_pylist()}
     assert pending.nbytes > 50e6
@@ -116,14 +116,14 @@ def most_held(count: int) -> int:
             most = max(most, pa.total_allocated_bytes() - before)
             yield batch.select(schema.names)
 
-    with spooled(watched(LISTING)) as found:
+    with spool(watched(LISTING)) as found:
         assert len(found.pending(watched(VERSION), 10)) == 0
     return most
 
 
 def test_nothing_stays_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    with spooled(numbered(1000)) as found:
+    with spool(numbered(1000)) as found:
         assert isinstance(found, Listing)
         assert os.listdir(tmp_path)
         found.pending(iter(()), 10)
@@ -137,8 +137,8 @@ def test_an_error_of_the_listing_comes_out_as_itself(tmp_path: Path, monkeypatch
         yield from numbered(1000)
         raise ConnectionResetError("by peer")
 
-    with pytest.raises(ConnectionResetError, match="by peer"), spooled(broken()):
+    with pytest.raises(ConnectionResetError, match="by peer"), spool(broken()):
         pytest.fail("there is no listing")
     assert not os.listdir(tmp_path)
-    with spooled(numbered(1000)) as found, pytest.raises(ConnectionResetError, match="by peer"):
+    with spool(numbered(1000)) as found, pytest.raises(ConnectionResetError, match="by peer"):
         found.pending((batch.select(VERSION.names) for batch in broken()), 10)

@@ -1,4 +1,4 @@
-"""Labelling from end to end: a real Ray, real files, a real S3 server."""
+"""Labelling from end to end: real files, a real S3 server, and a real Ray in the job that a user starts."""
 
 import datetime
 import json
@@ -20,27 +20,26 @@ import duckdb
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import ray
 from PIL import Image
 
 from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
 from pipelines.label_table.ledger import Ledger, Plan
 from pipelines.label_table.schema import MASKS, Paths
 from pipelines.labelling import job as labelling
-from pipelines.labelling.job import LabelConfig, label
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.job import label
 from pipelines.labelling.lease import Holder
-from pipelines.labelling.stages.chunks import Work
+from pipelines.labelling.stages.chunks import RunContext
 from pipelines.storage import open_store
 from pipelines.storage.arrow import metadata_of
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.errors import ConfigError
-from pspnet_core.images.decoding import decode_image
-from pspnet_core.images.masks import from_png, from_run_lengths
+from pspnet_core.images import run_lengths
+from pspnet_core.images.decoding import decode_image, decode_mask
 from pspnet_core.inference.segmenter import Segmenter
 from tests.support.labelfiles import substance
 from tests.support.waiting import until
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 IMAGES = 13
 
 
@@ -65,7 +64,7 @@ def fill(folder: Path) -> Path:
 
 
 def make_config(**changes: Any) -> LabelConfig:
-    defaults: dict[str, Any] = {"chunk": 4, "date": "2026-01-31", "mask": "both"}
+    defaults: dict[str, Any] = {"chunk": 4, "date": "2026-01-31", "mask": "both", "local": True}
     return LabelConfig(**(defaults | changes))
 
 
@@ -89,7 +88,7 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory, scene_model: Path, ray_cluster: None) -> Finished:
+def undisturbed(tmp_path_factory: pytest.TempPathFactory, scene_model: Path) -> Finished:
     """Made once; tests that change something take a copy."""
     folder = tmp_path_factory.mktemp("undisturbed")
     config = configs(fill(folder / "bucket"), folder / "labels", scene_model)
@@ -120,19 +119,18 @@ def files_below(folder: Path) -> dict[str, bytes]:
 def test_every_image_gets_the_mask_that_the_segmenter_gives(undisturbed: Finished, scene_model: Path) -> None:
     result, bucket = undisturbed.result, undisturbed.bucket
     assert (result["images"], result["labelled"], result["skipped"], result["errors"]) == (IMAGES, IMAGES, 0, 0)
-    checkpoint = checkpoints.load(scene_model)
-    segmenter = Segmenter(checkpoint.model, checkpoint.inference)
+    segmenter = Segmenter.load(scene_model)
     table = rows(result["labels"])
     assert [row["key"] for row in table] == sorted(str(path.relative_to(bucket)) for path in bucket.rglob("*.jpg"))
     for row in table:
         image = decode_image(Path(row["uri"]).read_bytes())
         mask, confidence = segmenter([image])[0]
         classes, lengths = np.array(row["mask_classes"]), np.array(row["mask_lengths"])
-        stored = from_run_lengths(classes, lengths, row["height"], row["width"])
+        stored = run_lengths.decode(classes, lengths, row["height"], row["width"])
         assert image.shape[:2] == (row["height"], row["width"]) == mask.shape
         # Batches of other sizes round differently in the last bit, which may flip a pixel on the edge.
         assert (stored == mask).mean() > 0.999
-        np.testing.assert_array_equal(from_png(row["mask_png"]), stored)
+        np.testing.assert_array_equal(decode_mask(row["mask_png"]), stored)
         assert row["confidence"] == pytest.approx(confidence.mean(), rel=1e-4)
         check_statistics(row["class_stats"], stored)
         assert (row["status"], row["error"]) == ("ok", None)
@@ -147,7 +145,7 @@ def check_statistics(statistics: list[dict[str, Any]], mask: Any) -> None:
 
 
 def test_a_file_explains_itself(undisturbed: Finished, scene_model: Path) -> None:
-    checkpoint = checkpoints.load(scene_model)
+    checkpoint = load_checkpoint(scene_model)
     folder = undisturbed.labels / "masks" / f"model={checkpoint.partition}" / "dt=2026-01-31"
     files = sorted(folder.glob("*.parquet"))
     assert [file.name for file in files] == [f"000000-00000{chunk}.parquet" for chunk in range(4)]
@@ -191,7 +189,7 @@ def test_new_changed_and_deleted_images(tmp_path: Path, scene_model: Path) -> No
     bucket = fill(tmp_path / "bucket")
     config = configs(bucket, tmp_path / "labels", scene_model)
     first = label(config())
-    checkpoint = checkpoints.load(scene_model)
+    checkpoint = load_checkpoint(scene_model)
     ledger = Ledger(open_store(str(tmp_path / "labels"), field="output"), Paths(partition=checkpoint.partition))
     plan = ledger.latest_plan()
     assert plan is not None
@@ -295,8 +293,8 @@ JOB = [sys.executable, "jobs/label.py"]
 def test_two_drivers_at_once_and_one_killed_leave_one_row_per_image(finished: Finished, tmp_path: Path) -> None:
     made = finished.config(chunk=1, output=str(tmp_path / "contested"))
     flags = [f"--{key}={getattr(made, key)}" for key in ("input", "output", "model", "date", "chunk")]
-    flags.append("--wait=false")
-    environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address, "PYTHONPATH": os.getcwd()}
+    flags += ["--wait=false", "--local"]
+    environment = os.environ | {"PYTHONPATH": os.getcwd()}
 
     def start() -> "subprocess.Popen[str]":
         return subprocess.Popen(
@@ -322,13 +320,13 @@ def test_two_drivers_at_once_and_one_killed_leave_one_row_per_image(finished: Fi
 def test_chunks_under_way_outlast_an_output_that_is_away_for_two_minutes(
     finished: Finished, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    found: list[Work] = []
+    found: list[RunContext] = []
 
     class Stop(Exception):
         pass
 
-    def read(work: Work, plan: Plan) -> None:
-        found.append(work)
+    def read(context: RunContext, plan: Plan) -> None:
+        found.append(context)
         raise Stop
 
     monkeypatch.setattr(labelling, "Read", read)
@@ -341,7 +339,7 @@ def test_chunks_under_way_outlast_an_output_that_is_away_for_two_minutes(
 
 def test_a_run_takes_over_from_one_that_was_killed_and_waits_for_nobody_if_told(finished: Finished) -> None:
     """Leases are told apart by what they say of their holder."""
-    lease = finished.labels / Paths(partition=checkpoints.load(Path(finished.config().model)).partition).lease
+    lease = finished.labels / Paths(partition=load_checkpoint(Path(finished.config().model)).partition).lease
     here = Holder.here()
     for holder, left in ((replace(here, started=0.0), False), (replace(here, machine="far-away"), True)):
         lease.parent.mkdir(exist_ok=True)
@@ -354,7 +352,7 @@ def test_a_run_that_waited_for_another_one_labels_what_is_new_by_then(
     tmp_path: Path, scene_model: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     config = configs(fill(tmp_path / "bucket"), tmp_path / "out", scene_model)()
-    partition = checkpoints.load(scene_model).partition
+    partition = load_checkpoint(scene_model).partition
     lease = tmp_path / "out" / Paths(partition=partition).lease
     lease.parent.mkdir(parents=True)
     lease.write_text(json.dumps(asdict(replace(Holder.here(), machine="far-away"))))
@@ -375,7 +373,13 @@ def test_the_job_on_s3_from_flags_to_sql(s3_bucket: str, undisturbed: Finished, 
         store.put_if_absent(f"in put/{path.relative_to(undisturbed.bucket)}", path.read_bytes())
     for path in scene_model.iterdir():
         store.put_if_absent(f"model/{path.name}", path.read_bytes())
-    flags = [f"--input={s3_bucket}/in put", f"--output={s3_bucket}/labels", f"--model={s3_bucket}/model", "--chunk=5"]
+    flags = [
+        f"--input={s3_bucket}/in put",
+        f"--output={s3_bucket}/labels",
+        f"--model={s3_bucket}/model",
+        "--chunk=5",
+        "--local=false",
+    ]
     job = subprocess.run([*JOB, *flags], env=os.environ | {"RAY_ADDRESS": "local"}, text=True, capture_output=True)
     assert job.returncode == 0, job.stderr
     result = json.loads(job.stdout)
@@ -410,17 +414,17 @@ def test_mistakes_are_told_in_one_line_before_anything_is_written(
         label(undisturbed.config(**({"output": str(tmp_path / "labels")} | changes)))
     assert str(caught.value).startswith(f"{field}=")
     assert "\n" not in str(caught.value)
-    assert not (tmp_path / "labels").exists()
+    assert not files_below(tmp_path / "labels")
 
 
 def test_an_empty_input_is_told(undisturbed: Finished, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     with pytest.raises(ConfigError, match="holds no images"):
         label(undisturbed.config(input=str(tmp_path / "empty"), output=str(tmp_path / "labels")))
-    assert not (tmp_path / "labels").exists()
+    assert not files_below(tmp_path / "labels")
 
 
-BAD_FLAGS = {"chunk": 0, "mask": "jpeg", "workers": "4:1", "date": "tomorrow", "source": "x", "pixels": -1}
+BAD_FLAGS = {"chunk": 0, "mask": "jpeg", "workers": "4:1", "date": "tomorrow", "source": "x", "max_pixels": -1}
 
 
 @pytest.mark.parametrize("field", BAD_FLAGS)
@@ -429,9 +433,15 @@ def test_bad_flags(field: str) -> None:
         make_config(**({"input": "a", "output": "b", "model": "c"} | {field: BAD_FLAGS[field]}))
 
 
+def test_one_process_has_no_workers() -> None:
+    with pytest.raises(ConfigError, match=r"^local=True: has one worker, on CPUs; leave out --workers and --gpus$"):
+        make_config(input="a", output="b", model="c", workers="2")
+
+
+@pytest.mark.usefixtures("ray_cluster")
 def test_more_workers_than_the_cluster_holds(finished: Finished, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^workers=1000: the cluster has"):
-        label(finished.config(workers="1000", output=str(tmp_path / "crowded")))
+        label(finished.config(workers="1000", local=None, output=str(tmp_path / "crowded")))
 
 
 def test_wrong_credentials_are_told(s3_bucket: str, undisturbed: Finished, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from pipelines.labelling import lease
-from pipelines.labelling.lease import Holder, Terms, leased
+from pipelines.labelling.lease import Holder, Terms, hold_lease
 from pipelines.storage import Store, TransientStorageError, open_store
 from tests.support.waiting import until
 
@@ -69,11 +69,11 @@ def make_clock(monkeypatch: pytest.MonkeyPatch) -> Callable[..., Clock]:
 
 
 def test_it_tells_who_holds_it_and_is_gone_afterwards(store: Store) -> None:
-    with leased(store, PATH, wait=True):
+    with hold_lease(store, PATH, wait=True):
         holder = holder_of(store)
         assert (holder.process, holder.has_ended()) == (psutil.Process().pid, False)
     assert not store.exists(PATH)
-    with pytest.raises(ZeroDivisionError), leased(store, PATH, wait=True):
+    with pytest.raises(ZeroDivisionError), hold_lease(store, PATH, wait=True):
         _ = 1 / 0
     assert not store.exists(PATH)
 
@@ -82,11 +82,11 @@ def test_the_next_one_waits_for_it(store: Store, caplog: pytest.LogCaptureFixtur
     order = []
 
     def next_one() -> None:
-        with leased(store, PATH, wait=True, terms=QUICK):
+        with hold_lease(store, PATH, wait=True, terms=QUICK):
             order.append("second")
 
     thread = threading.Thread(target=next_one)
-    with caplog.at_level(logging.WARNING), leased(store, PATH, wait=True):
+    with caplog.at_level(logging.WARNING), hold_lease(store, PATH, wait=True):
         thread.start()
         until(lambda: "waiting for another run" in caplog.text)
         order.append("first")
@@ -97,7 +97,7 @@ def test_the_next_one_waits_for_it(store: Store, caplog: pytest.LogCaptureFixtur
 
 def test_who_does_not_wait_works_beside_it(store: Store, caplog: pytest.LogCaptureFixture) -> None:
     put(store, FAR)
-    with leased(store, PATH, wait=False):
+    with hold_lease(store, PATH, wait=False):
         assert holder_of(store) == FAR
     assert holder_of(store) == FAR
     assert "(process 4711 on far-away, since " in caplog.text and "done twice" in caplog.text
@@ -110,7 +110,7 @@ def test_one_that_is_not_renewed_is_taken_over(
     clock = make_clock(
         lambda: put(store, replace(FAR, renewals=1)), lambda: None, lambda: put(store, replace(FAR, renewals=2))
     )
-    with leased(store, PATH, wait=True, terms=Terms(life=60, look=20)):
+    with hold_lease(store, PATH, wait=True, terms=Terms(life=60, look=20)):
         assert clock.now == 3 * 20 + 80  # a life after the last renewal was seen
         assert holder_of(store).host != FAR.host
     assert caplog.text.count("waiting for another run") == 1
@@ -121,7 +121,7 @@ def test_one_that_is_renewed_is_waited_for(store: Store, make_clock: Callable[..
     put(store, FAR)
     renewals = [lambda count=count: put(store, replace(FAR, renewals=count)) for count in range(1, 9)]
     clock = make_clock(*renewals, lambda: store.delete(PATH))
-    with leased(store, PATH, wait=True, terms=Terms(life=60, look=20)):
+    with hold_lease(store, PATH, wait=True, terms=Terms(life=60, look=20)):
         assert clock.now == 9 * 20
 
 
@@ -147,7 +147,7 @@ def test_from_a_process_of_this_machine_that_has_ended_it_is_taken_at_once(
     clock = make_clock()
     with ended(reaped=reaped) as holder:
         put(store, holder)
-        with leased(store, PATH, wait=wait):
+        with hold_lease(store, PATH, wait=wait):
             assert clock.now == 0
             assert holder_of(store).process == psutil.Process().pid
 
@@ -160,7 +160,7 @@ def test_a_process_number_that_another_one_has_now_is_not_the_holder() -> None:
 
 
 def test_whoever_was_taken_over_leaves_the_other_one_alone(store: Store, caplog: pytest.LogCaptureFixture) -> None:
-    with leased(store, PATH, wait=True, terms=Terms(renewal=0.01)):
+    with hold_lease(store, PATH, wait=True, terms=Terms(renewal=0.01)):
         until(lambda: holder_of(store).renewals > 1)
         found = None
         while not (found and store.put_if_match(PATH, json.dumps(asdict(FAR)).encode(), found.etag)):
@@ -175,14 +175,14 @@ def test_what_cannot_be_understood_counts_as_long_as_it_lives(
 ) -> None:
     assert store.put_if_absent(PATH, content)
     clock = make_clock()
-    with leased(store, PATH, wait=True, terms=Terms(life=60, look=20)):
+    with hold_lease(store, PATH, wait=True, terms=Terms(life=60, look=20)):
         assert clock.now == 80
 
 
 def test_an_answer_that_was_lost_is_no_other_holder(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     put_if_absent = store.put_if_absent
     monkeypatch.setattr(store, "put_if_absent", lambda path, data: put_if_absent(path, data) and False)
-    with leased(store, PATH, wait=True):
+    with hold_lease(store, PATH, wait=True):
         assert holder_of(store).process == psutil.Process().pid
     assert not store.exists(PATH)
 
@@ -197,7 +197,7 @@ def test_a_lease_that_cannot_be_had_stops_nobody(
 
     monkeypatch.setattr(store, request_, fail)
     done = threading.Event()
-    with leased(store, PATH, wait=True, terms=Terms(renewal=0.01)):
+    with hold_lease(store, PATH, wait=True, terms=Terms(renewal=0.01)):
         if request_ == "put_if_match":
             until(lambda: "nobody answers" in caplog.text)
         done.set()
@@ -219,15 +219,13 @@ def test_storage_that_is_away_while_somebody_waits_is_waited_for(
         lambda: store.delete(PATH),
         lambda: monkeypatch.setattr(store, "put_if_absent", put_if_absent),
     )
-    with leased(store, PATH, wait=True, terms=Terms(life=60, look=20)) as waited:
-        assert waited
+    with hold_lease(store, PATH, wait=True, terms=Terms(life=60, look=20)):
         assert clock.now == 60
         assert holder_of(store).process == psutil.Process().pid
 
 
 def test_one_that_is_deleted_is_made_anew(store: Store) -> None:
-    with leased(store, PATH, wait=True, terms=Terms(renewal=0.01)) as waited:
-        assert not waited
+    with hold_lease(store, PATH, wait=True, terms=Terms(renewal=0.01)):
         store.delete(PATH)
         until(lambda: store.exists(PATH))
         until(lambda: holder_of(store).renewals > 3)
@@ -238,5 +236,5 @@ def test_a_place_that_nothing_can_be_written_to_is_given_up(tmp_path: Path, make
     store = open_store(str(tmp_path), field="output")
     (tmp_path / PATH).mkdir(parents=True)  # neither absent nor a file
     clock = make_clock()
-    with leased(store, PATH, wait=True, terms=Terms(life=60, look=20)) as waited:
-        assert (waited, clock.now) == (False, 80)
+    with hold_lease(store, PATH, wait=True, terms=Terms(life=60, look=20)):
+        assert clock.now == 80

@@ -18,11 +18,12 @@ from PIL import Image
 
 from jobs.cli import parse_config
 from pipelines.demo.scenes import draw_scene
-from pipelines.label_table.ledger import ChunkLimits, Ledger, Order
+from pipelines.label_table.ledger import ChunkLimits, Ledger, PlanSpec
 from pipelines.label_table.schema import LISTING, Paths
-from pipelines.labelling.job import LabelConfig, label
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.job import label
 from pipelines.storage import open_store
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.errors import ConfigError
 from tests.support.buckets import parquet, tar
 from tests.support.paths import ROOT
@@ -56,11 +57,16 @@ def rows(result: dict[str, Any], columns: str) -> list[Any]:
 
 
 @pytest.fixture
-def night(tmp_path: Path, scene_model: Path, ray_cluster: None) -> Callable[..., dict[str, Any]]:
+def night(tmp_path: Path, scene_model: Path) -> Callable[..., dict[str, Any]]:
     """Labels below ``tmp_path/labels``."""
 
     def run(**flags: Any) -> dict[str, Any]:
-        fixed: dict[str, Any] = {"output": str(tmp_path / "labels"), "model": str(scene_model), "chunk": 3}
+        fixed: dict[str, Any] = {
+            "output": str(tmp_path / "labels"),
+            "model": str(scene_model),
+            "chunk": 3,
+            "local": True,
+        }
         return label(LabelConfig(**(fixed | flags)))
 
     return run
@@ -161,7 +167,7 @@ def test_a_night_after_an_interrupted_one_finishes_that_first(
 
 @pytest.fixture(scope="module")
 def masks_of_loose_images(
-    tmp_path_factory: pytest.TempPathFactory, scene_model: Path, ray_cluster: None
+    tmp_path_factory: pytest.TempPathFactory, scene_model: Path
 ) -> tuple[dict[str, bytes], list[Any]]:
     """Images in all formats, and the masks that they get as an object each."""
     folder = tmp_path_factory.mktemp("loose")
@@ -169,7 +175,7 @@ def masks_of_loose_images(
     for name, data in images.items():
         (folder / name).write_bytes(data)
     output = str(tmp_path_factory.mktemp("labels"))
-    result = label(LabelConfig(input=str(folder), output=output, model=str(scene_model)))
+    result = label(LabelConfig(input=str(folder), output=output, model=str(scene_model), local=True))
     assert counts(result) == (5, 0, 0)
     return images, rows(result, "bytes, mask_classes, mask_lengths, confidence")
 
@@ -201,7 +207,7 @@ def test_every_source_gives_the_same_masks(
     assert counts(night(input=str(folder), source=source)) == (0, 5, 0)
 
 
-def test_an_open_plan_of_old_with_one_input_is_finished_from_it(
+def test_an_open_plan_is_finished_from_its_own_input(
     tmp_path: Path, scene_model: Path, night: Callable[..., dict[str, Any]]
 ) -> None:
     """Whatever the flags say now: other input, other source, nothing new."""
@@ -209,12 +215,11 @@ def test_an_open_plan_of_old_with_one_input_is_finished_from_it(
     add(tmp_path / "other", "b.txt", 2)
     store = open_store(str(tmp_path / "labels"), field="output")
     store.check_writable_atomically()
-    ledger = Ledger(store, Paths(partition=checkpoints.load(scene_model).partition))
+    ledger = Ledger(store, Paths(partition=load_checkpoint(scene_model).partition))
     (item,) = open_store(str(tmp_path / "bucket"), field="input").list()
     listing = pa.Table.from_pylist([{name: getattr(item, name) for name in LISTING.names}], LISTING)
-    order = Order(source="images", input=f"{tmp_path}/bucket", date="2026-01-31", mask="rle")
-    plan = ledger.make_plan(listing, order, ChunkLimits(images=4, bytes=2**20), None)
-    assert plan.order.input == (f"{tmp_path}/bucket",)
+    spec = PlanSpec(source="images", input=(f"{tmp_path}/bucket",), date="2026-01-31", mask="rle")
+    ledger.make_plan(listing, spec, ChunkLimits(images=4, bytes=2**20), None)
     result = night(input=str(tmp_path / "other"), source="webdataset", since="1d", date="today")
     assert counts(result) == (1, 0, 0)
     assert rows(result, "uri, CAST(dt AS VARCHAR)") == [(f"{tmp_path}/bucket/a.jpg", "2026-01-31")]
@@ -232,7 +237,7 @@ def test_a_plan_names_all_that_was_listed(tmp_path: Path, night: Callable[..., d
     plan = Ledger(
         open_store(str(tmp_path / "labels"), field="output"), Paths(partition=path.parent.name.removeprefix("model="))
     ).read_plan(0)
-    assert plan.order.input == (f"{tmp_path}/a", f"{tmp_path}/b,c/2026*", f"{tmp_path}/b,c")
+    assert plan.spec.input == (f"{tmp_path}/a", f"{tmp_path}/b,c/2026*", f"{tmp_path}/b,c")
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import pytest
 
 from pipelines.label_table import ledger
 from pipelines.label_table.schema import Paths
-from pipelines.labelling.job import LabelConfig, label
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.job import label
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from tests.pipelines.labelling.test_job import encoded, scene
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 IMAGES = 7
 
 
@@ -32,7 +32,7 @@ def test_a_run_carries_out_plans_until_nothing_is_pending(
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(encoded(scene(number), "JPEG"))
     bucket, output = str(tmp_path / "bucket"), str(tmp_path / "labels")
-    config = LabelConfig(input=bucket, output=output, model=str(scene_model), chunk=2, date="2026-01-31")
+    config = LabelConfig(input=bucket, output=output, model=str(scene_model), chunk=2, date="2026-01-31", local=True)
     result = label(config)
     assert (result["images"], result["labelled"], result["skipped"], result["errors"]) == (IMAGES, IMAGES, 0, 0)
     found = rows(result["labels"])
@@ -46,7 +46,7 @@ def test_a_run_carries_out_plans_until_nothing_is_pending(
     assert result["run_id"] == found[-1][2]
 
     # As if the run had been killed in the first plan: the next one finishes that, then makes the second.
-    paths = Paths(partition=checkpoints.load(scene_model).partition)
+    paths = Paths(partition=load_checkpoint(scene_model).partition)
     (first,) = (record["run_id"] for record in records if record["plan"] == 0)
     lost = [paths.run(first), paths.run(result["run_id"]), paths.plan(1), paths.chunk("2026-01-31", 0, 1)]
     for name in (*lost, *(paths.chunk("2026-01-31", 1, chunk) for chunk in range(2))):

@@ -19,15 +19,15 @@ from pipelines.demo.scenes import draw_scene
 from pipelines.label_table.ledger import Ledger
 from pipelines.label_table.schema import Paths
 from pipelines.labelling import job as labelling
-from pipelines.labelling.job import LabelConfig, LabellingFailed, label
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.job import LabellingFailed, label
 from pipelines.labelling.retry_errors import find_failed
 from pipelines.storage import open_store
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.errors import ConfigError
-from pspnet_core.images.masks import from_run_lengths
+from pspnet_core.images import run_lengths
 from tests.pipelines.storage.test_storage import serving
 
-pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL, LARGE = (64, 48), (96, 64)
 ONLY_SMALL = SMALL[0] * SMALL[1]
 
@@ -82,7 +82,13 @@ def make_night(tmp_path: Path, scene_model: Path) -> Callable[..., Night]:
         (bucket / f"{index}.jpg").write_bytes(content)
 
     def make(output: str, **changes: Any) -> Night:
-        fixed: dict[str, Any] = {"input": str(bucket), "model": str(scene_model), "chunk": 4, "date": "2026-01-31"}
+        fixed: dict[str, Any] = {
+            "input": str(bucket),
+            "model": str(scene_model),
+            "chunk": 4,
+            "date": "2026-01-31",
+            "local": True,
+        }
         config = LabelConfig(output=str(tmp_path / output), **(fixed | changes))
         return Night(config=config, result=label(config))
 
@@ -90,7 +96,7 @@ def make_night(tmp_path: Path, scene_model: Path) -> Callable[..., Night]:
 
 
 def test_what_failed_is_labelled_and_nothing_else_is_touched(make_night: Callable[..., Night]) -> None:
-    night, undisturbed = make_night("labels", pixels=ONLY_SMALL), make_night("whole")
+    night, undisturbed = make_night("labels", max_pixels=ONLY_SMALL), make_night("whole")
     before = night.rows()
     assert night.result["errors"] == 4
     assert {key for key, row in before.items() if (row["error"] or "").startswith("TooLarge")} == {
@@ -98,7 +104,7 @@ def test_what_failed_is_labelled_and_nothing_else_is_touched(make_night: Callabl
         "4.jpg",
         "8.jpg",
     }
-    again = label(replace(night.config, pixels=10**6, retry_errors=("TooLarge",), date="2026-02-01", chunk=2))
+    again = label(replace(night.config, max_pixels=10**6, retry_errors=("TooLarge",), date="2026-02-01", chunk=2))
     assert (again["images"], again["labelled"], again["skipped"], again["errors"]) == (3, 3, 0, 0)
     after, whole = night.rows(), undisturbed.rows()
     assert after.keys() == whole.keys()
@@ -107,7 +113,7 @@ def test_what_failed_is_labelled_and_nothing_else_is_touched(make_night: Callabl
             assert (row["run_id"], row["labelled_at"]) == (before[key]["run_id"], before[key]["labelled_at"])
             assert (row["status"], row["error"], row["dt"]) == ("ok", None, whole[key]["dt"])
             masks = [
-                from_run_lengths(
+                run_lengths.decode(
                     np.array(each["mask_classes"]), np.array(each["mask_lengths"]), each["height"], each["width"]
                 )
                 for each in (row, whole[key])
@@ -137,10 +143,10 @@ def test_what_fails_again_tells_how_often(make_night: Callable[..., Night]) -> N
 
 
 def test_the_file_keeps_what_explains_it(make_night: Callable[..., Night]) -> None:
-    night = make_night("labels", pixels=ONLY_SMALL)
+    night = make_night("labels", max_pixels=ONLY_SMALL)
     files = sorted(Path(night.config.output).glob("masks/*/*/*.parquet"))
     before = [pq.read_schema(file) for file in files]
-    label(replace(night.config, pixels=10**6, retry_errors=("all",)))
+    label(replace(night.config, max_pixels=10**6, retry_errors=("all",)))
     for file, schema in zip(files, before, strict=True):
         after = pq.ParquetFile(file)
         assert after.schema_arrow.equals(schema, check_metadata=True)
@@ -149,11 +155,11 @@ def test_the_file_keeps_what_explains_it(make_night: Callable[..., Night]) -> No
 
 
 def test_statistics_that_a_killed_replay_left_behind_are_brought_up(make_night: Callable[..., Night]) -> None:
-    night = make_night("labels", pixels=ONLY_SMALL)
+    night = make_night("labels", max_pixels=ONLY_SMALL)
     record = Path(night.config.output) / "runs" / f"{night.result['run_id']}.json"
     (statistics,) = Path(night.config.output).glob("class_stats/*/*/*.parquet")
     stale = {path: path.read_bytes() for path in (record, statistics)}
-    label(replace(night.config, pixels=10**6, retry_errors=("TooLarge",)))
+    label(replace(night.config, max_pixels=10**6, retry_errors=("TooLarge",)))
     fresh = night.statistics(), night.record()
     for path, content in stale.items():
         assert path.read_bytes() != content
@@ -163,8 +169,8 @@ def test_statistics_that_a_killed_replay_left_behind_are_brought_up(make_night: 
 
 
 def test_only_the_chosen_kinds_are_found(make_night: Callable[..., Night], scene_model: Path) -> None:
-    night = make_night("labels", pixels=ONLY_SMALL)
-    paths = Paths(partition=checkpoints.load(scene_model).partition)
+    night = make_night("labels", max_pixels=ONLY_SMALL)
+    paths = Paths(partition=load_checkpoint(scene_model).partition)
     ledger = Ledger(open_store(night.config.output, field="output"), paths)
     found = {
         kinds: [file.rows for file in find_failed(ledger, kinds)]
@@ -201,7 +207,7 @@ def test_too_many_errors_end_the_run_and_keep_what_is_done(
     (tmp_path / "strange").mkdir()
     for index in range(images):
         (tmp_path / "strange" / f"{index:03d}.jpg").write_bytes(b"no image")
-    flags = {"input": str(tmp_path / "strange"), "chunk": 1, "workers": "1"}
+    flags = {"input": str(tmp_path / "strange"), "chunk": 1}
     with pytest.raises(LabellingFailed, match=r"cannot be labelled \(Unreadable \d"):
         make_night("labels", **flags, max_errors=0.9)
     written = list((tmp_path / "labels").glob("masks/*/*/*.parquet"))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pipelines.models.converting import ConvertConfig, convert, model_name
 from pipelines.models.loading import load_model
 from pipelines.storage import open_store
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import check_name, load_checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import CAMVID, ClassTable
 from tests.support.paths import ROOT
@@ -61,7 +61,7 @@ def test_the_job_makes_a_checkpoint_with_the_logits_of_the_source(
     done = job("--source", str(source), "--output", "models/new", folder=tmp_path)
     assert done.returncode == 0, done.stderr
     result = json.loads(done.stdout)
-    checkpoint = checkpoints.load(tmp_path / "models" / "new")
+    checkpoint = load_checkpoint(tmp_path / "models" / "new")
     assert result == {
         "model": str(tmp_path / "models" / "new"),
         "source_kind": "segmentation_models",
@@ -113,7 +113,7 @@ def test_the_flags_are_what_the_checkpoint_has(source: Path, tmp_path: Path) -> 
         mean=(1.0, 2.0, 3.0),
         std=(4.0, 5.0, 6.0),
     )
-    checkpoint = checkpoints.load(tmp_path / "new")
+    checkpoint = load_checkpoint(tmp_path / "new")
     config = checkpoint.config
     assert result["name"] == checkpoint.name == "street"
     assert result["align_corners"] is config.align_corners is False
@@ -126,7 +126,7 @@ def test_a_built_in_table_by_its_name(network: nn.Module, tmp_path: Path) -> Non
     state["segmentation_head.0.weight"], state["segmentation_head.0.bias"] = torch.ones(11, 32, 3, 3), torch.ones(11)
     torch.save(state, tmp_path / "x.pth")
     converted(tmp_path / "x.pth", tmp_path / "new", classes="CamVid")
-    assert checkpoints.load(tmp_path / "new").classes == CAMVID
+    assert load_checkpoint(tmp_path / "new").classes == CAMVID
 
 
 @pytest.mark.parametrize(
@@ -239,4 +239,4 @@ def test_what_an_interruption_left_in_a_bucket_is_completed(s3_bucket: str, sour
 )
 def test_a_name_is_made_from_the_file(uri: str, name: str) -> None:
     assert model_name(uri) == name
-    assert checkpoints.check_name(name) == name
+    assert check_name(name) == name

@@ -13,7 +13,7 @@ import torch
 
 from pipelines.models import exporting
 from pipelines.models.exporting import RUNNERS, ExportConfig, ExportError, export
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.checkpoints.export import FORMATS, METADATA_FILE, describe, save_program
 from pspnet_core.errors import ConfigError
 from pspnet_core.network.pspnet import PSPNet
@@ -25,7 +25,7 @@ def _config(model: Path, output: Path, **fields: Any) -> ExportConfig:
 
 
 def test_onnx_is_written_and_checked(scene_model: Path, tmp_path: Path) -> None:
-    checkpoint, path = checkpoints.load(scene_model), tmp_path / "new" / "scenes.onnx"
+    checkpoint, path = load_checkpoint(scene_model), tmp_path / "new" / "scenes.onnx"
     result = export(_config(scene_model, path))
     assert result.pop("max_difference") < 1e-5
     assert result == {
@@ -49,7 +49,7 @@ def test_a_program_is_written_and_checked(scene_model: Path, tmp_path: Path) -> 
     assert result["bytes"] == path.stat().st_size
     extra = {METADATA_FILE: ""}
     program = torch.export.load(path, extra_files=extra)
-    checkpoint = checkpoints.load(scene_model)
+    checkpoint = load_checkpoint(scene_model)
     assert json.loads(extra[METADATA_FILE]) == describe(checkpoint)
     images = torch.full((3, 3, 70, 90), 128, dtype=torch.uint8)
     with torch.no_grad():

@@ -6,7 +6,9 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow.parquet as pq
@@ -15,8 +17,9 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from pipelines.demo.scenes import draw_scene
-from pipelines.labelling.job import LabelConfig, label
-from pipelines.process.sigterm import on_sigterm
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.job import label
+from pipelines.process.sigterm import on_sigterm, own_sigint
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S, until
 
@@ -25,6 +28,24 @@ IMAGES = 150
 
 def send() -> None:
     os.kill(os.getpid(), signal.SIGTERM)
+
+
+@pytest.mark.parametrize("handled", [lambda *_: sys.exit(0), lambda *_: None, lambda *_: 1 / 0])
+def test_ctrl_c_stays_a_keyboard_interrupt(handled: Callable[..., Any]) -> None:
+    """Ray Train puts a handler in its place that ends the process with exit code 0."""
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.raises(KeyboardInterrupt), own_sigint():
+        signal.signal(signal.SIGINT, handled)
+        signal.raise_signal(signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_without_ctrl_c_errors_stay_what_they_are() -> None:
+    with own_sigint():
+        pass
+    with pytest.raises(SystemExit) as caught, own_sigint():
+        sys.exit(3)
+    assert caught.value.code == 3
 
 
 def test_in_an_orderly_stretch_the_first_signal_stops_and_the_work_goes_on_to_its_end() -> None:

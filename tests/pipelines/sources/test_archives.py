@@ -13,12 +13,13 @@ from typing import BinaryIO, cast
 
 import pyarrow as pa
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from pipelines.process.retrying import Retries
 from pipelines.sources import SOURCES, archives
 from pipelines.sources.archives import _Place
-from pipelines.storage import Retries, Store, TransientStorageError, open_store
+from pipelines.storage import Store, TransientStorageError, open_store
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ConfigError, PspnetError
 from tests.support import buckets
@@ -298,7 +299,6 @@ def test_an_archive_is_never_held_whole(tmp_path: Path, kind: str) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(0, 300_000), st.integers(0, 5_000_000)), max_size=30))
-@settings(deadline=None, derandomize=True)
 def test_spans_cover_all_members_and_stay_small(gaps: list[tuple[int, int]]) -> None:
     places: dict[str, _Place] = {}
     end = 0

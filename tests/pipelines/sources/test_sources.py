@@ -11,7 +11,7 @@ from pipelines.label_table.schema import LISTING
 from pipelines.sources import SOURCES, Inputs, base, find_source
 from pipelines.storage import Store, open_store
 from pspnet_core.errors import ConfigError
-from tests.pipelines.storage.test_s3 import archived
+from tests.pipelines.storage.test_s3 import refusal
 from tests.support.buckets import DATE, LATER, WRITERS, Bucket, listed, outcomes, put
 from tests.support.faultproxy import FaultProxy, Rule, forbid
 
@@ -145,7 +145,9 @@ def test_a_file_that_may_not_be_read_is_left_out(
 @pytest.mark.parametrize("source", ["webdataset", "parquet"])
 def test_archived_files_are_no_mistake(source: str, s3_bucket: str, s3_proxy: FaultProxy) -> None:
     bucket = WRITERS[source](open_store(s3_bucket, field="input"))
-    rule = s3_proxy.add(Rule(archived, method="GET", path="|".join(map(re.escape, bucket.holders.values()))))
+    rule = s3_proxy.add(
+        Rule(refusal(403, "InvalidObjectState"), method="GET", path="|".join(map(re.escape, bucket.holders.values())))
+    )
     assert len(listed(source, bucket.input)) == 0
     assert len(rule.hits) == 2
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from pipelines.label_table.listing import spooled
+from pipelines.label_table.listing import spool
 from pipelines.sources import SOURCES, Inputs
 from pipelines.sources import manifests as manifests_module
 from pipelines.storage import open_store
@@ -48,16 +48,16 @@ def test_rows_with_keys_of_their_own(kind: pa.DataType, tmp_path: Path) -> None:
 def test_of_rows_with_one_key_the_first_is_taken(tmp_path: Path) -> None:
     (tmp_path / "x.parquet").write_bytes(parquet(pa.table({"key": ["a", "b", "a"], "image": DATA})))
     table = listed("parquet", tmp_path)
-    with spooled(table.to_batches()) as listing:
+    with spool(table.to_batches()) as listing:
         assert listing.pending([], 9)["key"].to_pylist() == ["x.parquet/a", "x.parquet/b"]
     assert outcomes("parquet", table) == {"x.parquet/a": DATA[0], "x.parquet/b": DATA[1]}
 
 
 def test_a_row_without_bytes_is_an_error_of_its_own(tmp_path: Path) -> None:
     images = pa.array([DATA[0], None, b""], pa.binary())
-    (tmp_path / "x.parquet").write_bytes(parquet(pa.table({"image": images})))
-    found = outcomes("parquet", listed("parquet", tmp_path))
-    assert found == {"x.parquet/0": DATA[0], "x.parquet/1": "Missing", "x.parquet/2": b""}
+    (tmp_path / "x.parquet").write_bytes(parquet(pa.table({"image": images}), row_group_size=1))
+    first, second, third = SOURCES["parquet"].read(listed("parquet", tmp_path), threads=1)
+    assert (first, str(second), third) == (DATA[0], "Missing: row 1 holds no bytes", b"")
 
 
 def test_only_the_row_groups_that_are_wanted_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ def test_a_manifest_that_may_not_be_read_is_told(kind: str, s3_bucket: str, s3_p
 
 def test_an_image_named_twice_counts_once(photos: Path, tmp_path: Path) -> None:
     manifest = write_list(tmp_path, "txt", [{"uri": f"{photos}/{name}.jpg"} for name in "abab"])
-    with spooled(SOURCES["manifest"].find(Inputs.of(f"{manifest},{tmp_path}", date=DATE))) as listing:
+    with spool(SOURCES["manifest"].find(Inputs.of(f"{manifest},{tmp_path}", date=DATE))) as listing:
         assert listing.pending([], 9)["key"].to_pylist() == [f"{photos}/a.jpg", f"{photos}/b.jpg"]
 
 
@@ -243,6 +243,8 @@ def test_images_count_by_their_own_age(photos: Path, tmp_path: Path) -> None:
         ("x.csv", b"path,etag\na.jpg,1\n", "has no column uri"),
         ("x.csv", b"", "has no column uri"),
         ("x.csv", b"uri,bytes\na.jpg,many\n", "row 2 has bytes=many"),
+        pytest.param("x.csv", b'uri\n"' + b"a" * 200_000, "is no CSV", id="a quote that never ends"),
+        pytest.param("x.csv", b'"' + b"a" * 200_000, "is no CSV", id="one that never ends in the first line"),
         ("x.txt", b"\xff\xfe\x00", "is no text in UTF-8"),
         ("x.txt", b"tape://a/b.jpg", "unknown scheme"),
         ("x.parquet", b"PAR1", "cannot be read"),

@@ -6,6 +6,7 @@ import os
 import pickle
 import socket
 from collections.abc import Callable
+from typing import cast
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -18,20 +19,38 @@ from pipelines.storage import (
     ObjectError,
     TransientStorageError,
     open_store,
+    s3,
     to_local,
 )
 from pipelines.storage.s3 import S3Store
 from pspnet_core.errors import ConfigError
 from tests.pipelines.storage.test_storage import QUICK, check_mistake, fill, keys
-from tests.support.faultproxy import Exchange, Fault, FaultProxy, Rule, lose_answer, reset, truncate
+from tests.support.faultproxy import Exchange, Fault, FaultProxy, Rule, hang, lose_answer, reset, slow_down, truncate
 from tests.support.s3server import S3Server
 
 
-async def archived(exchange: Exchange) -> None:
-    """403, as AWS answers a GET of what lies in Glacier."""
-    body = b"<Error><Code>InvalidObjectState</Code><Message>Not valid for the storage class.</Message></Error>"
-    head = f"HTTP/1.1 403 Forbidden\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
-    await exchange.reply(head.encode() + body)
+def refusal(status: int, code: str) -> Fault:
+    """The storage's own words for why not."""
+
+    async def refuse(exchange: Exchange) -> None:
+        body = f"<Error><Code>{code}</Code><Message>Said so.</Message></Error>"
+        head = f"HTTP/1.1 {status} No\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+        await exchange.reply((head + body).encode())
+
+    return refuse
+
+
+def ignoring(condition: str) -> Fault:
+    """Any PUT with this condition is said to be done, as by a storage that does not know it."""
+
+    async def accept(exchange: Exchange) -> None:
+        if f"\r\n{condition}:".lower().encode() in exchange.request.raw.lower():
+            await exchange.reply(b'HTTP/1.1 200 OK\r\nETag: "0"\r\nContent-Length: 0\r\n\r\n')
+        else:
+            answer = await exchange.forward()
+            await exchange.reply(answer.head + answer.body)
+
+    return accept
 
 
 class SmallPages(S3Store):
@@ -92,7 +111,7 @@ class TestListing:
     def test_s3a_is_s3(self) -> None:
         assert open_store("s3a://bucket/a/", field="input").root == "s3://bucket/a"
 
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=30)
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
     @given(
         st.lists(
             st.text("aé日 #%+=&?;:@$,'\"*!()[]{}<>|^`~_-.", min_size=1, max_size=8)
@@ -228,7 +247,7 @@ class TestFaults:
     def test_archived_objects_are_told_as_such(self, s3_bucket: str, s3_proxy: FaultProxy) -> None:
         store = open_store(s3_bucket, field="input", retries=QUICK)
         requests = [(item.key, item.etag) for item in fill(store, {"a": b"1", "b": b"2"}).values()]
-        rule = s3_proxy.add(Rule(archived, method="GET", path="/[ab]"))
+        rule = s3_proxy.add(Rule(refusal(403, "InvalidObjectState"), method="GET", path="/[ab]"))
         for result in store.read_many(requests):
             assert isinstance(result, ObjectArchived)
             assert str(result) == f"Denied: {result.uri} is archived: restore it first"
@@ -236,10 +255,68 @@ class TestFaults:
             file.read(1)
         assert len(rule.hits) == 3
 
-    def test_lost_answer_of_a_put(self, s3_bucket: str, s3_proxy: FaultProxy) -> None:
+    @pytest.mark.parametrize("condition", ["If-None-Match", "If-Match"])
+    def test_storage_that_ignores_conditions_is_refused(
+        self, s3_bucket: str, s3_proxy: FaultProxy, condition: str
+    ) -> None:
+        store = open_store(s3_bucket, field="input", retries=QUICK)
+        store.check_replaces_atomically()
+        s3_proxy.add(Rule(ignoring(condition), method="PUT"))
+        with pytest.raises(ConfigError) as caught:
+            store.check_replaces_atomically()
+        check_mistake(caught.value, s3_bucket, f"use one that honours {condition}")
+
+    def test_a_refusal_that_nobody_knows_is_told_in_its_own_words(self, s3_bucket: str, s3_proxy: FaultProxy) -> None:
+        store = open_store(s3_bucket, field="input", retries=QUICK)
+        rule = s3_proxy.add(Rule(refusal(400, "Strange"), method="GET"))
+        with pytest.raises(ConfigError, match=r"^input=.*/a: the storage refused to read it \(Strange: Said so\.\)$"):
+            store.read("a")
+        assert len(rule.hits) == 1
+
+    @pytest.mark.parametrize(
+        ("status", "code"), [(500, "Strange"), (429, "Strange"), (503, "SlowDown"), (400, "SlowDown")]
+    )
+    def test_a_refusal_that_may_pass_is_tried_again(
+        self, s3_bucket: str, s3_proxy: FaultProxy, status: int, code: str
+    ) -> None:
+        store = open_store(s3_bucket, field="input", retries=QUICK)
+        fill(store, {"a": b"1"})
+        s3_proxy.add(Rule(refusal(status, code), method="GET", times=2))
+        assert store.read("a") == b"1"
+        rule = s3_proxy.add(Rule(refusal(status, code), method="GET"))
+        with pytest.raises(TransientStorageError, match=rf"after 3 attempts \({code}\)"):
+            store.read("a")
+        assert len(rule.hits) == 3
+
+    @pytest.mark.parametrize(
+        ("code", "remedy"),
+        [("RequestTimeTooSkewed", "clock"), ("ExpiredToken", "expired"), ("301", "AWS_DEFAULT_REGION")],
+    )
+    def test_what_the_user_can_mend_is_told_once(
+        self, s3_bucket: str, s3_proxy: FaultProxy, code: str, remedy: str
+    ) -> None:
+        rule = s3_proxy.add(Rule(refusal(400, code), method="GET"))
+        with pytest.raises(ConfigError) as caught:
+            keys(open_store(s3_bucket, field="input", retries=QUICK))
+        check_mistake(caught.value, s3_bucket, remedy)
+        assert len(rule.hits) == 1
+
+    def test_a_read_that_hangs_is_given_up_and_tried_again(
+        self, s3_bucket: str, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setitem(cast(dict[str, object], s3._S3_CONFIG), "read_timeout", 1)
+        store = open_store(s3_bucket, field="input", retries=QUICK)
+        fill(store, {"a": b"1"})
+        rule = s3_proxy.add(Rule(hang, method="GET", times=1))
+        assert store.read("a") == b"1"
+        assert len(rule.hits) == 1
+
+    @pytest.mark.parametrize(("fault", "mine"), [(reset, True), (slow_down, True), (lose_answer, False)])
+    def test_a_put_is_repeated(self, s3_bucket: str, s3_proxy: FaultProxy, fault: Fault, mine: bool) -> None:
+        """After a lost answer the retry finds what the first attempt has put."""
         store = open_store(s3_bucket, field="output", retries=QUICK)
-        rule = s3_proxy.add(Rule(lose_answer, method="PUT", times=1))
-        assert not store.put_if_absent("a", b"data"), "the retry finds what the first attempt has put"
+        rule = s3_proxy.add(Rule(fault, method="PUT", times=1))
+        assert store.put_if_absent("a", b"data") is mine
         assert len(rule.hits) == 1
         assert store.read("a") == b"data"
 
@@ -251,7 +328,7 @@ class TestFaults:
         assert len(rule.hits) == 1
         assert store.read("a") == b"new"
 
-    @pytest.mark.parametrize("fault", [lose_answer, truncate])
+    @pytest.mark.parametrize("fault", [lose_answer, truncate, reset, slow_down])
     def test_reads_and_listings_are_repeated(self, s3_bucket: str, s3_proxy: FaultProxy, fault: Fault) -> None:
         store = open_store(s3_bucket, field="input", retries=QUICK)
         data = os.urandom(50_000)

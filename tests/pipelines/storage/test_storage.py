@@ -23,6 +23,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from pipelines.process.retrying import Retries
 from pipelines.storage import (
     ATOMIC_SCHEMES,
     ObjectArchived,
@@ -30,7 +31,6 @@ from pipelines.storage import (
     ObjectDenied,
     ObjectError,
     ObjectMissing,
-    Retries,
     Store,
     StoredObject,
     TransientStorageError,
@@ -142,7 +142,7 @@ class TestAwkwardNames:
             with store.filesystem.open(store.path_of(name), "rb") as file:
                 assert file.read() == contents[name]
 
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None, max_examples=60)
+    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=60)
     @given(
         st.lists(
             st.text(st.characters(exclude_characters="/\0", exclude_categories=["Cs"]), min_size=1, max_size=20)
@@ -441,13 +441,6 @@ class TestMistakes:
         with pytest.raises(ConfigError) as caught:
             keys(open_store(f"{tmp_path}/a", field="input"))
         check_mistake(caught.value, "is no folder")
-
-
-class TestRetries:
-    def test_default_patience_is_bounded(self) -> None:
-        retries = Retries()
-        waits = [min(retries.first_wait * 2**n, retries.longest_wait) for n in range(retries.attempts - 1)]
-        assert sum(waits) == 15
 
 
 class TestProcesses:

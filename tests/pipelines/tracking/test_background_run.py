@@ -2,6 +2,7 @@
 
 import json
 import logging
+import shutil
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -15,15 +16,17 @@ from mlflow.tracking import MlflowClient
 from PIL import Image
 
 from pipelines.demo.scenes import draw_scene
-from pipelines.labelling.job import LabelConfig, label
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.job import label
 from pipelines.tracking import background_run as module
 from pipelines.tracking.background_run import background_run
-from pipelines.tracking.registry import Origin, origin_of
+from pipelines.tracking.model_uris import Origin, origin_of
 from pipelines.tracking.runs import Run
 from pipelines.tracking.server import TrackingError, local_tracking, tracking_uri
-from pspnet_core.checkpoints.checkpoint import load
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.errors import ConfigError, Terminated
 from tests.support.mlflowserver import MlflowServer
+from tests.support.registered import register
 
 SECRET = "hunter2hunter2"
 PATIENCE_S = 240
@@ -38,22 +41,19 @@ def only_run(experiment: str) -> Found:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory) -> Iterator[MlflowClient]:
-    """An MLflow store for all tests of this file: it takes seconds to make one. The environment names it."""
-    with local_tracking(tmp_path_factory.mktemp("tracking")):
-        client = MlflowClient(tracking_uri())
-        client.search_experiments()
-        yield client
+def store(tmp_path_factory: pytest.TempPathFactory, empty_tracking: Path) -> Iterator[MlflowClient]:
+    """An MLflow store for all tests of this file, which the environment names."""
+    with local_tracking(shutil.copytree(empty_tracking, tmp_path_factory.mktemp("tracking") / "home")):
+        yield MlflowClient(tracking_uri())
 
 
 @pytest.fixture(scope="module")
-def registered(store: MlflowClient, scene_model: Path) -> tuple[str, str]:
+def registered(store: MlflowClient, scene_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
     """A checkpoint is version 1 of ``scenes``, and the champion: its version's URI and its run's id."""
-    run = store.create_run(store.create_experiment("training"))
-    store.create_registered_model("scenes")
-    store.create_model_version("scenes", scene_model.as_uri(), run.info.run_id)
+    place = store.create_experiment("training", artifact_location=tmp_path_factory.mktemp("artifacts").as_uri())
+    run_id = register(store, scene_model, "scenes", experiment=place)
     store.set_registered_model_alias("scenes", "champion", "1")
-    return "models:/scenes/1", run.info.run_id
+    return "models:/scenes/1", run_id
 
 
 @pytest.mark.usefixtures("store")
@@ -90,12 +90,13 @@ def test_how_a_run_ends(error: BaseException, status: str) -> None:
     assert only_run(experiment).info.status == status
 
 
-def test_without_a_wish_or_an_action_there_is_no_run(tracking_home: Path) -> None:
+@pytest.mark.usefixtures("tracking_home")
+def test_without_a_wish_or_an_action_there_is_no_run() -> None:
     with background_run("nights", "street", wanted=False) as run:
         assert run is None
     with pytest.raises(ConfigError), background_run("nights", "street", wanted=True):
         raise ConfigError("input", "", "give one")
-    assert not list(tracking_home.iterdir())
+    assert [found.name for found in MlflowClient(tracking_uri()).search_experiments()] == ["Default"]
 
 
 def test_a_server_that_refuses_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
@@ -140,7 +141,7 @@ def test_a_labelling_run_and_the_model_that_did_it(
     data = found.data
     assert (found.info.status, data.tags["run_id"]) == ("FINISHED", result["run_id"])
     assert (data.tags["model_version"], data.tags["source_run_id"]) == (version, trained_by)
-    assert data.params["fingerprint"] == load(scene_model).fingerprint
+    assert data.params["fingerprint"] == load_checkpoint(scene_model).fingerprint
     assert (data.params["model"], data.params["date"]) == ("models:/scenes@champion", "2026-01-31")
     counts = {name: data.metrics[name] for name in ("images", "labelled", "skipped", "errors", "errors_by_kind/Empty")}
     assert counts == {"images": 4, "labelled": 3, "skipped": 0, "errors": 1, "errors_by_kind/Empty": 1}

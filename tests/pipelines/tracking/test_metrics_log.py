@@ -5,7 +5,7 @@ import json
 import math
 import threading
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,14 @@ from mlflow.entities import Metric
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import INVALID_PARAMETER_VALUE
 
+from pipelines.process.retrying import Retries
 from pipelines.tracking import metrics_log
 from pipelines.tracking.metrics_log import MetricsLog
 from pipelines.tracking.runs import Run
-from pipelines.tracking.system_metrics import SystemMetrics, collectors, readings_of
+from pipelines.tracking.server import Server
+from pipelines.tracking.system_metrics import collectors, log_system_metrics, readings_of
 
+QUICK = Retries(first_wait=0.01, longest_wait=0.02, jitter=0)
 SECONDS = 30.0  # for what takes milliseconds, on a machine that is busy otherwise
 
 
@@ -52,11 +55,10 @@ class FakeServer:
 
 
 @dataclass(frozen=True, kw_only=True)
-class FakeRun(Run):
-    uri: str = "http://host.example"
-    run_id: str = "0"
-    patience: float = SECONDS
-    fake: FakeServer = field(default_factory=FakeServer)
+class Faked(Server):
+    """A server that hands out a fake client."""
+
+    fake: FakeServer
 
     @property
     def client(self) -> Any:
@@ -74,22 +76,24 @@ def metrics(server: FakeServer) -> Iterator[MetricsLog]:
     yield log
     server.away = server.deaf = False
     server.gate.set()
-    log.close()
+    log.close(SECONDS)
 
 
 def quick(server: FakeServer, **settings: Any) -> MetricsLog:
-    return MetricsLog(FakeRun(fake=server), **({"every": 0.01, "longest_pause": 0.02} | settings))
+    run = Run(server=Faked(uri="http://me:password1@host.example", fake=server), run_id="0")
+    return MetricsLog(run, every=0.01, retries=QUICK, **settings)
 
 
-def away_lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "pipelines.tracking.metrics_log"]
+def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
+    names = ("pipelines.tracking.metrics_log", "pipelines.process.retrying")
+    return [record.getMessage() for record in caplog.records if record.name in names]
 
 
 def test_every_point_arrives_once_and_in_order(server: FakeServer, metrics: MetricsLog) -> None:
     names = [f"m{index}" for index in range(7)]
     for step in range(500):
         metrics.add(step, {name: step + index for index, name in enumerate(names)})
-    metrics.close()
+    metrics.close(SECONDS)
     assert server.received() == [
         (step, name, float(step + index)) for step in range(500) for index, name in enumerate(names)
     ]
@@ -99,7 +103,7 @@ def test_every_point_arrives_once_and_in_order(server: FakeServer, metrics: Metr
 
 def test_a_point_of_more_metrics_than_a_request_takes(server: FakeServer, metrics: MetricsLog) -> None:
     metrics.add(1, {f"iou_{index:04d}": index / 2500 for index in range(2500)})
-    metrics.close()
+    metrics.close(SECONDS)
     assert [len(request) for request in server.requests] == [1000, 1000, 500]
     assert len(server.received()) == len(set(server.received())) == 2500
 
@@ -122,16 +126,16 @@ def test_an_outage_loses_nothing_and_is_told_once(
     for step in range(50):
         metrics.add(step, {"loss": step})
         assert not metrics.flush(0)
-    while not away_lines(caplog):
+    while not lines(caplog):
         assert not metrics.flush(0.02)
     assert len(metrics.pending()) == 50
     server.away = False
     assert metrics.flush(SECONDS)
     assert [step for step, _, _ in server.received()] == list(range(50))
-    metrics.close()
-    gone, back = away_lines(caplog)
-    assert gone.startswith("MLflow does not answer (") and "password1" not in gone
-    assert back.startswith("MLflow answers again after ")
+    metrics.close(SECONDS)
+    gone, back = lines(caplog)
+    assert gone.startswith("MLflow at http://***@host.example does not answer (") and "password1" not in gone
+    assert back.startswith("MLflow at http://***@host.example answers again after ")
 
 
 def test_what_is_sent_again_is_the_same_point(server: FakeServer, metrics: MetricsLog) -> None:
@@ -155,7 +159,8 @@ def test_a_refused_metric_costs_no_other(
         metrics.add(step, {"loss": step, "bad": step, "rate": step})
     assert metrics.flush(SECONDS)
     assert sorted(server.received()) == [(step, name, float(step)) for step in range(3) for name in ("loss", "rate")]
-    assert "MLflow refuses metric bad (no such thing)" in away_lines(caplog)
+    (line,) = lines(caplog)
+    assert line.startswith("metric bad is not logged: MLflow at ") and "(no such thing)" in line
 
 
 def test_an_endless_outage_halves_the_resolution(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
@@ -165,13 +170,13 @@ def test_an_endless_outage_halves_the_resolution(server: FakeServer, caplog: pyt
         metrics.add(step, {"loss": step})
         assert len(metrics.pending()) <= 100 + 1000  # those on their way are a request at most
     server.gate.set()
-    metrics.close()
+    metrics.close(SECONDS)
     steps = [step for step, _, _ in server.received()]
     assert steps == sorted(set(steps))
     assert 32 <= len(steps) < 1000
     # One of 16 fits, wherever on the curve.
     assert max(later - earlier for earlier, later in itertools.pairwise([*steps, 999])) <= 32
-    assert any("of unsent points every 2. one is kept" in line for line in away_lines(caplog))
+    assert any("of unsent points every 2. one is kept" in line for line in lines(caplog))
 
 
 def test_a_buffer_that_was_emptied_keeps_every_point_again(server: FakeServer) -> None:
@@ -183,7 +188,7 @@ def test_a_buffer_that_was_emptied_keeps_every_point_again(server: FakeServer) -
     assert metrics.flush(SECONDS)
     for step in range(5, 7):
         metrics.add(step, {"loss": step})
-    metrics.close()
+    metrics.close(SECONDS)
     assert [step for step, _, _ in server.received()][-2:] == [5, 6]
 
 
@@ -195,7 +200,7 @@ def test_unsent_points_travel_in_a_checkpoint(server: FakeServer, metrics: Metri
     elsewhere = FakeServer()
     successor = quick(elsewhere)
     successor.restore(carried)
-    successor.close()
+    successor.close(SECONDS)
     received = elsewhere.received()
     assert [(step, name) for step, name, _ in received] == [(1, "loss"), (1, "broken"), (2, "loss")]
     assert [received[0][2], received[2][2]] == [2.0, 1.0] and math.isnan(received[1][2])
@@ -208,11 +213,11 @@ def test_unsent_points_travel_in_a_checkpoint(server: FakeServer, metrics: Metri
 
 def test_closing_gives_up_after_its_patience(server: FakeServer, caplog: pytest.LogCaptureFixture) -> None:
     server.away = True
-    metrics = quick(server, patience=0.05)
+    metrics = quick(server)
     metrics.add(1, {"loss": 2.0})
     metrics.add_file("confusion/1.png", b"png")
-    metrics.close()
-    assert "MLflow did not answer for 0.05 s: 1 points and 1 files unsent" in away_lines(caplog)
+    metrics.close(0.05)
+    assert "1 points and 1 files did not reach MLflow within 0.05 s" in lines(caplog)
     assert [point[0] for point in metrics.pending()] == [1]
 
 
@@ -236,16 +241,16 @@ def test_files_that_wait_are_bounded(
     server.away = False
     assert metrics.flush(SECONDS)
     assert [name for _, name, _ in server.files[-2:]] == ["b", "c"]
-    assert "MLflow has been away for long: a is not logged" in away_lines(caplog)
+    assert "MLflow has been away for long: a is not logged" in lines(caplog)
 
 
 def test_system_metrics_go_the_same_way(server: FakeServer, metrics: MetricsLog) -> None:
-    with SystemMetrics(metrics, every=SECONDS, node="n1"):
+    with log_system_metrics(metrics, every=SECONDS):
         while not metrics.pending() and not server.requests:
             metrics.flush(0.01)
     assert metrics.flush(SECONDS)
     names = {name for _, name, _ in server.received()}
-    assert {"system/n1/cpu_utilization_percentage", "system/n1/system_memory_usage_megabytes"} <= names
+    assert {"system/cpu_utilization_percentage", "system/system_memory_usage_megabytes"} <= names
 
 
 def test_readings_are_of_this_moment() -> None:

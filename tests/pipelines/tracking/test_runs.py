@@ -1,6 +1,9 @@
 """What a run logs, on a real server whose files lie in a bucket."""
 
+import contextlib
+import getpass
 import json
+import pickle
 import shutil
 import subprocess
 import sys
@@ -9,20 +12,21 @@ from typing import Any
 
 import mlflow.artifacts
 import pytest
+import torch
 import yaml
-from mlflow.exceptions import MlflowException
-from mlflow.protos.databricks_pb2 import RESOURCE_DOES_NOT_EXIST
 from mlflow.tracking import MlflowClient
 
 from pipelines.process.redaction import HIDDEN
-from pipelines.tracking import runs
-from pipelines.tracking.runs import Run, code_version, environment, resume_run, start_run
-from pipelines.tracking.server import TrackingError, patiently, reaching
+from pipelines.tracking import provenance
+from pipelines.tracking.provenance import code_version, environment
+from pipelines.tracking.runs import Run, resume_run, start_run
+from pipelines.tracking.server import Server, TrackingError
 from pspnet_core import __version__
 from tests.support.mlflowserver import MlflowServer
 from tests.support.paths import ROOT
 
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCY"
+AWAY = Server(uri="http://127.0.0.1:9", patience=0)
 CONFIG: dict[str, Any] = {
     "data": f"s3://AKIAEXAMPLE:{SECRET}@bucket/street",
     "output": "https://account.example/runs?sv=2024&sig=c2lnbmF0dXJl",
@@ -34,7 +38,7 @@ CONFIG: dict[str, Any] = {
 
 
 def text_of(run: Run, name: str) -> str:
-    return mlflow.artifacts.load_text(f"{run.client.get_run(run.run_id).info.artifact_uri}/{name}")
+    return mlflow.artifacts.load_text(f"{run.server.client.get_run(run.run_id).info.artifact_uri}/{name}")
 
 
 def test_the_setting_of_a_run_without_its_credentials(
@@ -45,9 +49,9 @@ def test_the_setting_of_a_run_without_its_credentials(
     run = start_run("runs", f"street {SECRET}")
     many = {f"field_{index:03d}": index for index in range(150)}  # more than one request takes
     run.log_setting(CONFIG | many, card={"pixels": [1, 2], "source": f"s3://a:{SECRET}@bucket"})
-    run.log_text("notes/log.txt", "token hf_0123456789 refused")
+    run.log_json("notes/log.json", ["token hf_0123456789 refused"])
     run.log_tags({"place": f"s3://a:{SECRET}@bucket", "long": "y" * 6000})
-    run.log_picture("pictures/confusion.png", b"\x89PNG")
+    run.log_file("pictures/confusion.png", b"\x89PNG")
     run.finish("FINISHED")
 
     found = MlflowClient(mlflow_server.uri).get_run(run.run_id)
@@ -62,9 +66,14 @@ def test_the_setting_of_a_run_without_its_credentials(
     assert config["scale"] == [0.5, 2.0]
     assert json.loads(text_of(run, "environment.json"))["packages"].keys() >= {"torch", "ray", "mlflow"}
     assert json.loads(text_of(run, "data_card.json")) == {"pixels": [1, 2], "source": f"s3://{HIDDEN}@bucket"}
-    assert text_of(run, "notes/log.txt") == f"token {HIDDEN} refused"
-    assert [item.path for item in run.client.list_artifacts(run.run_id, "pictures")] == ["pictures/confusion.png"]
-    assert found.data.tags["code.version"] == __version__
+    assert json.loads(text_of(run, "notes/log.json")) == [f"token {HIDDEN} refused"]
+    assert [item.path for item in run.server.client.list_artifacts(run.run_id, "pictures")] == [
+        "pictures/confusion.png"
+    ]
+    tags = found.data.tags
+    assert tags["code.version"] == __version__
+    assert (tags["mlflow.user"], tags["mlflow.source.type"]) == (getpass.getuser(), "LOCAL")
+    assert tags["mlflow.source.name"] == sys.argv[0]
     everything = json.dumps(found.to_dictionary()) + text_of(run, "config.yaml")
     assert SECRET not in everything and "c2lnbmF0dXJl" not in everything
 
@@ -76,11 +85,10 @@ def test_a_run_is_taken_up_again(mlflow_server: MlflowServer) -> None:
     again = resume_run("runs", "broken off", run.run_id)
     assert again.run_id == run.run_id
     again.log_metrics({"loss": 1.0}, step=2)
-    found = again.client.get_run(run.run_id)
+    found = again.server.client.get_run(run.run_id)
     assert (found.info.status, found.data.metrics["loss"]) == ("RUNNING", 1.0)
-    # One that the server never had, and none at all: another run begins.
+    # One that the server never had: another run begins.
     assert resume_run("runs", "new", "0" * 32).run_id not in (run.run_id, "0" * 32)
-    assert resume_run("runs", "new", None).run_id != run.run_id
 
 
 def test_a_refusal_is_not_waited_out(mlflow_server: MlflowServer) -> None:
@@ -90,67 +98,41 @@ def test_a_refusal_is_not_waited_out(mlflow_server: MlflowServer) -> None:
         run.log_params({"batch": 8})
 
 
-def test_an_outage_is_told_once_and_so_is_its_end(caplog: pytest.LogCaptureFixture) -> None:
-    attempts = iter([ConnectionError("refused\nby peer"), ConnectionError("refused"), None])
-
-    def away_at_first() -> str:
-        error = next(attempts)
-        if error:
-            raise error
-        return "done"
-
-    assert patiently("http://me:password1@host.example", away_at_first, seconds=60) == "done"
-    assert [record.getMessage() for record in caplog.records] == [
-        f"MLflow at http://{HIDDEN}@host.example does not answer (refused); trying for 60 s more",
-        f"MLflow at http://{HIDDEN}@host.example answers again",
-    ]
-
-
-def test_a_mistake_of_the_program_is_not_waited_out() -> None:
-    attempts = []
-
-    def broken() -> None:
-        attempts.append(1)
-        raise TypeError("no number")
-
-    with pytest.raises(TrackingError, match="no number"):
-        patiently("http://me:password1@host.example", broken, seconds=600)
-    assert len(attempts) == 1
-
-
-def test_a_refusal_that_was_told_already_is_not_waited_out_either() -> None:
-    attempts = []
-
-    def refused() -> None:
-        attempts.append(1)
-        with reaching("http://host.example"):
-            raise MlflowException("no such run", error_code=RESOURCE_DOES_NOT_EXIST)
-
-    with pytest.raises(TrackingError, match="no such run"):
-        patiently("http://host.example", refused, seconds=600)
-    assert len(attempts) == 1
-
-
-def test_a_failed_run_hides_no_error(caplog: pytest.LogCaptureFixture) -> None:
-    Run(uri="http://127.0.0.1:9", run_id="0" * 32, patience=0).finish("FAILED")
+@pytest.mark.parametrize("status", ["FAILED", "KILLED"])
+def test_the_end_of_a_broken_run_hides_no_error(status: str, caplog: pytest.LogCaptureFixture) -> None:
+    Run(server=AWAY, run_id="0" * 32).finish(status)
     assert "stays open: MLflow at http://127.0.0.1:9 cannot be used" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [(None, "FINISHED"), (ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(1), "KILLED")],
+)
+def test_a_run_is_closed_as_its_work_ended(tracking_home: Path, error: BaseException | None, status: str) -> None:
+    run = start_run("runs", "closed")
+    with contextlib.suppress(BaseException), run:
+        if error:
+            raise error
+    assert run.server.client.get_run(run.run_id).info.status == status
+
+
 def test_an_error_names_the_server_without_its_password() -> None:
-    def away() -> None:
+    def away(client: MlflowClient) -> None:
         raise ConnectionError("http://me:password1@host.example/api refused")
 
+    run = Run(server=Server(uri="http://me:password1@host.example", patience=0), run_id="1")
     with pytest.raises(TrackingError) as caught:
-        patiently("http://me:password1@host.example", away, seconds=0)
+        run.server.call(away)
     assert "password1" not in str(caught.value)
     assert f"MLflow at http://{HIDDEN}@host.example cannot be used" in str(caught.value)
-    assert "password1" not in repr(Run(uri="http://me:password1@host.example", run_id="1"))
+    assert "password1" not in repr(run)
+    assert pickle.loads(pickle.dumps(run)) == run
 
 
 def test_the_environment_is_this_one() -> None:
     found = environment()
     assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert json.dumps(found)
+    assert found["packages"]["torch"] == torch.__version__
 
 
 def test_the_commit_is_that_of_the_checkout() -> None:
@@ -168,7 +150,7 @@ def test_the_code_is_known_by_its_contents(tmp_path: Path, monkeypatch: pytest.M
     for room in ("jobs", "pipelines", "pspnet_core"):
         shutil.copytree(root / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
     here = code_version()
-    monkeypatch.setattr(runs, "__file__", str(tmp_path / "pipelines/tracking/runs.py"))
+    monkeypatch.setattr(provenance, "__file__", str(tmp_path / "pipelines/tracking/provenance.py"))
     assert code_version() == {key: here[key] for key in ("code.version", "code.sha256")}
     (tmp_path / "jobs/label.py").write_text("changed")
     assert code_version()["code.sha256"] != here["code.sha256"]

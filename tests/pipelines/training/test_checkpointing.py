@@ -12,17 +12,18 @@ from pathlib import Path
 import pytest
 import torch
 
-from pipelines.storage import Retries, Store, StoredObject, TransientStorageError, open_store
+from pipelines.process.retrying import Retries
+from pipelines.storage import Store, StoredObject, TransientStorageError, open_store
 from pipelines.storage.local import LocalStore
 from pipelines.training.checkpointing import (
     CheckpointFolder,
     CheckpointLost,
     CheckpointWriter,
-    Progress,
+    RunProgress,
     Snapshot,
     best,
 )
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
@@ -32,14 +33,14 @@ from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 def snapshot() -> Snapshot:
     torch.manual_seed(0)
     config = PSPNetConfig(classes=2, backbone="resnet18", output_stride=32, bins=(1, 2), auxiliary=False)
-    model = checkpoints.from_model(PSPNet(config), name="tiny", classes=ClassTable.from_json({"names": ["a", "b"]}))
+    model = Checkpoint.from_model(PSPNet(config), name="tiny", classes=ClassTable.from_json({"names": ["a", "b"]}))
     optimiser = {"decoder.1.weight.momentum_buffer": torch.randn(2, 3, generator=torch.Generator().manual_seed(1))}
-    return Snapshot(model=model, weights=None, optimiser=optimiser, progress=Progress(step=0))
+    return Snapshot(model=model, weights=None, optimiser=optimiser, progress=RunProgress(step=0))
 
 
 def at(snapshot: Snapshot, step: int, miou: float | None = None) -> Snapshot:
     metrics = {} if miou is None else {"miou": miou}
-    return dataclasses.replace(snapshot, progress=Progress(step=step, metrics=metrics))
+    return dataclasses.replace(snapshot, progress=RunProgress(step=step, metrics=metrics))
 
 
 def steps(folder: CheckpointFolder) -> list[int]:
@@ -58,7 +59,7 @@ def write(folder: CheckpointFolder, snapshot: Snapshot) -> None:
 
 def test_what_is_written_is_read(folder: CheckpointFolder, snapshot: Snapshot) -> None:
     assert folder.newest() is None
-    progress = Progress(
+    progress = RunProgress(
         step=7, loss=0.1 + 0.2, scaler={"scale": 2.0**16}, metrics={"miou": 1 / 3}, unsent=[["loss", 0.5, 1, 7]]
     )
     given = dataclasses.replace(snapshot, weights={"w": torch.ones(3)}, progress=progress)
@@ -169,7 +170,7 @@ def test_an_unreachable_store_is_waited_for(
     writer.close()
     # The best one and the newest; the others would be deleted soon.
     assert steps(folder)[-2:] == [2, 5]
-    assert "training goes on: the bucket is away" in caplog.text
+    assert "does not answer (the bucket is away); training goes on" in caplog.text
 
 
 def test_a_full_disk_is_waited_for(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,10 +17,14 @@ from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.demo import draw_dataset
 from pipelines.demo.scenes import SCENE_CLASSES
-from pipelines.training.job import TrainConfig, checked, loop_config, train
-from pipelines.training.loading import Shard
-from pipelines.training.loop import LoopConfig, Worker
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pipelines.process.config_tree import build
+from pipelines.training.config import TrainConfig
+from pipelines.training.initial_weights import NetworkConfig
+from pipelines.training.loading import Rank
+from pipelines.training.resume import RECORD, RunRecord, check_resumable
+from pipelines.training.setup import Setup, check_data, set_up
+from pipelines.training.worker import Worker
+from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.checkpoints.importers import IMPORTERS, import_checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.network.pspnet import IMAGENET_MEAN, IMAGENET_STD
@@ -68,16 +71,16 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def opened(data: Path) -> tuple[Dataset, DataCard]:
     """The images do not depend on the network: read once."""
     dataset = open_dataset(str(data), "folder")
-    return dataset, checked(config(data), dataset)
+    return dataset, check_data(config(data), dataset)
 
 
 def config(data: Path, **flags: Any) -> TrainConfig:
     settings: dict[str, Any] = {"data": str(data), "output": "b", "crop": 193, "batch": 4}
-    return TrainConfig(**(settings | flags))
+    return build(TrainConfig, settings | flags)
 
 
-def begun(data: Path, file: Path, **flags: Any) -> LoopConfig:
-    return loop_config(config(data, init=str(file), **flags), *opened(data))
+def begun(data: Path, file: Path, **flags: Any) -> Setup:
+    return set_up(config(data, init=str(file), **flags), *opened(data))
 
 
 def drawn(build: Build) -> nn.Module:
@@ -97,8 +100,8 @@ def pixels(side: int) -> Tensor:
 
 
 @torch.no_grad()
-def assert_same_logits(loop: LoopConfig, theirs: nn.Module, side: int) -> None:
-    model = Worker(loop, Shard(rank=0, world=1), CPU).model.eval()
+def assert_same_logits(loop: Setup, theirs: nn.Module, side: int) -> None:
+    model = Worker(loop, Rank(), CPU).model.eval()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (loop.network.mean, loop.network.std))
     expected, auxiliary = theirs((pixels(side) - mean) / std)
     found = model(pixels(side))
@@ -127,15 +130,15 @@ def test_the_network_is_what_its_weights_were_made_for(name: str, data: Path, tm
     assert loop.crops.augment.mean == loop.network.mean
     assert loop.network.auxiliary
     # What is said of the run names the network as it is.
-    settled = config(data, init="theirs.pth").settled(loop.network)
-    found = (settled.backbone, settled.stem, settled.stride, settled.bins)
+    settled = loop.config.network
+    found = (settled.backbone, settled.stem, settled.output_stride, settled.bins)
     assert found == (loop.network.backbone, loop.network.stem, loop.network.output_stride, loop.network.bins)
 
 
 def test_a_converted_checkpoint_starts_as_its_source_does(data: Path, tmp_path: Path) -> None:
     theirs = drawn(lambda: SmpPSPNet(CLASSES, width=32))
     found = import_checkpoint(saved(theirs, tmp_path))
-    checkpoint = checkpoints.Checkpoint(name="smp", config=found.config, classes=SCENE_CLASSES, weights=found.weights)
+    checkpoint = Checkpoint(name="smp", config=found.config, classes=SCENE_CLASSES, weights=found.weights)
     checkpoint.save(tmp_path / "ours")
     assert_same_logits(begun(data, tmp_path / "ours"), theirs, 72)
 
@@ -156,8 +159,10 @@ def test_flags_that_do_not_fit_the_weights_are_told(data: Path, tmp_path: Path) 
         begun(data, file, stem="plain")
     assert begun(data, file, backbone="resnet18", stem="deep32").network.stem == "deep32"
     settled = config(data, init=str(file), crop=40)
-    with pytest.raises(ConfigError, match=r"^bins=1,2,3,6: the feature map of --crop 40 at --stride 8 has 5x5 cells"):
-        settled.settled(loop_config(settled, *opened(data)).network)
+    with pytest.raises(
+        ConfigError, match=r"^bins=1,2,3,6: the feature map of --crop 40 at --output-stride 8 has 5x5 cells"
+    ):
+        set_up(settled, *opened(data))
 
 
 def test_flags_that_weights_bear_are_taken_and_told(
@@ -167,7 +172,7 @@ def test_flags_that_weights_bear_are_taken_and_told(
     with pytest.raises(ConfigError, match=r"^init=.*: the network has 3 grids; give their sizes with --bins"):
         begun(data, file)
     with caplog.at_level("WARNING", "pipelines.training.initial_weights"):
-        network = begun(data, file, bins=(1, 2, 4), stride=16).network
+        network = begun(data, file, bins=(1, 2, 4), output_stride=16).network
     assert (network.bins, network.output_stride) == ((1, 2, 4), 16)
     (warning,) = [record.getMessage() for record in caplog.records if record.name.endswith("initial_weights")]
     assert warning.endswith("differs from the one to train: it has output_stride 8")
@@ -182,29 +187,19 @@ def test_images_of_other_bands_are_refused(data: Path, tmp_path: Path) -> None:
 def test_a_bare_backbone_brings_its_layers_and_nothing_else(data: Path, tmp_path: Path) -> None:
     theirs = drawn(lambda: TorchvisionResNet(RESNET18)).state_dict()
     torch.save(theirs, tmp_path / "theirs.pth")
-    loop = begun(data, tmp_path / "theirs.pth", stride=16)
-    assert loop.network == TrainConfig(data="a", output="b", backbone="resnet18", stride=16).network(CLASSES)
-    own = Worker(loop, Shard(rank=0, world=1), CPU).model.backbone.state_dict()
+    loop = begun(data, tmp_path / "theirs.pth", output_stride=16)
+    assert loop.network == NetworkConfig(backbone="resnet18", output_stride=16).resolve(CLASSES)
+    own = Worker(loop, Rank(), CPU).model.backbone.state_dict()
     assert all(tensor.equal(theirs[name]) for name, tensor in own.items())
 
 
-@pytest.mark.usefixtures("ray_cluster")
 @pytest.mark.parametrize("resumed_with", [True, False])
 def test_a_run_goes_on_only_with_the_network_that_it_began_with(data: Path, tmp_path: Path, resumed_with: bool) -> None:
     """The weights of its checkpoint would fit; what they compute would be something else from that step on."""
-    before: dict[str, Any] = {"backbone": "resnet18", "stem": "deep32", "stride": 8, "bins": [1, 2, 3, 6], "batch": 4}
-    before |= {"layout": "folder", "optimiser": "sgd", "ema": 0.0, "auxiliary": "on", "data": str(data)}
-    before |= {"classes": CLASSES, "run_id": "0"} | ({} if resumed_with else {"init": {"align_corners": "True"}})
-    (tmp_path / "runs/begun").mkdir(parents=True)
-    (tmp_path / "runs/begun/config.json").write_text(json.dumps(before))
-    flags = {
-        "output": str(tmp_path / "runs"),
-        "name": "begun",
-        "resume": True,
-        "backbone": "resnet18",
-        "stem": "deep32",
-    }
-    if resumed_with:
-        flags["init"] = str(saved(drawn(lambda: MmsegPSPNet(CLASSES)), tmp_path))
+    flags = {"backbone": "resnet18", "stem": "deep32"}
+    plain = set_up(config(data, **flags), *opened(data))
+    given = begun(data, saved(drawn(lambda: MmsegPSPNet(CLASSES)), tmp_path), **flags)
+    before, now = (RunRecord.of(setup, "0") for setup in ((plain, given) if resumed_with else (given, plain)))
+    check_resumable(RECORD.validate_json(RECORD.dump_json(before)), before, init=None)
     with pytest.raises(ConfigError, match=r"^init=.*: the run to resume has another network; give the --init that"):
-        train(config(data, **flags))
+        check_resumable(before, now, init="theirs.pth")

@@ -19,7 +19,7 @@ from ray.data._internal.execution.streaming_executor import StreamingExecutor
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.demo import draw_dataset
-from pipelines.training.loading import TASK_STEPS, Batch, Crops, Shard, epoch_order, feed_ray, feed_threads
+from pipelines.training.loading import TASK_STEPS, Batch, Crops, Rank, epoch_order, load_by_ray, load_by_threads
 from pspnet_core.threads import map_ahead
 from pspnet_core.training.augment import AugmentConfig
 
@@ -46,7 +46,7 @@ def make_crops(dataset: Dataset, *, seed: int = 0, crop: tuple[int, int] = (32, 
 
 
 def by_threads(crops: Crops, start: int, stop: int, *, rank: int = 0, world: int = 1) -> list[Batch]:
-    with feed_threads(crops, Shard(rank=rank, world=world), start, stop, threads=2) as batches:
+    with load_by_threads(crops, Rank(index=rank, world=world), start, stop, threads=2) as batches:
         return list(batches)
 
 
@@ -77,7 +77,7 @@ def test_the_keys_of_a_step_are_those_of_its_images(dataset: Dataset) -> None:
     crops = make_crops(dataset)
     seen = [crops.keys(step) for step in range(crops.steps)]
     assert len({key for keys in seen for key in keys}) == crops.steps * BATCH
-    assert seen[1] == [crops.pairs[sample].key for _, sample in crops.mine(1, Shard())]
+    assert seen[1] == [crops.pairs[sample].key for _, sample in crops.mine(1, Rank())]
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
@@ -96,7 +96,7 @@ def test_workers_share_the_same_steps(dataset: Dataset, world: int) -> None:
 def test_ray_data_makes_the_same_batches_in_the_same_order(dataset: Dataset, rank: int, world: int) -> None:
     crops = make_crops(dataset)
     start, stop = 1, 2 * TASK_STEPS + 4  # tasks that are cut off at both ends
-    with feed_ray(crops, Shard(rank=rank, world=world), start, stop, cpus=0.5) as batches:
+    with load_by_ray(crops, Rank(index=rank, world=world), start, stop, cpus=0.5) as batches:
         found = list(batches)
     assert same(found, by_threads(crops, start, stop, rank=rank, world=world))
 
@@ -104,7 +104,7 @@ def test_ray_data_makes_the_same_batches_in_the_same_order(dataset: Dataset, ran
 @pytest.mark.usefixtures("ray_cluster")
 def test_ray_data_stops_when_its_feed_is_left(dataset: Dataset) -> None:
     crops, before = make_crops(dataset), set(threading.enumerate())
-    with feed_ray(crops, Shard(), 0, 40 * TASK_STEPS, cpus=0.5) as batches:
+    with load_by_ray(crops, Rank(), 0, 40 * TASK_STEPS, cpus=0.5) as batches:
         assert same([next(batches)], by_threads(crops, 0, 1))
         assert any(isinstance(thread, StreamingExecutor) for thread in threading.enumerate())
     # One that is still there when the process disconnects from Ray makes Ray end the process.
@@ -112,12 +112,14 @@ def test_ray_data_stops_when_its_feed_is_left(dataset: Dataset) -> None:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-@pytest.mark.parametrize("feed", [functools.partial(feed_threads, threads=2), functools.partial(feed_ray, cpus=0.5)])
+@pytest.mark.parametrize(
+    "feed", [functools.partial(load_by_threads, threads=2), functools.partial(load_by_ray, cpus=0.5)]
+)
 def test_an_image_that_vanishes_is_named(tmp_path: Path, feed: Any) -> None:
     draw_dataset(tmp_path, train=4, val=1, seed=0)
     crops = make_crops(open_dataset(str(tmp_path), "folder"))
     (tmp_path / crops.pairs[2].image).unlink()
-    with pytest.raises(Exception, match=rf"{crops.pairs[2].image}.*is gone"), feed(crops, Shard(), 0, 4) as batches:
+    with pytest.raises(Exception, match=rf"{crops.pairs[2].image}.*is gone"), feed(crops, Rank(), 0, 4) as batches:
         list(batches)
 
 

@@ -13,14 +13,17 @@ import pytest
 import torch
 
 from pipelines.datasets.dataset import Dataset
-from pipelines.datasets.layouts import open_dataset
+from pipelines.datasets.layouts import DataConfig, open_dataset
 from pipelines.demo.demo import draw_dataset
-from pipelines.storage import Retries, TransientStorageError, open_store
+from pipelines.process.retrying import Retries
+from pipelines.storage import TransientStorageError, open_store
 from pipelines.training.checkpointing import CheckpointFolder
-from pipelines.training.job import TrainConfig, checked, loop_config
-from pipelines.training.loading import Batch, Crops, Shard, feed_threads
-from pipelines.training.loop import LoopConfig, newest_of_all
+from pipelines.training.config import ScheduleConfig, StepConfig, TrainConfig
+from pipelines.training.initial_weights import NetworkConfig
+from pipelines.training.loading import AugmentationConfig, Batch, Crops, Rank, load_by_threads
+from pipelines.training.loop import newest_of_all
 from pipelines.training.patience import Patience
+from pipelines.training.setup import Setup, check_data, set_up
 from tests.support.faultproxy import FaultProxy, Rule, slow_down
 from tests.support.ranks import make_worker
 
@@ -30,7 +33,7 @@ SECONDS = 60.0  # a busy machine takes long
 
 
 def told(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "pipelines.training.patience"]
+    return [record.getMessage() for record in caplog.records if record.name == "pipelines.process.retrying"]
 
 
 def copied(folder: Path, bucket: str) -> None:
@@ -41,51 +44,49 @@ def copied(folder: Path, bucket: str) -> None:
 
 
 @pytest.fixture
-def loop(s3_proxy: FaultProxy, s3_bucket: str, tmp_path: Path) -> LoopConfig:
+def setup(s3_proxy: FaultProxy, s3_bucket: str, tmp_path: Path) -> Setup:
     """What a worker is given of a data set in a bucket, which gives up soon by itself."""
     draw_dataset(tmp_path, train=4, val=2, seed=0)
     copied(tmp_path, s3_bucket)
     dataset = open_dataset(s3_bucket, "folder")
     config = TrainConfig(
-        data=s3_bucket,
+        dataset=DataConfig(data=s3_bucket),
         output=f"{s3_bucket}/runs",
-        backbone="resnet18",
-        stride=32,
-        bins=(1, 2),
-        crop=48,
-        batch=2,
-        epochs=3,
+        network=NetworkConfig(backbone="resnet18", output_stride=32, bins=(1, 2)),
+        augmentation=AugmentationConfig(crop=48),
+        step=StepConfig(batch=2),
+        schedule=ScheduleConfig(epochs=3),
     )
     quick: Dataset = dataclasses.replace(dataset, store=open_store(s3_bucket, field="data", retries=QUICK))
-    return loop_config(config, quick, checked(config, quick))
+    return set_up(config, quick, check_data(config, quick))
 
 
 def batches_of(crops: Crops) -> list[Batch]:
-    with feed_threads(crops, Shard(), 0, 6, threads=1) as batches:
+    with load_by_threads(crops, Rank(), 0, 6, threads=1) as batches:
         return list(batches)
 
 
 def test_data_that_are_away_for_a_while_make_the_same_crops(
-    loop: LoopConfig, s3_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
+    setup: Setup, s3_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
-    expected = batches_of(loop.crops)
+    expected = batches_of(setup.crops)
     assert not told(caplog)
     away = s3_proxy.add(Rule(slow_down, path="/images/train/", first=4))
     with ThreadPoolExecutor(1) as reader:
         # As they come to a worker: pickled.
-        found = reader.submit(batches_of, pickle.loads(pickle.dumps(loop.crops)))
+        found = reader.submit(batches_of, pickle.loads(pickle.dumps(setup.crops)))
         assert away.reached(ATTEMPTS + 1, seconds=SECONDS)  # after a read has given up by itself
         s3_proxy.clear()
         for batch, other in zip(found.result(SECONDS), expected, strict=True):
             assert torch.equal(batch.images, other.images)
             assert torch.equal(batch.masks, other.masks)
     missing, back = told(caplog)
-    assert missing.startswith("storage does not answer, training waits for up to 600 s: s3://")
+    assert missing.startswith("storage does not answer (s3://") and missing.endswith("; training waits for up to 600 s")
     assert back.startswith("storage answers again after ")
 
 
-def test_validation_waits_for_its_data(loop: LoopConfig, s3_proxy: FaultProxy) -> None:
-    worker = make_worker(loop)
+def test_validation_waits_for_its_data(setup: Setup, s3_proxy: FaultProxy) -> None:
+    worker = make_worker(setup)
     segmenter = worker.segmenter(worker.scored_model())
     expected = worker.validate(segmenter)
     away = s3_proxy.add(Rule(slow_down, path="/masks/val/", times=2 * ATTEMPTS))
@@ -93,8 +94,8 @@ def test_validation_waits_for_its_data(loop: LoopConfig, s3_proxy: FaultProxy) -
     assert len(away.hits) == 2 * ATTEMPTS
 
 
-def test_a_restart_waits_for_its_checkpoint(loop: LoopConfig, s3_proxy: FaultProxy, s3_bucket: str) -> None:
-    worker = make_worker(loop)
+def test_a_restart_waits_for_its_checkpoint(setup: Setup, s3_proxy: FaultProxy, s3_bucket: str) -> None:
+    worker = make_worker(setup)
     folder = CheckpointFolder(open_store(s3_bucket, field="output", retries=QUICK), "run")
     assert newest_of_all(folder, worker) is None
     snapshot = worker.snapshot(model=worker.scored_model())
@@ -123,7 +124,7 @@ def test_an_outage_is_told_once_however_many_threads_meet_it(caplog: pytest.LogC
         assert list(pool.map(lambda thread: patience.outlast(lambda: read(thread)), range(threads))) == [0, 1, 2, 3]
     assert tried == [2] * threads
     missing, back = told(caplog)
-    assert missing.endswith("the bucket is away")
+    assert "the bucket is away" in missing
     assert back.startswith("storage answers again")
 
 

@@ -17,11 +17,10 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from pspnet_core.checkpoints import checkpoint as checkpoints
-from pspnet_core.checkpoints.checkpoint import Checkpoint, check_name, from_model, load
+from pspnet_core.checkpoints.checkpoint import FORMAT, Checkpoint, check_name, load_checkpoint
+from pspnet_core.checkpoints.settings import InferenceSettings
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
-from pspnet_core.inference.segmenter import InferenceSettings
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 from tests.support.paths import ROOT
 
@@ -33,7 +32,7 @@ SETTINGS = InferenceSettings(resize="short", size=40.0, scales=(1.0, 1.25), flip
 @pytest.fixture(scope="module")
 def checkpoint() -> Checkpoint:
     torch.manual_seed(0)
-    return from_model(PSPNet(CONFIG), name="small", classes=CLASSES, inference=SETTINGS)
+    return Checkpoint.from_model(PSPNet(CONFIG), name="small", classes=CLASSES, settings=SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -56,8 +55,8 @@ def _tiny(**changes: Any) -> Checkpoint:
 
 def test_everything_comes_back(checkpoint: Checkpoint, saved: Path) -> None:
     for folder in (saved, str(saved)):
-        back = load(folder)
-        assert (back.name, back.config, back.classes, back.inference) == ("small", CONFIG, CLASSES, SETTINGS)
+        back = load_checkpoint(folder)
+        assert (back.name, back.config, back.classes, back.settings) == ("small", CONFIG, CLASSES, SETTINGS)
         assert back.weights.keys() == checkpoint.weights.keys()
         for name, value in back.weights.items():
             assert value.dtype == checkpoint.weights[name].dtype
@@ -67,7 +66,7 @@ def test_everything_comes_back(checkpoint: Checkpoint, saved: Path) -> None:
 
 def test_the_network_comes_back_in_evaluation_mode(checkpoint: Checkpoint, saved: Path) -> None:
     images = torch.randint(0, 256, (1, 3, 33, 47), dtype=torch.uint8)
-    back = load(saved).model
+    back = load_checkpoint(saved).model
     assert not back.training
     with torch.no_grad():
         assert torch.equal(back(images).main, checkpoint.model(images).main)
@@ -76,9 +75,9 @@ def test_the_network_comes_back_in_evaluation_mode(checkpoint: Checkpoint, saved
 def test_saving_makes_the_folder_and_replaces_what_is_there(checkpoint: Checkpoint, tmp_path: Path) -> None:
     folder = tmp_path / "deep" / "er"
     checkpoint.save(folder)
-    other = checkpoint.with_inference(flip=False)
+    other = checkpoint.with_settings(flip=False)
     other.save(folder)
-    assert load(folder).fingerprint == other.fingerprint != checkpoint.fingerprint
+    assert load_checkpoint(folder).fingerprint == other.fingerprint != checkpoint.fingerprint
 
 
 def test_the_folder_holds_json_and_tensors_and_nothing_to_execute(saved: Path) -> None:
@@ -97,12 +96,12 @@ def test_loading_unpickles_nothing(saved: Path, monkeypatch: pytest.MonkeyPatch)
 
     for module, name in ((pickle, "load"), (pickle, "loads"), (pickle, "Unpickler"), (torch, "load")):
         monkeypatch.setattr(module, name, refuse)
-    assert load(saved).model.config == CONFIG
+    assert load_checkpoint(saved).model.config == CONFIG
 
 
 def test_a_checkpoint_is_a_copy_of_the_model() -> None:
     model = PSPNet(CONFIG)
-    taken = from_model(model, name="small", classes=CLASSES)
+    taken = Checkpoint.from_model(model, name="small", classes=CLASSES)
     before = {name: value.clone() for name, value in taken.weights.items()}
     with torch.no_grad():
         for value in model.state_dict().values():
@@ -112,7 +111,7 @@ def test_a_checkpoint_is_a_copy_of_the_model() -> None:
     for name, value in taken.weights.items():
         assert torch.equal(value, before[name])
         assert not value.requires_grad
-    assert taken.inference == InferenceSettings()
+    assert taken.settings == InferenceSettings()
 
 
 # --- the fingerprint ---------------------------------------------------------------------------------------------
@@ -128,7 +127,7 @@ def test_the_fingerprint_is_the_same_in_another_process_and_folder(
     checkpoint: Checkpoint, saved: Path, tmp_path: Path
 ) -> None:
     elsewhere = saved.rename(tmp_path / "moved")
-    program = "import sys; from pspnet_core.checkpoints.checkpoint import load; print(load(sys.argv[1]).fingerprint)"
+    program = "import sys, pspnet_core; print(pspnet_core.load_checkpoint(sys.argv[1]).fingerprint)"
     environment = os.environ | {"PYTHONHASHSEED": "7", "OMP_NUM_THREADS": "1"}
     try:
         output = subprocess.run(
@@ -153,9 +152,9 @@ def test_what_the_fingerprint_does_not_depend_on() -> None:
         _tiny(classes=other),
         _tiny(weights=dict(reversed(weights.items()))),
         _tiny(weights=weights | {"a": weights["a"].t().contiguous().t()}),
-        _tiny(inference=InferenceSettings(size=0, scales=(1,), window=0)),
+        _tiny(settings=InferenceSettings(size=0, scales=(1,), window=0)),
         _tiny(config=dataclasses.replace(CONFIG, std=cast(Any, [*CONFIG.std]))),
-        _tiny().with_inference(flip=None, scales=None, window=None),
+        _tiny().with_settings(flip=None, scales=None, window=None),
     ]
     assert not same[3].weights["a"].is_contiguous()
     assert {checkpoint.fingerprint for checkpoint in same} == {_tiny().fingerprint}
@@ -181,11 +180,11 @@ def test_what_the_fingerprint_depends_on() -> None:
         _tiny(config=dataclasses.replace(CONFIG, bins=(1, 2, 3))),
         _tiny(config=dataclasses.replace(CONFIG, mean=(1.0, 2.0, 3.0))),
         _tiny(config=dataclasses.replace(CONFIG, align_corners=True)),
-        _tiny().with_inference(flip=True),
-        _tiny().with_inference(scales=(1.0, 1.5)),
-        _tiny().with_inference(window=64),
-        _tiny().with_inference(resize="short", size=40),
-        _tiny().with_inference(resize="long", size=40),
+        _tiny().with_settings(flip=True),
+        _tiny().with_settings(scales=(1.0, 1.5)),
+        _tiny().with_settings(window=64),
+        _tiny().with_settings(resize="short", size=40),
+        _tiny().with_settings(resize="long", size=40),
     ]
     fingerprints = [_tiny().fingerprint, *(checkpoint.fingerprint for checkpoint in others)]
     assert len(set(fingerprints)) == len(fingerprints)
@@ -193,18 +192,18 @@ def test_what_the_fingerprint_depends_on() -> None:
 
 
 def test_overrides_change_the_inference_settings_only(checkpoint: Checkpoint) -> None:
-    other = checkpoint.with_inference(window=64, flip=None)
-    assert other.inference == dataclasses.replace(SETTINGS, window=64)
+    other = checkpoint.with_settings(window=64, flip=None)
+    assert other.settings == dataclasses.replace(SETTINGS, window=64)
     assert other.weights is checkpoint.weights
-    assert checkpoint.inference == SETTINGS
+    assert checkpoint.settings == SETTINGS
     with pytest.raises(ConfigError, match=r"^window=5: "):
-        checkpoint.with_inference(window=5)
+        checkpoint.with_settings(window=5)
 
 
 def test_settings_travel_through_the_folder_into_the_fingerprint(checkpoint: Checkpoint, tmp_path: Path) -> None:
-    other = checkpoint.with_inference(resize="scale", size=1, scales=(1, 0.5))
+    other = checkpoint.with_settings(resize="scale", size=1, scales=(1, 0.5))
     other.save(tmp_path)
-    assert load(tmp_path).fingerprint == other.fingerprint
+    assert load_checkpoint(tmp_path).fingerprint == other.fingerprint
 
 
 # --- travelling --------------------------------------------------------------------------------------------------
@@ -294,7 +293,7 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "config is no JSON": (_write("model.json", b'{"format": 1,'), "damaged"),
     "config is no text": (_write("model.json", b"\xff\xfe\x00"), "damaged"),
     "config is a list": (_write("model.json", b"[1]"), "format"),
-    "newer format": (_edit(lambda content: content.update(format=3)), "checkpoint format 3; this version reads 1 to 2"),
+    "newer format": (_edit(lambda content: content.update(format=3)), "checkpoint format 3; this version reads 2"),
     "no format": (_edit(lambda content: content.pop("format")), "format"),
     "no name": (_edit(lambda content: content.pop("name")), "'name' is missing"),
     "bad name": (_edit(lambda content: content.update(name="A B")), "name=A B"),
@@ -328,7 +327,7 @@ def test_damage_is_told_in_one_line(kind: str, saved: Path, tmp_path: Path) -> N
     damage, expected = DAMAGE[kind]
     damage(tmp_path)
     with pytest.raises(ConfigError) as caught:
-        load(tmp_path)
+        load_checkpoint(tmp_path)
     message = str(caught.value)
     assert message.startswith(f"model={tmp_path}: ")
     assert expected in message
@@ -340,30 +339,14 @@ def test_damage_is_told_in_one_line(kind: str, saved: Path, tmp_path: Path) -> N
 def test_no_folder(place: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     with pytest.raises(ConfigError, match=r"no model\.json there; give a folder that train\.py wrote"):
-        load(tmp_path / place)
+        load_checkpoint(tmp_path / place)
 
 
 def test_a_folder_in_place_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "model.json").mkdir()
     with pytest.raises(ConfigError, match=r"cannot be read .*; check its permissions"):
-        load(tmp_path)
+        load_checkpoint(tmp_path)
 
 
 def test_the_format_is_written(saved: Path) -> None:
-    assert json.loads((saved / "model.json").read_text())["format"] == checkpoints.FORMAT == 2
-
-
-def test_format_1_is_read(checkpoint: Checkpoint, saved: Path, tmp_path: Path) -> None:
-    """There each grid of the pyramid had a pooling layer before its convolution, and the fingerprint another rule."""
-    shifted = {"pyramid.stages.{}.0.weight": "pyramid.stages.{}.1.weight"}
-    shifted |= {f"pyramid.stages.{{}}.1.{key}": f"pyramid.stages.{{}}.2.{key}" for key in _NORM}
-    names = {new.format(grid): old.format(grid) for new, old in shifted.items() for grid in range(len(CONFIG.bins))}
-    weights = {names.get(name, name): value for name, value in checkpoint.weights.items()}
-    assert len(weights.keys() - checkpoint.weights.keys()) == len(_NORM) * len(CONFIG.bins)
-    safetensors.torch.save_file(weights, tmp_path / "weights.safetensors")
-    content = json.loads((saved / "model.json").read_text()) | {"format": 1, "fingerprint": "0123456789ab"}
-    (tmp_path / "model.json").write_text(json.dumps(content))
-    assert load(tmp_path).fingerprint == checkpoint.fingerprint
-
-
-_NORM = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
+    assert json.loads((saved / "model.json").read_text())["format"] == FORMAT == 2

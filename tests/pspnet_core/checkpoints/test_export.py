@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 import pspnet_core
-from pspnet_core.checkpoints import checkpoint as checkpoints
+from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.checkpoints.export import METADATA_FILE, OPSET, check_installed, describe, save_program, to_onnx
+from pspnet_core.checkpoints.settings import InferenceSettings
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
-from pspnet_core.inference.segmenter import InferenceSettings
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 
 # What differs between the sources of checkpoints. Tracing takes seconds for each bin, so few have them all.
@@ -152,7 +152,7 @@ def test_the_description_of_a_checkpoint() -> None:
     table = ClassTable(names=("sky", "road"), colors=((1, 2, 3), (4, 5, 6)), ignore=9)
     settings = InferenceSettings(resize="short", size=480)
     network = PSPNet(PSPNetConfig(classes=2, backbone="resnet18"))
-    checkpoint = checkpoints.from_model(network, name="street", classes=table, inference=settings)
+    checkpoint = Checkpoint.from_model(network, name="street", classes=table, settings=settings)
     found = describe(checkpoint)
     assert json.loads(found.pop("classes")) == ["sky", "road"]
     assert json.loads(found.pop("palette")) == [[1, 2, 3], [4, 5, 6]]

@@ -403,7 +403,7 @@ def _edit(data: bytes, edits: list[Edit]) -> bytes:
 
 @pytest.mark.filterwarnings("ignore")
 @given(st.sampled_from(list(SAMPLES)), EDITS)
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_any_damage_gives_an_array_or_an_image_error(name: str, edits: list[Edit]) -> None:
     data = _edit(SAMPLES[name], edits)
     for decode in (decode_image, decode_mask):
@@ -432,7 +432,7 @@ def test_jpeg_pixels_are_those_of_pillow_whatever_its_settings(sort: str) -> Non
 
 @pytest.mark.filterwarnings("ignore")
 @given(st.sampled_from(list(JPEGS)), st.integers(2, 4000), st.binary(min_size=1, max_size=2))
-@settings(max_examples=400, deadline=None, derandomize=True)
+@settings(max_examples=150, deadline=None, derandomize=True)
 def test_of_a_damaged_jpeg_the_pixels_are_those_of_pillow_too(sort: str, place: int, value: bytes) -> None:
     data, pixels = _edit(JPEGS[sort], [("set", place, value)]), 97 * 61
     try:

@@ -12,8 +12,10 @@ from hypothesis.extra import numpy as npst
 from numpy.typing import NDArray
 from PIL import Image
 
+from pspnet_core.images import run_lengths
 from pspnet_core.images.classes import CAMVID
-from pspnet_core.images.masks import Ids, from_png, from_run_lengths, run_lengths, to_png
+from pspnet_core.images.decoding import decode_mask
+from pspnet_core.images.masks import Ids, to_png
 
 DTYPES = [np.dtype(name) for name in ("uint8", "int16", "uint16", "int32", "int64", "uint64")]
 
@@ -32,11 +34,11 @@ def masks(draw: st.DrawFn) -> Ids:
 @given(masks())
 @settings(deadline=None, derandomize=True)
 def test_runs_give_the_mask_back(mask: Ids) -> None:
-    classes, lengths = run_lengths(mask)
+    classes, lengths = run_lengths.encode(mask)
     assert classes.dtype == lengths.dtype == np.int32
     assert lengths.min() >= 1
     assert (classes[1:] != classes[:-1]).all()
-    back = from_run_lengths(classes, lengths, *mask.shape)
+    back = run_lengths.decode(classes, lengths, *mask.shape)
     np.testing.assert_array_equal(back, mask)
     assert back.dtype == (np.uint8 if mask.max() < 256 else np.uint16)
 
@@ -44,27 +46,27 @@ def test_runs_give_the_mask_back(mask: Ids) -> None:
 @given(masks())
 @settings(deadline=None, derandomize=True)
 def test_png_gives_the_mask_back(mask: Ids) -> None:
-    back = from_png(to_png(mask))
+    back = decode_mask(to_png(mask))
     np.testing.assert_array_equal(back, mask)
     assert back.dtype == (np.uint8 if mask.max() < 256 else np.uint16)
 
 
 def test_runs_go_on_into_the_next_row() -> None:
-    classes, lengths = run_lengths(np.array([[1, 2, 2], [2, 2, 0]]))
+    classes, lengths = run_lengths.encode(np.array([[1, 2, 2], [2, 2, 0]]))
     assert classes.tolist() == [1, 2, 0]
     assert lengths.tolist() == [1, 4, 1]
 
 
 def test_a_mask_that_is_no_block_of_memory() -> None:
     mask = np.arange(24, dtype=np.uint8).reshape(4, 6)[::2, ::-2]
-    np.testing.assert_array_equal(from_run_lengths(*run_lengths(mask), 2, 3), mask)
-    np.testing.assert_array_equal(from_png(to_png(mask)), mask)
+    np.testing.assert_array_equal(run_lengths.decode(*run_lengths.encode(mask), 2, 3), mask)
+    np.testing.assert_array_equal(decode_mask(to_png(mask)), mask)
 
 
 def test_an_empty_mask_has_no_runs() -> None:
-    classes, lengths = run_lengths(np.zeros((0, 5), np.uint8))
+    classes, lengths = run_lengths.encode(np.zeros((0, 5), np.uint8))
     assert classes.size == lengths.size == 0
-    assert from_run_lengths(classes, lengths, 0, 5).shape == (0, 5)
+    assert run_lengths.decode(classes, lengths, 0, 5).shape == (0, 5)
 
 
 @pytest.mark.parametrize(
@@ -74,7 +76,7 @@ def test_an_empty_mask_has_no_runs() -> None:
 )
 def test_what_is_no_mask_is_refused(mask: Ids) -> None:
     with pytest.raises(ValueError, match=r"mask is|class ids"):
-        run_lengths(mask)
+        run_lengths.encode(mask)
     with pytest.raises(ValueError, match=r"mask is|class ids"):
         to_png(mask)
 
@@ -82,7 +84,7 @@ def test_what_is_no_mask_is_refused(mask: Ids) -> None:
 @pytest.mark.parametrize(
     ("classes", "lengths", "part"),
     [
-        ([1, 2], [3, 2], "hold 5 pixels"),
+        ([1, 2], [3, 2], "hold 5 pixels, the mask 2 x 3 = 6"),
         ([1, 2], [3, 4], "hold 7 pixels"),
         ([1, 2], [8, -2], "a run of -2"),
         ([1], [3, 3], "as many of each"),
@@ -93,7 +95,7 @@ def test_what_is_no_mask_is_refused(mask: Ids) -> None:
 )
 def test_runs_that_fit_no_mask_are_refused(classes: list[int], lengths: list[int], part: str) -> None:
     with pytest.raises(ValueError, match=part):
-        from_run_lengths(np.array(classes, np.int32), np.array(lengths, np.int32), 2, 3)
+        run_lengths.decode(np.array(classes, np.int32), np.array(lengths, np.int32), 2, 3)
 
 
 def _header(data: bytes) -> tuple[str, NDArray[np.uint8]]:
@@ -110,7 +112,7 @@ def test_a_palette_colours_the_png() -> None:
 
 def test_a_short_palette_costs_no_ids() -> None:
     mask = np.array([[0, 200]], np.uint8)
-    np.testing.assert_array_equal(from_png(to_png(mask, bytes(6))), mask)
+    np.testing.assert_array_equal(decode_mask(to_png(mask, bytes(6))), mask)
 
 
 @pytest.mark.parametrize(("classes", "mode"), [(None, "L"), (256, "L"), (257, "I;16")])
@@ -118,7 +120,7 @@ def test_the_class_count_decides_the_depth(classes: int | None, mode: str) -> No
     mask = np.array([[0, 7]], np.int64)
     data = to_png(mask, classes=classes)
     assert Image.open(io.BytesIO(data)).mode == mode
-    np.testing.assert_array_equal(from_png(data), mask)
+    np.testing.assert_array_equal(decode_mask(data), mask)
 
 
 def test_an_id_beyond_the_class_count_is_refused() -> None:
@@ -134,3 +136,16 @@ def test_a_png_holds_at_least_a_pixel() -> None:
 def test_the_same_mask_gives_the_same_bytes() -> None:
     mask = np.arange(600, dtype=np.int32).reshape(20, 30)
     assert to_png(mask) == to_png(mask.astype(np.uint16))
+
+
+@pytest.mark.parametrize(("highest", "dtype"), [(255, np.uint8), (256, np.uint16)])
+def test_the_highest_id_decides_the_type(highest: int, dtype: type) -> None:
+    mask = np.array([[0, highest]])
+    assert run_lengths.decode(*run_lengths.encode(mask), 1, 2).dtype == dtype
+    assert np.asarray(Image.open(io.BytesIO(to_png(mask)))).dtype == dtype
+
+
+def test_a_palette_has_a_colour_for_each_id_of_eight_bits() -> None:
+    palette = bytes(range(256)) * 4  # more than a PNG can hold
+    _, colors = _header(to_png(np.array([[0, 255]]), palette))
+    assert colors[0].tolist() == [[0, 1, 2], [253, 254, 255]]

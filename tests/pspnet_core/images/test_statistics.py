@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from pspnet_core.images.masks import run_lengths
+from pspnet_core.images import run_lengths
 from pspnet_core.images.statistics import STATISTICS, Runs, class_statistics, image_confidence
 
 
@@ -21,32 +21,34 @@ def _random(seed: int, height: int, width: int, classes: int) -> tuple[NDArray[n
 @settings(deadline=None, derandomize=True)
 def test_statistics_agree_with_a_mask_per_class(seed: int, height: int, width: int, classes: int) -> None:
     mask, confidence = _random(seed, height, width, classes)
-    found = class_statistics(*run_lengths(mask), confidence)
+    found = class_statistics(*run_lengths.encode(mask), confidence)
     present = np.unique(mask)
     np.testing.assert_array_equal(found.class_id, present)
-    np.testing.assert_array_equal(found.pixels, [(mask == index).sum() for index in present])
-    np.testing.assert_allclose(found.fraction, [(mask == index).mean() for index in present], rtol=1e-12)
+    np.testing.assert_array_equal(found.columns["pixels"], [(mask == index).sum() for index in present])
+    np.testing.assert_allclose(
+        found.columns["fraction"].astype(float), [(mask == index).mean() for index in present], rtol=1e-12
+    )
     expected = [confidence[mask == index].mean(dtype=np.float64) for index in present]
-    np.testing.assert_allclose(found.confidence, expected, rtol=1e-6)
-    assert found.pixels.sum() == mask.size
-    assert found.fraction.sum() == pytest.approx(1)
+    np.testing.assert_allclose(found.columns["confidence"].astype(float), expected, rtol=1e-6)
+    assert found.columns["pixels"].sum() == mask.size
+    assert found.columns["fraction"].sum() == pytest.approx(1)
 
 
 @pytest.mark.parametrize("name", STATISTICS)
 def test_each_statistic_gives_one_value_per_class_present(name: str) -> None:
     mask, confidence = _random(1, 9, 13, 5)
-    found = class_statistics(*run_lengths(mask), confidence)
+    found = class_statistics(*run_lengths.encode(mask), confidence)
     assert found.columns[name].shape == found.class_id.shape
     assert list(found.columns) == list(STATISTICS)
 
 
 def test_columns_have_the_types_of_the_label_table() -> None:
     mask, confidence = _random(2, 4, 4, 3)
-    found = class_statistics(*run_lengths(mask), confidence)
+    found = class_statistics(*run_lengths.encode(mask), confidence)
     assert found.class_id.dtype == np.int32
-    assert found.pixels.dtype == np.int64
-    assert found.fraction.dtype == np.float64
-    assert found.confidence.dtype == np.float32
+    assert found.columns["pixels"].dtype == np.int64
+    assert found.columns["fraction"].dtype == np.float64
+    assert found.columns["confidence"].dtype == np.float32
 
 
 def test_a_statistic_is_one_function_and_one_row(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -61,20 +63,21 @@ def test_a_statistic_is_one_function_and_one_row(monkeypatch: pytest.MonkeyPatch
 def test_means_keep_their_digits_over_many_pixels() -> None:
     confidence = np.full((2000, 2000), 0.1, np.float32)
     found = class_statistics(np.array([3]), np.array([confidence.size]), confidence)
-    assert found.confidence[0] == pytest.approx(0.1, rel=1e-6)
+    assert found.columns["confidence"][0] == pytest.approx(0.1, rel=1e-6)
     assert image_confidence(confidence) == pytest.approx(0.1, rel=1e-6)
 
 
 def test_a_confidence_map_that_is_no_block_of_memory() -> None:
     confidence = np.linspace(0, 1, 12, dtype=np.float32).reshape(3, 4).T
     found = class_statistics(np.array([0, 1]), np.array([3, 9]), confidence)
-    assert found.confidence[0] == pytest.approx(confidence[0].mean())
+    assert found.columns["confidence"][0] == pytest.approx(confidence[0].mean())
 
 
 @pytest.mark.parametrize(
     ("classes", "lengths", "part"),
     [
         ([0], [3], "hold 3 pixels"),
+        ([0], [5], "hold 5 pixels"),
         ([0, 1], [4], "as many of each"),
         ([], [], "one run"),
         ([0, 1], [4, 0], "one run"),

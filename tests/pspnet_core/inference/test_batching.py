@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pspnet_core.inference.batching import Limits, Window, by_size, one_ahead
+from pspnet_core.inference.batching import Window, by_size, one_ahead
 
 MOST = {1: 4, 2: 3, 3: 1, 5: 2}
 sequences = st.lists(st.sampled_from(sorted(MOST)), max_size=60)
@@ -15,7 +15,7 @@ windows = st.builds(lambda items, size: Window(items=items, bytes=size), st.inte
 
 
 def _groups(sizes: list[int], window: Window, salt: str = "") -> list[list[tuple[int, str]]]:
-    items = [f"{size}{salt}" for size in sizes]
+    items = [(place, f"{size}{salt}") for place, size in enumerate(sizes)]
     return list(by_size(items, size=_size, most=MOST.__getitem__, cost=_size, window=window))
 
 
@@ -46,17 +46,14 @@ def test_groups_follow_from_the_sizes_alone(sizes: list[int], window: Window) ->
 def test_what_a_caller_holds_who_answers_in_order_is_bounded(sizes: list[int], window: Window) -> None:
     taken = 0
 
-    def arriving() -> list[str]:
-        return [str(size) for size in sizes]
-
-    def watched() -> object:
+    def watched() -> Iterator[tuple[int, str]]:
         nonlocal taken
-        for item in arriving():
+        for place, size in enumerate(sizes):
             taken += 1
-            yield item
+            yield place, str(size)
 
     answered: set[int] = set()
-    for group in by_size(watched(), size=_size, most=MOST.__getitem__, cost=_size, window=window):  # type: ignore[arg-type]
+    for group in by_size(watched(), size=_size, most=MOST.__getitem__, cost=_size, window=window):
         oldest = next(place for place in range(taken) if place not in answered)
         held = sizes[oldest:taken]
         alike = len(set(held)) == 1
@@ -68,21 +65,13 @@ def test_what_a_caller_holds_who_answers_in_order_is_bounded(sizes: list[int], w
 
 
 def test_images_of_one_size_fill_their_batch_whatever_it_takes() -> None:
-    groups = list(by_size("aaaaa", size=str, most=lambda _: 4, cost=lambda _: 1000, window=Window(items=20, bytes=10)))
+    window = Window(items=20, bytes=10)
+    groups = list(by_size(enumerate("aaaaa"), size=str, most=lambda _: 4, cost=lambda _: 1000, window=window))
     assert [len(group) for group in groups] == [4, 1]
 
 
-def test_a_limit_only_falls() -> None:
-    limits: Limits[str] = Limits(8)
-    limits.lower("a", 8)
-    assert (limits.of("a"), limits.of("b")) == (4, 8)
-    limits.lower("a", 8)  # by another thread, which began before
-    assert limits.of("a") == 4
-    limits.lower("a", 3)
-    assert limits.of("a") == 1
-
-
 @given(st.lists(st.integers(), max_size=10))
+@settings(derandomize=True, deadline=None)
 def test_one_ahead_is_taken_and_no_more(items: list[int]) -> None:
     taken: list[int] = []
 

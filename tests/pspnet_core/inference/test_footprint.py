@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pspnet_core.inference.footprint import SIDE, bytes_per_pixel
-from pspnet_core.network.fusion import deploy
+from pspnet_core.network.deploy import deploy
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 
 CPU = torch.device("cpu")
@@ -54,9 +54,9 @@ def test_what_is_there_at_one_time_is_added_up(network: Callable[[Tensor], Tenso
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("backbone", ["resnet18", "resnet50"])
-def test_larger_sizes_and_batches_take_as_much_for_a_pixel(backbone: str, dtype: torch.dtype) -> None:
-    model = PSPNet(PSPNetConfig(backbone=backbone, classes=11)).eval()
+@pytest.mark.parametrize(("backbone", "stages"), [("resnet18", 4), ("resnet50", 2)])
+def test_larger_sizes_and_batches_take_as_much_for_a_pixel(backbone: str, stages: int, dtype: torch.dtype) -> None:
+    model = PSPNet(PSPNetConfig(backbone=backbone, stages=stages, classes=11)).eval()
     network = deploy(model, dtype, winograd=False).coarse
     told = bytes_per_pixel(network, bands=3, device=CPU)
     batch, height, width = 3, 257, 385

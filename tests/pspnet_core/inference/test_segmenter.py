@@ -27,18 +27,12 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor, nn
 
+from pspnet_core.checkpoints.settings import InferenceSettings
 from pspnet_core.errors import ConfigError, ImageError
 from pspnet_core.inference import segmenter as inference
 from pspnet_core.inference.footprint import bytes_per_pixel
-from pspnet_core.inference.segmenter import (
-    WAITING_BATCHES,
-    InferenceSettings,
-    Outcome,
-    Prediction,
-    Prepared,
-    Segmenter,
-    prediction_of,
-)
+from pspnet_core.inference.inputs import Prepared
+from pspnet_core.inference.segmenter import WAITING_BATCHES, Outcome, Prediction, Segmenter, prediction_of
 from pspnet_core.inference.windows import windows
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 
@@ -57,7 +51,8 @@ class OneConvolution(PSPNet):
 
     def __init__(self, classes: int = 5, *, align_corners: bool = False, bands: int = 3) -> None:
         nn.Module.__init__(self)
-        self.config = PSPNetConfig(classes=classes, align_corners=align_corners)
+        mean, std = (0.0,) * bands, (1.0,) * bands
+        self.config = PSPNetConfig(classes=classes, align_corners=align_corners, mean=mean, std=std)
         generator = torch.Generator().manual_seed(classes)
         self.weight = nn.Parameter(torch.randn(classes, bands, 8, 8, generator=generator) / 500)
         self.inputs: list[tuple[int, ...]] = []
@@ -71,6 +66,12 @@ class OneConvolution(PSPNet):
 def _inputs(segmenter: Segmenter) -> list[tuple[int, ...]]:
     """Shapes of what the segmenter's own copy of a OneConvolution was given."""
     return cast(OneConvolution, segmenter.model).inputs
+
+
+def _outcomes(segmenter: Segmenter, images: list[Bytes]) -> list[Outcome]:
+    """In the order of the images."""
+    found = dict(segmenter.predict(enumerate(map(segmenter.prepare, images))))
+    return [found[index] for index in range(len(images))]
 
 
 def _image(height: int, width: int, seed: int = 0) -> Bytes:
@@ -234,7 +235,7 @@ def test_an_image_of_its_own_size_waits_for_a_bounded_number_of_others() -> None
             taken.append(index)
             yield segmenter.prepare(_image(8, 8 if index else 16, index))
 
-    next(segmenter.predict(arriving()))
+    assert next(key for key, _ in segmenter.predict(enumerate(arriving())) if key == 0) == 0
     assert len(taken) == 2 * WAITING_BATCHES
 
 
@@ -330,19 +331,18 @@ def test_predictions_by_loops(settings: dict[str, Any], flip: bool, align_corner
 
 
 def _by_windows(model: PSPNet, pixels: Tensor, rule: InferenceSettings) -> Tensor:
-    """``(C, h, w)``: pixel by pixel, the mean of the probabilities in the windows that hold the pixel."""
+    """``(C, h, w)``: of each pixel the mean of the probabilities in the windows that hold it."""
     height, width = pixels.shape[-2:]
-    found: dict[tuple[int, int], list[Tensor]] = {(y, x): [] for y in range(height) for x in range(width)}
+    total, count = torch.zeros(5, height, width, dtype=torch.float64), torch.zeros(height, width)
     for window in windows(height, width, rule.window):
-        part = pixels[..., slice(*window.rows), slice(*window.columns)]
+        rows, columns = window.slices
+        part = pixels[..., rows, columns]
         probabilities = _softmax_of(model, part)
         if rule.flip:
             probabilities = (probabilities + _softmax_of(model, part.flip(-1)).flip(-1)) / 2
-        for y in range(*window.rows):
-            for x in range(*window.columns):
-                found[y, x].append(probabilities[:, y - window.rows.start, x - window.columns.start])
-    pixelwise = [torch.stack(found[y, x]).mean(0) for y in range(height) for x in range(width)]
-    return torch.stack(pixelwise, dim=1).view(-1, height, width)
+        total[:, rows, columns] += probabilities
+        count[rows, columns] += 1
+    return total / count
 
 
 def _softmax_of(model: PSPNet, pixels: Tensor) -> Tensor:
@@ -425,9 +425,11 @@ def test_predictions_come_as_images_arrive() -> None:
             taken += 1
             yield segmenter.prepare(_image(20, 20, seed))
 
-    predictions = segmenter.predict(arriving())
+    predictions = segmenter.predict(enumerate(arriving()))
     for ready, read in enumerate([2, 2, 4, 4, 6, 6]):
-        assert prediction_of(next(predictions)).mask.shape == (20, 20), ready
+        key, outcome = next(predictions)
+        assert key == ready
+        assert prediction_of(outcome).mask.shape == (20, 20)
         assert taken == read
         assert not torch.is_inference_mode_enabled()
     assert list(predictions) == []
@@ -475,7 +477,7 @@ def test_a_reduced_file_gives_nearly_the_same_mask_at_the_images_own_size() -> N
     assert one[:2] == other[:2] == (194, 131)
     assert [view.shape for view in one.views] == [view.shape for view in other.views]
     assert 0 < np.abs(one.views[1].astype(float) - other.views[1]).mean() < 3
-    expected, found = (prediction_of(next(by.predict([by.decode(data)]))) for by in (full, reduced))
+    expected, found = (by([data])[0] for by in (full, reduced))
     assert found.mask.shape == (194, 131)
     assert (found.mask != expected.mask).mean() < 0.05
 
@@ -551,7 +553,7 @@ def test_windows_of_one_image_are_fewer_at_a_time() -> None:
 def test_an_image_that_does_not_fit_alone_is_an_error_in_its_place() -> None:
     segmenter = Segmenter(Crowded(600), device=CPU, batch=4)
     images = [_image(16, 16, seed) if seed % 4 else _image(32, 32, seed) for seed in range(9)]
-    outcomes: list[Outcome] = list(segmenter.predict(map(segmenter.prepare, images)))
+    outcomes = _outcomes(segmenter, images)
     for index, (image, outcome) in enumerate(zip(images, outcomes, strict=True)):
         if index % 4:
             _assert_same(prediction_of(outcome), Segmenter(OneConvolution(), device=CPU)([image])[0])
@@ -714,7 +716,7 @@ def test_whoever_begins_passes_they_share_the_memory(lanes: int) -> None:
     segmenter, model = _meeting(lanes, together=1, memory=memory)
     images = [segmenter.prepare(_image(16, 16, seed)) for seed in range(12)]
     with ThreadPoolExecutor(3) as callers:
-        for outcomes in callers.map(lambda _: list(segmenter.predict(images)), range(3)):
+        for outcomes in callers.map(lambda _: list(segmenter.predict(enumerate(images))), range(3)):
             assert len(outcomes) == 12
     assert model.most == 1
 
@@ -735,28 +737,29 @@ def test_a_segmenter_goes_when_nobody_needs_it() -> None:
 def test_an_error_in_a_lane_comes_out_and_an_image_that_does_not_fit_stays_in_its_place() -> None:
     images = [_image(16, 16, seed) if seed % 3 else _image(32, 32, seed) for seed in range(9)]
     segmenter = Segmenter(Crowded(600), device=CPU, batch=2, lanes=2)
-    outcomes = list(segmenter.predict(map(segmenter.prepare, images)))
+    outcomes = _outcomes(segmenter, images)
     assert [isinstance(outcome, ImageError) for outcome in outcomes] == [seed % 3 == 0 for seed in range(9)]
     broken = Segmenter(Crowded(100, RuntimeError("expected scalar type Float")), device=CPU, batch=2, lanes=2)
     with pytest.raises(RuntimeError, match="expected scalar type"):
         broken(images)
 
 
-# --- a device that works alone ------------------------------------------------------------------------------------
+# --- an asynchronous device ------------------------------------------------------------------------------------
 
 
-def test_a_device_that_works_alone_has_the_next_batch_before_one_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(inference, "works_alone", lambda _: True)
+def test_an_asynchronous_device_has_the_next_batch_before_one_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(inference, "is_async", lambda _: True)
     images = [_image(16, 16 + 8 * (seed % 2), seed) for seed in range(11)]
     segmenter = Segmenter(OneConvolution(), device=CPU, batch=2)
-    launched, predictions = [], []
-    for outcome in segmenter.predict(map(segmenter.prepare, images)):
+    launched, predictions = [], {}
+    for key, outcome in segmenter.predict(enumerate(map(segmenter.prepare, images))):
         launched.append(len(_inputs(segmenter)))
-        predictions.append(prediction_of(outcome))
-    # Pairs of one size are complete with images 2, 3, 6, 7, 10, and 9 is alone; what comes first waits for its elders.
-    assert launched == [2, 3, 3, 3, 4, 5, 5, 5, 6, 6, 6]
-    for found, expected in zip(predictions, Segmenter(OneConvolution(), device=CPU)(images), strict=True):
-        _assert_same(found, expected)
+        predictions[key] = prediction_of(outcome)
+    # Pairs of one size are complete with images 2, 3, 6, 7, 10, and 9 is alone.
+    assert list(predictions) == [0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9]
+    assert launched == [2, 2, 3, 3, 4, 4, 5, 5, 6, 6, 6]
+    for index, expected in enumerate(Segmenter(OneConvolution(), device=CPU)(images)):
+        _assert_same(predictions[index], expected)
 
 
 # --- bands -------------------------------------------------------------------------------------------------------

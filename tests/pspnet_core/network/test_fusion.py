@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.plain import PlainPSPNet
-from pspnet_core.network.fusion import PyramidFusion, deploy, low_rank_fusion, mixing_matrix
+from benchmarks.network import PlainPSPNet
+from pspnet_core.network.deploy import deploy
+from pspnet_core.network.fusion import PyramidFusion, low_rank_fusion, mixing_matrix
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig, average_grids
 from pspnet_core.network.winograd import WinogradConv2d
 

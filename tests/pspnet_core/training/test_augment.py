@@ -24,9 +24,9 @@ from tests.support.paths import ROOT
 MEAN = (120, 115, 105)
 # Everything at once; and nothing but the crop.
 WILD = AugmentConfig(crop=(24, 20), photometric=0.5, mean=MEAN)
-STILL = AugmentConfig(crop=(24, 20), scale=(1.0, 1.0), rotate=0.0, cap=1.0, blur=0.0, mirror=0.0, mean=MEAN)
+STILL = AugmentConfig(crop=(24, 20), scale=(1.0, 1.0), rotate=0.0, cat_max_ratio=1.0, blur=0.0, hflip=0.0, mean=MEAN)
 # Movements only, so that a pixel can be told by its colour.
-MOVED = dataclasses.replace(STILL, scale=(0.5, 2.0), rotate=10.0, mirror=0.5)
+MOVED = dataclasses.replace(STILL, scale=(0.5, 2.0), rotate=10.0, hflip=0.5)
 SHEET = ROOT / "docs" / "augmentation_sheet.py"
 Bytes = NDArray[np.uint8]
 
@@ -102,7 +102,7 @@ def test_sizes_that_differ_are_refused() -> None:
 
 
 @given(seed=SEEDS, size=st.tuples(st.integers(8, 51), st.integers(8, 51)), crop=SIZES)
-@settings(deadline=None, derandomize=True, max_examples=200)
+@settings(deadline=None, derandomize=True, max_examples=80)
 def test_every_pixel_has_the_colour_of_the_place_that_its_id_names(
     seed: int, size: tuple[int, int], crop: tuple[int, int]
 ) -> None:
@@ -124,7 +124,7 @@ def test_the_mask_is_the_map_read_pixel_by_pixel(
 ) -> None:
     """Each pixel of the crop, walked back to the sample: mirrored, shifted, turned and scaled one after the other."""
     image, mask = _places(*size)
-    config = dataclasses.replace(MOVED, crop=crop, rotate=rotate, base=base, ignore=65535)
+    config = dataclasses.replace(MOVED, crop=crop, rotate=rotate, image_scale=base, ignore=65535)
     draw = plan(config, seed)
     _, ids = apply(image, mask, config, draw)
     height, width = (max(1, round(side * base * draw.scale)) for side in size)
@@ -133,7 +133,7 @@ def test_the_mask_is_the_map_read_pixel_by_pixel(
         for place, side, cut in zip(draw.places[0], (height, width), crop, strict=True)
     )
     for row, column in np.ndindex(*crop):
-        x = left + (crop[1] - column - 0.5 if draw.mirror else column + 0.5)
+        x = left + (crop[1] - column - 0.5 if draw.hflip else column + 0.5)
         turned = (complex(x, top + row + 0.5) - complex(width, height) / 2) * cmath.exp(1j * math.radians(draw.angle))
         x = (turned.real + width / 2) * size[1] / width
         y = (turned.imag + height / 2) * size[0] / height
@@ -147,7 +147,7 @@ def test_the_mask_is_the_map_read_pixel_by_pixel(
 @pytest.mark.parametrize("seed", range(12))
 def test_the_image_is_that_of_the_whole_sample_resized_turned_and_cut(seed: int, base: float) -> None:
     image, mask = _noise(seed, 120, 161)
-    config = dataclasses.replace(MOVED, crop=(70, 81), mirror=0.0, base=base)
+    config = dataclasses.replace(MOVED, crop=(70, 81), hflip=0.0, image_scale=base)
     draw = plan(config, seed)
     if base * draw.scale >= 1:
         draw = dataclasses.replace(draw, angle=0.0)  # see the next test
@@ -174,7 +174,7 @@ def test_the_image_is_that_of_the_whole_sample_resized_turned_and_cut(seed: int,
 @pytest.mark.parametrize("seed", range(12))
 def test_an_enlarged_and_turned_image_is_read_between_its_own_pixels(seed: int) -> None:
     image, mask = _noise(seed, 60, 71)
-    draw = dataclasses.replace(plan(MOVED, seed), scale=1.7, angle=seed - 5.5, mirror=False)
+    draw = dataclasses.replace(plan(MOVED, seed), scale=1.7, angle=seed - 5.5, hflip=False)
     pixels, _ = apply(image, mask, dataclasses.replace(MOVED, crop=(70, 81)), draw)
     width, height = round(71 * 1.7), round(60 * 1.7)
     left, top = math.floor(draw.places[0][1] * (width - 80)), math.floor(draw.places[0][0] * (height - 69))
@@ -237,7 +237,7 @@ def test_the_window_may_be_anywhere() -> None:
 
 def test_mirror_swaps_left_and_right_in_both() -> None:
     image, mask = _noise(0, 24, 20)
-    pixels, ids = apply(image, mask, STILL, Draw(mirror=True))
+    pixels, ids = apply(image, mask, STILL, Draw(hflip=True))
     np.testing.assert_array_equal(pixels, image[:, ::-1])
     np.testing.assert_array_equal(ids, mask[:, ::-1])
 
@@ -309,7 +309,7 @@ def test_an_ignore_id_that_needs_16_bits_is_not_clipped() -> None:
     assert set(ids.ravel()) == set(mask.ravel()) | {1000}
 
 
-# --- the category cap -----------------------------------------------------------------------------
+# --- the category limit -----------------------------------------------------------------------------
 
 
 def _share(ids: Mask, ignore: int) -> float:
@@ -320,17 +320,17 @@ def _share(ids: Mask, ignore: int) -> float:
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16])
 def test_the_first_window_that_keeps_the_cap_is_taken(dtype: Any) -> None:
-    """Against cutting every window and counting it; without any that keeps the cap the last one is taken."""
+    """Against cutting every window and counting it; without any that keeps the limit the last one is taken."""
     grid = np.random.default_rng(5).choice(np.array([0, 0, 0, 1, 2, 255], dtype), (6, 8))
     mask = grid.repeat(16, 0).repeat(16, 1)
     image, _ = _noise(0, *mask.shape)
-    config = dataclasses.replace(MOVED, cap=0.5, crop=(28, 24))
+    config = dataclasses.replace(MOVED, cat_max_ratio=0.5, crop=(28, 24))
     taken = []
     for seed in range(60):
         draw = plan(config, seed)
         assert len(draw.places) == 10
         windows = [apply(image, mask, config, dataclasses.replace(draw, places=(place,))) for place in draw.places]
-        kept = [index for index, (_, ids) in enumerate(windows[:-1]) if _share(ids, 255) <= config.cap]
+        kept = [index for index, (_, ids) in enumerate(windows[:-1]) if _share(ids, 255) <= config.cat_max_ratio]
         taken.append(kept[0] if kept else len(windows) - 1)
         pixels, ids = apply(image, mask, config, draw)
         np.testing.assert_array_equal(ids, windows[taken[-1]][1])
@@ -343,7 +343,7 @@ def test_without_a_good_window_the_last_is_taken() -> None:
     mask = np.zeros_like(mask)
     draw = Draw(places=((0.0, 0.0), (0.5, 0.0), (0.9, 0.9)))
     last = apply(image, mask, STILL, dataclasses.replace(draw, places=draw.places[-1:]))
-    np.testing.assert_array_equal(apply(image, mask, dataclasses.replace(STILL, cap=0.9), draw)[0], last[0])
+    np.testing.assert_array_equal(apply(image, mask, dataclasses.replace(STILL, cat_max_ratio=0.9), draw)[0], last[0])
 
 
 def test_a_window_without_labels_is_passed_over() -> None:
@@ -351,7 +351,7 @@ def test_a_window_without_labels_is_passed_over() -> None:
     mask = (mask % 5).astype(np.uint8)
     mask[:30] = 255
     draw = Draw(places=((0.0, 0.0), (0.99, 0.0), (0.0, 0.0)))
-    _, ids = apply(image, mask, dataclasses.replace(STILL, cap=0.9), draw)
+    _, ids = apply(image, mask, dataclasses.replace(STILL, cat_max_ratio=0.9), draw)
     np.testing.assert_array_equal(ids, mask[36:, :20])
 
 
@@ -399,7 +399,7 @@ def _distorted(color: NDArray[np.float64], draw: Draw) -> NDArray[np.float64]:
 
 
 @given(draw=COLORS, color=st.tuples(*[st.floats(0, 255)] * 3) | st.tuples(*[st.sampled_from([0.0, 7.0, 255.0])] * 3))
-@settings(deadline=None, derandomize=True, max_examples=300)
+@settings(deadline=None, derandomize=True, max_examples=100)
 def test_distorted_colours_are_those_of_colorsys(draw: Draw, color: tuple[float, float, float]) -> None:
     colors = np.array(color)
     np.testing.assert_allclose(distort_colors(colors[None, None], draw)[0, 0], _distorted(colors, draw), atol=1e-3)
@@ -421,7 +421,7 @@ def test_a_distorted_image_has_these_colours_and_its_mask_is_unchanged(draw: Dra
 @pytest.mark.parametrize(
     "draw", [Draw(brightness=20.0), Draw(contrast=0.8), Draw(saturation=0.5), Draw(hue=30.0)], ids=repr
 )
-def test_each_colour_change_works_alone(draw: Draw) -> None:
+def test_each_colour_change_is_async(draw: Draw) -> None:
     image, mask = draw_scene(3, width=40, height=40)
     config = dataclasses.replace(STILL, crop=(40, 40))
     pixels, _ = apply(image, mask, config, draw)
@@ -449,12 +449,12 @@ def test_grey_stays_grey() -> None:
         ({"rotate": 0.0}, {"angle"}),
         ({"blur": 0.0}, {"blur"}),
         ({"blur": 1.0}, {"blur"}),
-        ({"mirror": 0.0}, {"mirror"}),
-        ({"mirror": 1.0}, {"mirror"}),
+        ({"hflip": 0.0}, {"hflip"}),
+        ({"hflip": 1.0}, {"hflip"}),
         ({"photometric": 0.0}, {"brightness", "contrast", "saturation", "hue"}),
         ({"photometric": 1.0}, {"brightness", "contrast", "saturation", "hue"}),
-        ({"cap": 1.0}, set()),
-        ({"crop": (7, 9), "base": 0.5, "ignore": 3, "mean": (0, 0, 0)}, set()),
+        ({"cat_max_ratio": 1.0}, set()),
+        ({"crop": (7, 9), "image_scale": 0.5, "ignore": 3, "mean": (0, 0, 0)}, set()),
     ],
     ids=str,
 )
@@ -488,7 +488,7 @@ def test_the_numbers_are_spread_as_they_should_be() -> None:
     for happened in (
         [draw.angle != 0 for draw in draws],
         [draw.blur != 0 for draw in draws],
-        [draw.mirror for draw in draws],
+        [draw.hflip for draw in draws],
         [draw.brightness != 0 for draw in draws],
         [draw.contrast != 1 for draw in draws],
         [draw.contrast_last for draw in draws],
@@ -500,10 +500,10 @@ def test_the_numbers_are_spread_as_they_should_be() -> None:
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
 def test_shares_are_kept(share: float) -> None:
-    config = dataclasses.replace(WILD, blur=share, mirror=share, photometric=share)
+    config = dataclasses.replace(WILD, blur=share, hflip=share, photometric=share)
     draws = [plan(config, seed) for seed in range(400)]
     assert np.mean([draw.blur != 0 for draw in draws]) == pytest.approx(share, abs=0.06)
-    assert np.mean([draw.mirror for draw in draws]) == pytest.approx(share, abs=0.06)
+    assert np.mean([draw.hflip for draw in draws]) == pytest.approx(share, abs=0.06)
     # One distorted sample in 16 has all four colour changes left out.
     assert np.mean([draw.distorts for draw in draws]) == pytest.approx(share * 15 / 16, abs=0.06)
 
@@ -514,7 +514,7 @@ def test_the_paper_distorts_no_colours() -> None:
 
 def test_base_scales_every_sample() -> None:
     image, mask = _noise(0, 48, 40)
-    _, ids = augment(image, mask, dataclasses.replace(STILL, base=0.5), 0)
+    _, ids = augment(image, mask, dataclasses.replace(STILL, image_scale=0.5), 0)
     np.testing.assert_array_equal(ids, np.asarray(Image.fromarray(mask).resize((20, 24), Image.Resampling.NEAREST)))
 
 
@@ -525,19 +525,19 @@ def test_base_scales_every_sample() -> None:
     ("change", "field"),
     [
         ({"crop": (0, 5)}, "crop"),
-        ({"base": 0.0}, "base"),
-        ({"base": math.inf}, "base"),
+        ({"image_scale": 0.0}, "image_scale"),
+        ({"image_scale": math.inf}, "image_scale"),
         ({"scale": (0.0, 1.0)}, "scale"),
         ({"scale": (2.0, 1.0)}, "scale"),
         ({"scale": (math.nan, 1.0)}, "scale"),
         ({"scale": (1.0, math.inf)}, "scale"),
         ({"rotate": -1.0}, "rotate"),
         ({"rotate": 181.0}, "rotate"),
-        ({"cap": 0.0}, "cap"),
-        ({"cap": 1.1}, "cap"),
-        ({"cap": math.nan}, "cap"),
+        ({"cat_max_ratio": 0.0}, "cat_max_ratio"),
+        ({"cat_max_ratio": 1.1}, "cat_max_ratio"),
+        ({"cat_max_ratio": math.nan}, "cat_max_ratio"),
         ({"blur": 1.1}, "blur"),
-        ({"mirror": -0.1}, "mirror"),
+        ({"hflip": -0.1}, "hflip"),
         ({"photometric": 2.0}, "photometric"),
         ({"mean": (0.0, 0.0, 256.0)}, "mean"),
         ({"ignore": -1}, "ignore"),

@@ -111,7 +111,7 @@ def test_the_weighted_mean_is_torchs(ignore: int, smoothing: float) -> None:
     logits, target = _case(3, 4, ignore)
     weight = torch.tensor([0.1, 2.0, 0.7, 1.3])
     expected = F.cross_entropy(logits, target, weight=weight, ignore_index=ignore, label_smoothing=smoothing)
-    found = cross_entropy(logits, target, ignore=ignore, weight=weight, smoothing=smoothing)
+    found = cross_entropy(logits, target, ignore=ignore, weight=weight, label_smoothing=smoothing)
     torch.testing.assert_close(found, expected)
 
 
@@ -130,7 +130,7 @@ def test_smoothing_spreads_a_share_of_the_label_over_all_classes(
             soft = 0.2 / classes + (0.8 if label == pixel.truth else 0.0)
             total -= soft * (1.0 if weight is None else float(weight[label])) * math.log(probability)
     count = sum(pixel.weight for pixel in pixels)
-    found = cross_entropy(logits, target, ignore=ignore, weight=weight, smoothing=0.2)
+    found = cross_entropy(logits, target, ignore=ignore, weight=weight, label_smoothing=0.2)
     assert found.item() == pytest.approx(total / count if count else 0.0, rel=1e-4, abs=1e-6)
 
 
@@ -147,7 +147,7 @@ def test_ohem_takes_the_hard_pixels(
     below = [pixel for pixel in pixels if pixel.probabilities[pixel.truth] < threshold]
     hard = below if len(below) >= kept else pixels[:kept]
     expected = _mean([pixel.surprise for pixel in hard], [pixel.weight for pixel in hard])
-    found = ohem(logits, target, ignore=ignore, weight=weight, threshold=threshold, kept=kept)
+    found = ohem(logits, target, ignore=ignore, weight=weight, thresh=threshold, min_kept=kept)
     assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
@@ -165,20 +165,20 @@ def _touched(logits: Tensor, target: Tensor, **settings: Any) -> list[int]:
 
 def test_ohem_tops_up_with_the_hardest_of_the_easy_pixels() -> None:
     logits, target = _by_probability(0.9, 0.6, 0.8, 0.99, 0.95)
-    assert _touched(logits, target, ignore=255, threshold=0.7, kept=1) == [1]
-    assert _touched(logits, target, ignore=255, threshold=0.7, kept=3) == [0, 1, 2]
-    assert _touched(logits, target, ignore=255, threshold=0.5, kept=1) == [1]
+    assert _touched(logits, target, ignore=255, thresh=0.7, min_kept=1) == [1]
+    assert _touched(logits, target, ignore=255, thresh=0.7, min_kept=3) == [0, 1, 2]
+    assert _touched(logits, target, ignore=255, thresh=0.5, min_kept=1) == [1]
 
 
 def test_ohem_keeps_more_than_the_minimum_when_more_are_hard() -> None:
     logits, target = _by_probability(0.1, 0.2, 0.3, 0.9)
-    assert _touched(logits, target, ignore=255, threshold=0.7, kept=2) == [0, 1, 2]
+    assert _touched(logits, target, ignore=255, thresh=0.7, min_kept=2) == [0, 1, 2]
 
 
 def test_ohem_with_fewer_pixels_than_the_minimum_takes_them_all() -> None:
     logits, target = _by_probability(0.9, 0.6, 0.8, 0.99)
     target[..., 0] = 255
-    assert _touched(logits, target, ignore=255, threshold=0.7, kept=100_000) == [1, 2, 3]
+    assert _touched(logits, target, ignore=255, thresh=0.7, min_kept=100_000) == [1, 2, 3]
 
 
 def test_ohem_does_not_count_ignored_pixels_among_the_kept() -> None:
@@ -186,19 +186,19 @@ def test_ohem_does_not_count_ignored_pixels_among_the_kept() -> None:
     logits, target = _by_probability(0.95, 0.01, 0.9, 0.8)
     for ignore in (0, 255):
         target[..., 1] = ignore
-        assert _touched(logits, target, ignore=ignore, threshold=0.1, kept=2) == [2, 3]
+        assert _touched(logits, target, ignore=ignore, thresh=0.1, min_kept=2) == [2, 3]
 
 
 def test_ohem_takes_all_that_tie_with_the_last() -> None:
     logits, target = _by_probability(0.8, 0.8, 0.9, 0.8, 0.75)
-    assert _touched(logits, target, ignore=255, threshold=0.5, kept=2) == [0, 1, 3, 4]
+    assert _touched(logits, target, ignore=255, thresh=0.5, min_kept=2) == [0, 1, 3, 4]
     uniform = torch.zeros(1, 2, 1, 5, requires_grad=True)
-    assert _touched(uniform, target, ignore=255, threshold=0.5, kept=1) == [0, 1, 2, 3, 4]
+    assert _touched(uniform, target, ignore=255, thresh=0.5, min_kept=1) == [0, 1, 2, 3, 4]
 
 
 def test_weights_do_not_make_a_pixel_harder() -> None:
     logits, target = _by_probability(0.2, 0.9)
-    assert _touched(logits, target, ignore=255, threshold=0.7, kept=1, weight=torch.tensor([1.0, 1e-3])) == [0]
+    assert _touched(logits, target, ignore=255, thresh=0.7, min_kept=1, weight=torch.tensor([1.0, 1e-3])) == [0]
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
@@ -292,7 +292,7 @@ class TestEveryLoss:
 
     @pytest.fixture
     def loss(self, kind: str) -> Callable[..., Tensor]:
-        return functools.partial(LOSSES[kind](LossConfig(kind=kind, kept=4)), weight=None)
+        return functools.partial(LOSSES[kind](LossConfig(kind=kind, ohem_min_kept=4)), weight=None)
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
     @pytest.mark.parametrize("ignore", [0, 255])
@@ -409,10 +409,10 @@ def test_the_auxiliary_loss_counts_two_fifths(weighted: bool) -> None:
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_the_config_chooses_the_loss_of_both_outputs(kind: str) -> None:
-    config = LossConfig(kind=kind, threshold=0.3, kept=3, gamma=1.5, auxiliary=0.7)
+    config = LossConfig(kind=kind, ohem_thresh=0.3, ohem_min_kept=3, focal_gamma=1.5, aux_weight=0.7)
     functions: dict[str, Callable[..., Tensor]] = {
         "cross_entropy": cross_entropy,
-        "ohem": functools.partial(ohem, threshold=0.3, kept=3),
+        "ohem": functools.partial(ohem, thresh=0.3, min_kept=3),
         "focal": functools.partial(focal, gamma=1.5),
         "dice": dice,
         "lovasz": lovasz,
@@ -429,10 +429,11 @@ def test_the_config_smooths_the_labels(kind: str) -> None:
     logits, target = _case(1, 4, 255)
     functions: dict[str, Callable[..., Tensor]] = {
         "cross_entropy": cross_entropy,
-        "ohem": functools.partial(ohem, kept=1),
+        "ohem": functools.partial(ohem, min_kept=1),
     }
-    found = pspnet_loss(Logits(logits, None), target, ignore=255, config=LossConfig(kind=kind, smoothing=0.1, kept=1))
-    torch.testing.assert_close(found, functions[kind](logits, target, ignore=255, smoothing=0.1))
+    config = LossConfig(kind=kind, label_smoothing=0.1, ohem_min_kept=1)
+    found = pspnet_loss(Logits(logits, None), target, ignore=255, config=config)
+    torch.testing.assert_close(found, functions[kind](logits, target, ignore=255, label_smoothing=0.1))
 
 
 def test_without_auxiliary_logits_the_main_loss_is_all() -> None:
@@ -445,15 +446,15 @@ def test_without_auxiliary_logits_the_main_loss_is_all() -> None:
     ("changes", "line"),
     [
         ({"kind": "hinge"}, "loss=hinge: choose one of cross_entropy, ohem, focal, dice, lovasz"),
-        ({"smoothing": 1.0}, "smoothing=1.0: choose a share in [0, 1)"),
-        ({"smoothing": math.nan}, "smoothing=nan: choose a share"),
-        ({"smoothing": 0.1, "kind": "dice"}, "smoothing=0.1: works with cross_entropy and ohem"),
-        ({"threshold": 0.0}, "threshold=0.0: choose a probability"),
-        ({"threshold": 1.1}, "threshold=1.1: choose a probability"),
-        ({"kept": 0}, "kept=0: keep at least 1 pixel"),
-        ({"gamma": -1.0}, "gamma=-1.0: give a number of at least 0"),
-        ({"gamma": math.inf}, "gamma=inf: give a number"),
-        ({"auxiliary": -0.1}, "auxiliary=-0.1: give a weight of at least 0"),
+        ({"label_smoothing": 1.0}, "label_smoothing=1.0: choose a share in [0, 1)"),
+        ({"label_smoothing": math.nan}, "label_smoothing=nan: choose a share"),
+        ({"label_smoothing": 0.1, "kind": "dice"}, "label_smoothing=0.1: works with cross_entropy and ohem"),
+        ({"ohem_thresh": 0.0}, "ohem_thresh=0.0: choose a probability"),
+        ({"ohem_thresh": 1.1}, "ohem_thresh=1.1: choose a probability"),
+        ({"ohem_min_kept": 0}, "ohem_min_kept=0: keep at least 1 pixel"),
+        ({"focal_gamma": -1.0}, "focal_gamma=-1.0: give a number of at least 0"),
+        ({"focal_gamma": math.inf}, "focal_gamma=inf: give a number"),
+        ({"aux_weight": -0.1}, "aux_weight=-0.1: give a weight of at least 0"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(changes: dict[str, Any], line: str) -> None:
@@ -500,7 +501,7 @@ def test_deterministic_mode_computes_the_same(kind: str) -> None:
     generator = torch.Generator().manual_seed(5)
     logits = torch.randn(2, 4, 5, 6, generator=generator, dtype=torch.float64)
     target = torch.randint(0, 5, (2, 5, 6), generator=generator)  # 4 is ignored
-    loss = LOSSES[kind](LossConfig(kind=kind, kept=10))
+    loss = LOSSES[kind](LossConfig(kind=kind, ohem_min_kept=10))
     found = []
     for deterministic in (False, True):
         torch.use_deterministic_algorithms(deterministic)

@@ -4,6 +4,7 @@ import json
 import re
 import time
 import urllib.request
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,11 +17,12 @@ from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 from ray.exceptions import GetTimeoutError
 
 from pipelines.demo.scenes import draw_scene
-from pipelines.labelling.job import LabelConfig, label
-from pipelines.labelling.report.prometheus import EXPORTED, METRICS, RUN_TAGS, STATES, LabelMetrics, Watch, watched
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.job import label
+from pipelines.labelling.report.prometheus import EXPORTED, METRICS, RUN_TAGS, STATES, LabelMetrics, Watch, watch_chunks
 from pipelines.labelling.report.totals import Totals
-from pipelines.labelling.stages.coordinator import coordinated
-from pspnet_core.checkpoints.checkpoint import load
+from pipelines.labelling.stages.coordinator import ChunkStates
+from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from tests.support.paths import ROOT
 
 PATIENCE_S = 120  # Ray exports every 10 s
@@ -77,7 +79,7 @@ def test_a_run_as_prometheus_reads_it(tmp_path: Path, scene_model: Path) -> None
         )
     )
     record = json.loads((tmp_path / "labels" / "runs" / f"{result['run_id']}.json").read_text())
-    model = load(scene_model).partition
+    model = load_checkpoint(scene_model).partition
     images = sample("pspnet_images_total", model=model)
     waiting = sample("pspnet_chunks", model=model, state="waiting")
     found = until(result["run_id"], lambda found: found.get(images) == 9 and waiting in found)
@@ -101,21 +103,20 @@ def test_a_run_as_prometheus_reads_it(tmp_path: Path, scene_model: Path) -> None
     assert [found[sample("pspnet_chunks", model=model, state=state)] for state in STATES] == [0, 0, 0, 0]
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_where_the_chunks_are() -> None:
-    with coordinated() as coordinator:
-        assert all(coordinator.admits(chunk) for chunk in range(5))
-        for chunk in range(4):
-            assert coordinator.begin(chunk) == 1
-        assert coordinator.begin(3) == 2
-        for chunk in range(2):
-            coordinator.done(chunk)
-        assert coordinator.under_way([]) == {"read": 1, "segment": 2, "write": 2}
-        assert coordinator.under_way([0]) == {"read": 1, "segment": 2, "write": 1}
-        coordinator.done(0)  # it comes late
-        coordinator.close()
-        assert not coordinator.admits(7)
-        assert coordinator.under_way([4]) == {"segment": 2, "write": 1}
+    states = ChunkStates()
+    for chunk in range(5):
+        states.admit(chunk)
+    for chunk in (*range(4), 3):
+        states.begin(chunk)
+    for chunk in range(2):
+        states.done(chunk)
+    assert states.under_way([]) == {"read": 1, "segment": 2, "write": 2}
+    assert states.under_way([0]) == {"read": 1, "segment": 2, "write": 1}
+    states.done(0)  # it comes late
+    states.close()
+    assert not states.admit(7)
+    assert states.under_way([4]) == {"segment": 2, "write": 1}
 
 
 class Published(LabelMetrics):
@@ -148,12 +149,12 @@ class Asked:
 
 def test_what_waits_is_what_is_neither_done_nor_under_way() -> None:
     metrics, asked = Published(), Asked({"read": 2, "segment": 1}, GetTimeoutError(), {"write": 1})
-    with watched(metrics, asked, 10) as watch:
+    with watch_chunks(metrics, asked, 10) as watch:
         watch.add(0, Totals(labelled=4))
-        watch.add(5, Totals(labelled=3, errors=1))
+        watch.add(5, Totals(labelled=3, kinds=Counter(Missing=1)))
         watch.publish()
         assert metrics.states == {"waiting": 5, "read": 2, "segment": 1}
-        assert metrics.totals == Totals(labelled=7, errors=1)
+        assert metrics.totals == Totals(labelled=7, kinds=Counter(Missing=1))
         watch.add(6, Totals(labelled=1))
         watch.publish()  # no answer: the old states stay, the chunk is told the next time
         assert metrics.states["waiting"] == 5
@@ -171,7 +172,7 @@ def test_whether_anything_is_under_way() -> None:
 
 
 def test_metrics_that_fail_do_not_stop_the_work(caplog: pytest.LogCaptureFixture) -> None:
-    with watched(Published(), Asked(ValueError("no such tag"), ValueError("no such tag")), 10) as watch:
+    with watch_chunks(Published(), Asked(ValueError("no such tag"), ValueError("no such tag")), 10) as watch:
         watch.publish()
     assert caplog.text.count("metrics could not be published: no such tag") == 2
 

@@ -1,28 +1,31 @@
-"""The small actor that all stages of a run ask."""
+"""How often a chunk is tried, and what ended its processes."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable
 from pathlib import Path
-from typing import cast
 
 import psutil  # type: ignore[import-untyped]
 import pyarrow as pa
 import pytest
 
 from pipelines.demo.scenes import SCENE_CLASSES
-from pipelines.label_table.ledger import Ledger, Plan
-from pipelines.label_table.schema import Paths, Stamp, utc_now
-from pipelines.labelling.executor import Stage
-from pipelines.labelling.retry_errors import FailedFile, Rewrite
-from pipelines.labelling.stages.chunks import ENCODED, Work, Write
-from pipelines.labelling.stages.coordinator import ATTEMPTS, ChunkFailed, coordinated
+from pipelines.label_table.ledger import ChunkLimits, Ledger, Plan, PlanSpec
+from pipelines.label_table.schema import LISTING, MASKS, Paths, RowProvenance, utc_now
+from pipelines.labelling.report.totals import Totals
+from pipelines.labelling.stages.chunks import Chunk, Read, RunContext, Write, WritingFailed
+from pipelines.labelling.stages.coordinator import (
+    ALONE,
+    ATTEMPTS,
+    TOGETHER,
+    ChunkStates,
+    Coordinator,
+    DirectLine,
+)
+from pipelines.labelling.stages.ray_line import start_coordinator
 from pipelines.storage import open_store
-from pipelines.storage.arrow import to_ipc
-
-pytestmark = pytest.mark.usefixtures("ray_cluster")
+from tests.support.waiting import until
 
 
 def processes() -> list[psutil.Process]:
@@ -33,100 +36,133 @@ def processes() -> list[psutil.Process]:
             title = " ".join(process.cmdline())
         except (psutil.NoSuchProcess, psutil.ZombieProcess):  # ended meanwhile
             continue
-        if "_State" in title:
+        if "ChunkStates" in title:
             found.append(process)
     return found
 
 
 def test_attempts_are_counted_until_a_chunk_is_done() -> None:
-    with coordinated() as coordinator:
-        assert [coordinator.begin(chunk) for chunk in (0, 1, 0, 0)] == [1, 1, 2, 3]
-        coordinator.done(0)
-        assert [coordinator.begin(chunk) for chunk in (0, 1)] == [1, 2]
-        coordinator.withdraw(1)
-        assert coordinator.begin(1) == 2
+    states = ChunkStates()
+    assert [states.begin(chunk).number for chunk in (0, 1, 0, 0)] == [1, 1, 2, 3]
+    assert (states.ended(0), states.ended(2)) == (3, 0)
+    states.done(0)
+    assert [states.begin(chunk).number for chunk in (0, 1)] == [1, 2]
+    states.renew()
+    assert states.begin(1).number == 1
 
 
-def test_an_image_is_to_blame_for_the_second_process_that_ends_with_it_alone() -> None:
-    with coordinated() as coordinator:
-        assert [coordinator.begin(0) for _ in range(3)] == [1, 2, 3]
-        for image, deadly in ((7, set()), (8, set()), (7, {7}), (8, {7, 8})):
-            coordinator.announce(0, image)
-            assert coordinator.begin(0) == 3, "it is the image's attempt"
-            assert coordinator.deadly(0) == deadly
-        coordinator.announce(0, 9)
-        coordinator.announce(0, None)
-        assert coordinator.begin(0) == 4
-        assert coordinator.deadly(1) == set()
-        coordinator.done(0)
-        assert (coordinator.begin(0), coordinator.deadly(0)) == (1, frozenset())
+def test_images_are_labelled_together_then_alone_then_given_up() -> None:
+    states = ChunkStates()
+    attempts = [states.begin(0) for _ in range(TOGETHER + ALONE + 2)]
+    assert [attempt.is_alone for attempt in attempts] == [False] * TOGETHER + [True] * (ALONE + 2)
+    assert [attempt.gives_up for attempt in attempts] == [False] * (TOGETHER + ALONE) + [True] * 2
+
+
+def test_an_image_is_to_blame_for_the_process_that_ends_with_it_alone() -> None:
+    states = ChunkStates()
+    states.begin(0)
+    for image in (7, 8, 9):
+        states.announce(0, image)
+    attempt = states.begin(0)
+    assert (set(attempt.good), set(attempt.deadly)) == ({7, 8}, {9})
+    states.announce(0, 3)
+    states.announce(0, None)
+    assert (set(states.begin(0).good), set(states.begin(0).deadly)) == ({3, 7, 8}, {9})
+    states.done(0)
+    assert (states.begin(0).good, states.begin(0).deadly) == (frozenset(), frozenset())
+
+
+def test_the_last_attempt_trusts_no_image() -> None:
+    states = ChunkStates()
+    states.begin(0)
+    states.announce(0, 1)
+    states.announce(0, 2)
+    attempts = [states.begin(0) for _ in range(TOGETHER + ALONE + 1)]
+    assert [set(attempt.good) for attempt in attempts[-2:]] == [{1}, set()]
+    assert attempts[-1].deadly == {2}
 
 
 def test_what_was_announced_before_a_coordinator_came_back_does_not_count() -> None:
-    with coordinated() as coordinator:
-        coordinator.announce(0, 7)
-        assert (coordinator.begin(0), coordinator.begin(0)) == (1, 2)
-
-
-def test_a_chunk_that_ends_too_many_processes_is_not_begun_again() -> None:
-    with coordinated() as coordinator:
-        assert [coordinator.begin(1) for _ in range(ATTEMPTS)] == list(range(1, ATTEMPTS + 1))
-        with pytest.raises(ChunkFailed, match=rf"^chunk 1 ended the process that segments it {ATTEMPTS} times"):
-            coordinator.begin(1)
-        assert coordinator.begin(2) == 1
-
-
-WRITERS: dict[str, Callable[[Work], Stage]] = {
-    "write": lambda work: Write(work, cast(Plan, None)),
-    "rewrite": lambda work: Rewrite(work, cast(list[FailedFile], [None]), ("all",)),
-}
-
-
-@pytest.mark.parametrize("writer", WRITERS)
-def test_a_chunk_that_ends_its_writers_is_not_written_for_ever(writer: str, tmp_path: Path) -> None:
-    whole = to_ipc(ENCODED.empty_table())
-    row = {"chunk": 0, "payload": whole, "images": 0}
-    store = open_store(str(tmp_path), field="output")
-    with coordinated() as coordinator:
-        work = Work(
-            ledger=Ledger(store, Paths(partition="grey-0")),
-            stamp=Stamp(run_id="run", made=utc_now(), mask="rle"),
-            model="grey",
-            classes=SCENE_CLASSES,
-            pixels=1,
-            coordinator=coordinator,
-        )
-        stage = WRITERS[writer](work)
-        for _ in range(ATTEMPTS + 1):  # of attempts that succeed there may be any number
-            stage(row)
-        for _ in range(ATTEMPTS):
-            with pytest.raises(pa.ArrowInvalid):  # breaks off in the middle, as with a process
-                stage(row | {"payload": whole[:20]})
-        with pytest.raises(ChunkFailed, match=rf"^chunk 0 ended the process that writes it {ATTEMPTS} times"):
-            stage(row)
+    states = ChunkStates()
+    states.announce(0, 7)
+    assert states.begin(0).deadly == frozenset()
 
 
 def test_no_chunk_begins_once_it_is_closed() -> None:
-    with coordinated() as coordinator:
-        assert coordinator.admits(0)
-        coordinator.close()
-        assert not coordinator.admits(1)
-    with coordinated() as another:
-        assert another.admits(0)
+    states = ChunkStates()
+    assert states.admit(0) == 1
+    states.close()
+    assert states.admit(1) == 0
 
 
-def test_one_that_dies_comes_back() -> None:
-    with coordinated() as coordinator:
-        assert [coordinator.begin(0), coordinator.begin(0)] == [1, 2]
-        (process,) = processes()
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait(60)
-        assert coordinator.admits(1)
-        assert coordinator.begin(0) in (1, 2), "it has forgotten the attempts, which only bounds them later"
+@pytest.fixture
+def context(tmp_path: Path) -> RunContext:
+    store = open_store(str(tmp_path), field="output")
+    return RunContext(
+        ledger=Ledger(store, Paths(partition="grey-0")),
+        provenance=RowProvenance(run_id="run", made=utc_now(), mask="rle"),
+        model="grey",
+        classes=SCENE_CLASSES,
+        max_pixels=1,
+        coordinator=Coordinator(DirectLine(ChunkStates())),
+    )
 
 
-def test_it_ends_with_the_run() -> None:
-    with coordinated() as coordinator:
-        coordinator.admits(0)
-        (process,) = processes()
-    process.wait(60)
+@pytest.fixture
+def plan(context: RunContext, tmp_path: Path) -> Plan:
+    """One chunk of one image, which is not there."""
+    image = str(tmp_path / "a.jpg")
+    pending = pa.table({"uri": [image], "key": ["a.jpg"], "etag": ["1"], "bytes": [1]}, schema=LISTING)
+    spec = PlanSpec(source="images", input=(str(tmp_path),), date="2026-01-31", mask="rle")
+    return context.ledger.make_plan(pending, spec, ChunkLimits(images=1, bytes=1), None)
+
+
+def errors(table: pa.Table) -> list[str]:
+    return [text.partition(":")[0] for text in table["error"].to_pylist()]
+
+
+def test_images_whose_reading_ends_the_process_again_and_again_are_crashed(context: RunContext, plan: Plan) -> None:
+    read = Read(context, plan)
+    for _ in range(ATTEMPTS):  # of which nothing came back
+        assert errors(read(0).table) == ["Missing"]
+    chunk = read(0)
+    assert (errors(chunk.table), chunk.totals.given_up) == (["Crashed"], 1)
+
+
+def test_a_chunk_that_ends_its_writers_is_written_as_error_rows_and_then_given_up(
+    context: RunContext, plan: Plan
+) -> None:
+    row = {"uri": "a", "key": "a", "etag": "1", "bytes": 1, "status": "ok", "mask_lengths": [4], "run_id": "run"}
+    table = pa.Table.from_pylist([row | {"labelled_at": utc_now()}], schema=MASKS)
+    whole = Chunk(number=0, table=table, totals=Totals(images=1, labelled=1))
+    write = Write(context, plan)
+    # Of attempts that succeed there may be any number; who finds the chunk written counts none of its images.
+    assert [write(whole).totals.labelled for _ in range(ATTEMPTS + 1)] == [1] + [0] * ATTEMPTS
+    for _ in range(ATTEMPTS):
+        with pytest.raises(ZeroDivisionError), context.coordinator.writing(0):
+            raise ZeroDivisionError  # breaks off in the middle, as with a process
+    path = context.ledger.paths.chunk(plan.date, plan.number, 0)
+    context.output.delete(path)
+    chunk = write(whole)
+    assert (chunk.totals.labelled, chunk.totals.kinds, chunk.totals.given_up) == (0, {"Crashed": 1}, 1)
+    (written,) = context.ledger.rows(plan, ["status", "error", "mask_lengths"])
+    assert (written["status"].to_pylist(), written["mask_lengths"].to_pylist()) == (["error"], [None])
+    for _ in range(2 * ATTEMPTS):
+        with pytest.raises(ZeroDivisionError), context.coordinator.writing(0):
+            raise ZeroDivisionError
+    with pytest.raises(WritingFailed, match=rf"^chunk 0 ended the process that writes it {2 * ATTEMPTS} times"):
+        write(whole)
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_actor_that_dies_comes_back_and_ends_with_the_run() -> None:
+    with start_coordinator() as line:
+        coordinator = Coordinator(line)
+        assert [coordinator.begin(0).number, coordinator.begin(0).number] == [1, 2]
+        before = processes()
+        os.kill(before[0].pid, signal.SIGKILL)
+        before[0].wait(60)
+        assert coordinator.admit(1)
+        assert coordinator.begin(0).number in (1, 2), "it has forgotten the attempts, which only bounds them later"
+        assert coordinator.has_failed(0)
+    until(lambda: not processes())

@@ -2,27 +2,18 @@
 
 from __future__ import annotations
 
-import gc
-import logging
 import os
 import sys
-from collections.abc import Callable, Iterator
 from io import BytesIO
 from pathlib import Path
 
-import pyarrow.parquet as pq
 import pytest
-import ray
 from PIL import Image
 
-from pipelines.cluster.resources import Pool
 from pipelines.demo.scenes import draw_scene
-from pipelines.labelling.job import LabelConfig, label
 from pipelines.labelling.stages import quarantine
-from pipelines.labelling.stages.coordinator import ATTEMPTS, ChunkFailed
 from pipelines.labelling.stages.quarantine import QuarantineFailed, survivors
 from pspnet_core.errors import ImageError
-from tests.cluster.chaos.deadly import Choosy, Deadly, Unborn
 from tests.support.paths import ROOT
 
 PIXELS = 10**6
@@ -43,7 +34,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def outcome(images: list[bytes | ImageError]) -> list[bytes | str]:
-    return [str(result) if isinstance(result, ImageError) else result for result in survivors(images, pixels=PIXELS)]
+    found = dict(survivors(enumerate(images), max_pixels=PIXELS))
+    assert sorted(found) == list(range(len(images)))
+    return [str(image) if isinstance(image, ImageError) else image for _, image in sorted(found.items())]
 
 
 def test_what_kills_no_process_passes_unchanged_and_in_order() -> None:
@@ -103,66 +96,3 @@ def test_the_child_finds_the_code_where_its_parent_did(monkeypatch: pytest.Monke
     monkeypatch.chdir(tmp_path)
     good = picture(0)
     assert outcome([good]) == [good]
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_an_image_that_kills_elsewhere_than_in_decoding_is_a_row(
-    tmp_path: Path, scene_model: Path, make_bucket: Callable[[int], Path]
-) -> None:
-    bucket = make_bucket(2)
-    (bucket / "deadly.jpg").write_bytes(picture(2, height=Choosy.HEIGHT))
-    config = LabelConfig(input=str(bucket), output=str(tmp_path / "labels"), model=str(scene_model))
-    found = label(config, make_predictor=Choosy)
-    assert (found["labelled"], found["errors"]) == (2, 1)
-    rows = pq.read_table(tmp_path / "labels" / "masks").sort_by("key").select(["key", "error"]).to_pylist()
-    assert [tuple(row.values()) for row in rows] == [
-        ("0.jpg", None),
-        ("1.jpg", None),
-        ("deadly.jpg", "Crashed: labelling it alone ends the process"),
-    ]
-
-
-@pytest.mark.usefixtures("ray_cluster")
-def test_a_model_that_kills_with_any_image_ends_the_run(
-    tmp_path: Path, scene_model: Path, make_bucket: Callable[[int], Path]
-) -> None:
-    config = LabelConfig(input=str(make_bucket(4)), output=str(tmp_path / "labels"), model=str(scene_model), chunk=2)
-    with pytest.raises(ChunkFailed, match=rf"^chunk [01] ended the process that segments it {ATTEMPTS} times"):
-        label(config, make_predictor=Deadly)
-    # Its plan stays; with the cause mended, the same command finishes it.
-    assert not list(tmp_path.glob("labels/masks/*/*/*"))
-    assert label(config)["labelled"] == 4
-    assert len(list(tmp_path.glob("labels/plans/*/*"))) == 1
-
-
-@pytest.mark.usefixtures("ray_cluster", "nothing_goes_by_chance")
-def test_a_model_that_kills_its_process_ends_the_run(
-    scene_model: Path, tmp_path: Path, make_bucket: Callable[[int], Path]
-) -> None:
-    config = LabelConfig(input=str(make_bucket(1)), output=str(tmp_path / "labels"), model=str(scene_model))
-    with pytest.raises(ChunkFailed, match=f"^loading the model ended its process {ATTEMPTS} times"):
-        label(config, make_predictor=Unborn)
-    # The actor is gone, so that a pool that takes the whole cluster finds room.
-    everything = Pool.of("1", None, reserve=0)
-    assert everything.share.cpus == ray.cluster_resources()["CPU"]
-
-
-@pytest.fixture
-def nothing_goes_by_chance() -> Iterator[None]:
-    """What has no owner stays until somebody collects it, and pytest keeps no logged errors with all they refer to."""
-    gc.disable()
-    logging.disable()
-    yield
-    logging.disable(logging.NOTSET)
-    gc.enable()
-
-
-@pytest.fixture
-def make_bucket(tmp_path: Path) -> Callable[[int], Path]:
-    def make(images: int) -> Path:
-        (tmp_path / "bucket").mkdir()
-        for index in range(images):
-            (tmp_path / "bucket" / f"{index}.jpg").write_bytes(picture(index))
-        return tmp_path / "bucket"
-
-    return make

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import datetime
+import math
 import os
 import signal
 import subprocess
@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -23,20 +23,29 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.cluster.resources import Share
+from pipelines.cluster.machine import LocalResources
 from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.label_table.ledger import Ledger
-from pipelines.label_table.schema import Paths, Stamp
-from pipelines.labelling.stages import quarantine
-from pipelines.labelling.stages.chunks import ENCODED, ChunkRow, Work
-from pipelines.labelling.stages.coordinator import ATTEMPTS, Coordinator, _State
-from pipelines.labelling.stages.segment import ALONE_ONLY, Predictor, Segment
+from pipelines.label_table.schema import Paths, RowProvenance
+from pipelines.labelling.report.totals import Totals
+from pipelines.labelling.stages import coordinator, quarantine
+from pipelines.labelling.stages.chunks import ENCODED, Chunk, RunContext
+from pipelines.labelling.stages.coordinator import (
+    ALONE,
+    TOGETHER,
+    Attempt,
+    ChunkStates,
+    Coordinator,
+    DirectLine,
+)
+from pipelines.labelling.stages.predictor import Predictor
+from pipelines.labelling.stages.segment import Segment
 from pipelines.storage import open_store
-from pipelines.storage.arrow import from_ipc, to_ipc
 from pspnet_core.errors import ImageError
+from pspnet_core.images import run_lengths
 from pspnet_core.images.decoding import ImageFile, decode_image
-from pspnet_core.images.masks import from_run_lengths
-from pspnet_core.inference.segmenter import Outcome, Prediction, Prepared
+from pspnet_core.inference.inputs import Prepared
+from pspnet_core.inference.segmenter import Outcome, Prediction
 from tests.support.paths import ROOT
 
 PATIENCE_S = 30
@@ -44,71 +53,26 @@ NO_IMAGES = {0: b"not an image", 253: b"ENDLESS!"}
 """What stands for some values; decoding the second never ends where ``tests/cluster/chaos/sabotage`` is at work."""
 
 
-class Alone(Share):
-    """A share of no cluster."""
-
-    def threads_here(self) -> int:
-        return 1
-
-
-class Calm:
-    """A coordinator of a run in which no process dies."""
-
-    def start(self) -> int:
-        return 1
-
-    def started(self) -> None:
-        pass
-
-    def begin(self, chunk: int) -> int:
-        return 1
-
-    def done(self, chunk: int) -> None:
-        pass
-
-
-class Watchful(Calm):
-    """A coordinator of a run in which chunk 1 has ended a process before; keeps what it was told."""
+class Told(ChunkStates):
+    """Keeps what it was told of the beginning and the end of chunks."""
 
     def __init__(self) -> None:
+        super().__init__()
         self.told: list[str] = []
-        self.withdrawn = threading.Event()
+        self.asked = threading.Event()
 
-    def begin(self, chunk: int) -> int:
+    def ended(self, chunk: int) -> int:
+        if chunk == 1:
+            self.asked.set()
+        return super().ended(chunk)
+
+    def begin(self, chunk: int) -> Attempt:
         self.told.append(f"begin {chunk}")
-        return 1 + chunk
-
-    def withdraw(self, chunk: int) -> None:
-        self.told.append(f"withdraw {chunk}")
-        self.withdrawn.set()
-
-    def deadly(self, chunk: int) -> frozenset[int]:
-        return frozenset()
+        return super().begin(chunk)
 
     def done(self, chunk: int) -> None:
         self.told.append(f"done {chunk}")
-
-
-class Counting(Calm):
-    """The real state of a coordinator, without its process."""
-
-    def __init__(self) -> None:
-        self.state = _State()
-
-    def begin(self, chunk: int) -> int:
-        return self.state.begin(chunk)
-
-    def withdraw(self, chunk: int) -> None:
-        self.state.withdraw(chunk)
-
-    def announce(self, chunk: int, image: int | None) -> None:
-        self.state.announce(chunk, image)
-
-    def deadly(self, chunk: int) -> frozenset[int]:
-        return frozenset(self.state.deadly(chunk))
-
-    def done(self, chunk: int) -> None:
-        self.state.done(chunk)
+        super().done(chunk)
 
 
 class Death(BaseException):
@@ -127,13 +91,14 @@ class Grey:
         self.prepared.add(int(image[0, 0, 0]))
         return Prepared(image.shape[0], image.shape[1], (image,))
 
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
-        for image in images:
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
+        for key, image in images:
             self.attend(image)
             value = int(image.views[0][0, 0, 0])
             self.drawn.append(value)
             mask = np.full((image.height, image.width), value % 4, np.uint8)
-            yield Prediction(mask, np.ones(mask.shape, np.float32)) if value < 250 else ImageError("TooLarge", "alas")
+            found = Prediction(mask, np.ones(mask.shape, np.float32))
+            yield key, found if value < 250 else ImageError("TooLarge", "alas")
 
     def attend(self, image: Prepared) -> None:
         """Called with each image."""
@@ -147,7 +112,7 @@ class Mortal(Grey):
         self.dies = dies
         self.calls: list[list[int]] = []
 
-    def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
         self.met_now: list[int] = []
         yield from super().predict(images)
         self.calls.append(self.met_now)
@@ -158,7 +123,7 @@ class Mortal(Grey):
             raise Death
 
 
-def chunk_of(number: int, values: Sequence[int]) -> ChunkRow:
+def chunk_of(number: int, values: Sequence[int]) -> Chunk:
     """A chunk of grey PNGs of 8 x 6 pixels."""
     data = []
     for value in values:
@@ -169,7 +134,7 @@ def chunk_of(number: int, values: Sequence[int]) -> ChunkRow:
     uris = [f"{number}-{value}" for value in values]
     columns: dict[str, Any] = {"uri": uris, "key": uris, "etag": uris, "bytes": [1] * count}
     table = pa.table(columns | {"data": data, "error": pa.nulls(count, pa.string())}, schema=ENCODED)
-    return {"chunk": number, "payload": to_ipc(table), "images": count}
+    return Chunk(number=number, table=table, totals=Totals(images=count))
 
 
 @pytest.fixture
@@ -177,21 +142,23 @@ def make_segment(tmp_path: Path) -> Callable[..., Segment]:
     return partial(segment_in, tmp_path)
 
 
-def segment_in(folder: Path, predictor: Predictor, coordinator: Calm | None = None) -> Segment:
+def segment_in(
+    folder: Path, predictor: Predictor, states: ChunkStates | None = None, max_pixels: int = 10_000
+) -> Segment:
     store = open_store(str(folder), field="output")
-    work = Work(
+    context = RunContext(
         ledger=Ledger(store, Paths(partition="grey-0")),
-        stamp=Stamp(run_id="run", made=datetime.datetime.now(datetime.timezone.utc), mask="rle"),
+        provenance=RowProvenance(run_id="run", made=datetime.datetime.now(datetime.timezone.utc), mask="rle"),
         model="grey",
         classes=SCENE_CLASSES,
-        pixels=10_000,
-        coordinator=cast(Coordinator, coordinator or Calm()),
+        max_pixels=max_pixels,
+        coordinator=Coordinator(DirectLine(states or ChunkStates())),
     )
-    return Segment(work, lambda: predictor, Alone(workers=1, cpus=1.0, gpus=0.5))
+    return Segment(context, lambda: predictor, LocalResources(threads=1, pass_memory=math.inf, cpus=1.0, gpus=0.5))
 
 
-def rows_of(done: ChunkRow) -> list[dict[str, Any]]:
-    rows: list[dict[str, Any]] = from_ipc(done["payload"]).to_pylist()
+def rows_of(done: Chunk) -> list[dict[str, Any]]:
+    rows: list[dict[str, Any]] = done.table.to_pylist()
     return rows
 
 
@@ -201,11 +168,7 @@ def test_rows_are_in_the_order_of_the_plan_whatever_becomes_of_an_image(
     values = [7, 0, 251, 6, 5, 0, 252, 9]
     done = make_segment(Grey())(chunk_of(3, values))
     rows = rows_of(done)
-    assert (done["labelled"], done["errors"], sorted(done["kinds"].split())) == (
-        4,
-        4,
-        ["TooLarge", "TooLarge", "Unreadable", "Unreadable"],
-    )
+    assert (done.totals.labelled, done.totals.kinds) == (4, {"TooLarge": 2, "Unreadable": 2})
     assert [row["uri"] for row in rows] == [f"3-{value}" for value in values]
     for value, row in zip(values, rows, strict=True):
         if value in (0, 251, 252):
@@ -213,7 +176,7 @@ def test_rows_are_in_the_order_of_the_plan_whatever_becomes_of_an_image(
             assert row["error"].startswith("TooLarge: alas" if value else "Unreadable: ")
             assert row["mask_classes"] is None and row["width"] is None
         else:
-            mask = from_run_lengths(np.array(row["mask_classes"]), np.array(row["mask_lengths"]), 6, 8)
+            mask = run_lengths.decode(np.array(row["mask_classes"]), np.array(row["mask_lengths"]), 6, 8)
             assert (mask == value % 4).all()
             assert (row["status"], row["height"], row["width"]) == ("ok", 6, 8)
 
@@ -253,7 +216,7 @@ def test_the_next_chunks_images_are_with_the_network_before_the_last_one_is_done
     class Slow(Grey):
         """Answers for the first chunk when the second one's images have come."""
 
-        def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+        def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
             for outcome in list(super().predict(images)):
                 assert self.met.wait(PATIENCE_S)
                 yield outcome
@@ -265,7 +228,7 @@ def test_the_next_chunks_images_are_with_the_network_before_the_last_one_is_done
     segment = make_segment(Slow())
     with ThreadPoolExecutor(2) as threads:
         done = list(threads.map(segment, [chunk_of(0, [1]), chunk_of(1, [2])]))
-    assert [row["labelled"] for row in done] == [1, 1]
+    assert [row.totals.labelled for row in done] == [1, 1]
 
 
 def test_a_chunk_that_fails_lets_the_next_one_in(make_segment: Callable[..., Segment]) -> None:
@@ -279,38 +242,43 @@ def test_a_chunk_that_fails_lets_the_next_one_in(make_segment: Callable[..., Seg
         segment(chunk_of(0, [12, 13, 14]))
     with ThreadPoolExecutor(1) as threads:  # a lock that was still held would stop it
         done = threads.submit(segment, chunk_of(1, [15])).result(timeout=PATIENCE_S)
-    assert done["labelled"] == 1
+    assert done.totals.labelled == 1
 
 
 def test_a_chunk_that_has_ended_a_process_waits_until_it_has_one_to_itself(
     make_segment: Callable[..., Segment],
 ) -> None:
-    coordinator = Watchful()
+    states = Told()
+    states.begin(1)
 
     class Waiting(Grey):
-        """Holds chunk 0 until chunk 1 has asked for a place beside it."""
+        """Holds chunk 0 until chunk 1 has asked whether it may begin."""
 
         def attend(self, image: Prepared) -> None:
             self.met.set()
-            assert coordinator.withdrawn.wait(PATIENCE_S)
+            assert states.asked.wait(PATIENCE_S)
 
     predictor = Waiting()
-    segment = make_segment(predictor, coordinator)
+    segment = make_segment(predictor, states)
     with ThreadPoolExecutor(2) as threads:
         first = threads.submit(segment, chunk_of(0, [1, 2]))
         assert predictor.met.wait(PATIENCE_S)
         second = threads.submit(segment, chunk_of(1, [3]))
-        assert (first.result()["labelled"], second.result()["labelled"]) == (2, 1)
-    assert coordinator.told == ["begin 0", "begin 1", "withdraw 1", "done 0", "begin 1", "done 1"]
+        assert (first.result().totals.labelled, second.result().totals.labelled) == (2, 1)
+    assert states.told == ["begin 1", "begin 0", "done 0", "begin 1", "done 1"]
 
 
-def deaths_of(make_segment: Callable[..., Segment], predictor: Mortal, row: ChunkRow) -> tuple[int, ChunkRow]:
+def deaths_of(make_segment: Callable[..., Segment], predictor: Mortal, chunk: Chunk) -> tuple[int, Chunk]:
     """How many processes a chunk ends before it is done, each with an actor of its own, and what it comes to."""
-    coordinator = Counting()
-    for deaths in range(20):
+    states = ChunkStates()
+    for deaths in range(TOGETHER + ALONE + 2):
         with contextlib.suppress(Death):
-            return deaths, make_segment(predictor, coordinator)(row)
+            return deaths, make_segment(predictor, states)(chunk)
     raise AssertionError("it is tried for ever")
+
+
+def errors_of(done: Chunk) -> list[str]:
+    return [(row["error"] or "").partition(":")[0] for row in rows_of(done)]
 
 
 def test_images_that_end_the_process_elsewhere_than_in_decoding_are_told_from_their_neighbours(
@@ -318,36 +286,39 @@ def test_images_that_end_the_process_elsewhere_than_in_decoding_are_told_from_th
 ) -> None:
     predictor = Mortal(lambda values: values[-1] in (66, 77))
     deaths, done = deaths_of(make_segment, predictor, chunk_of(3, [1, 251, 66, 0, 2, 77, 3]))
-    # Two with all images, and then two with each of the deadly ones alone.
-    assert deaths == 6
-    errors = [(row["error"] or "").partition(":")[0] for row in rows_of(done)]
-    assert errors == ["", "TooLarge", "Crashed", "Unreadable", "", "Crashed", ""]
-    assert (done["labelled"], done["errors"]) == (3, 4)
-    # In the end the others share a forward pass, as they would have without the deadly ones.
-    assert predictor.calls[-1] == [1, 251, 2, 3]
-
-
-def test_one_death_with_an_image_alone_proves_nothing(make_segment: Callable[..., Segment]) -> None:
-    left = [[1, 2], [1, 2], [2]]  # what the process has in hand whenever it dies, for reasons of others
-    predictor = Mortal(lambda values: values in left[:1] and bool(left.pop(0)))
-    deaths, done = deaths_of(make_segment, predictor, chunk_of(0, [1, 2, 3]))
-    assert (deaths, left, done["labelled"]) == (3, [], 3)
+    assert deaths == TOGETHER + 2, "those with all images, and one with each of the deadly ones alone"
+    assert errors_of(done) == ["", "TooLarge", "Crashed", "Unreadable", "", "Crashed", ""]
+    assert (done.totals.labelled, done.totals.errors, done.totals.given_up) == (3, 4, 0)
+    # After a death those that are not known come first: 3 before 1, 251, the unreadable one and 2, which had survived.
+    assert predictor.calls[-5:] == [[3], [1], [251], [], [2]]
 
 
 def test_images_that_only_together_end_the_process_are_labelled_alone(make_segment: Callable[..., Segment]) -> None:
     predictor = Mortal(lambda values: len(values) > 2)
     deaths, done = deaths_of(make_segment, predictor, chunk_of(0, [1, 2, 3]))
-    assert (deaths, done["labelled"], done["errors"]) == (ALONE_ONLY - 1, 3, 0)
+    assert (deaths, done.totals.labelled, done.totals.errors) == (TOGETHER, 3, 0)
     assert predictor.calls[-3:] == [[1], [2], [3]]
 
 
-def test_a_model_that_ends_the_process_with_any_image_blames_none(make_segment: Callable[..., Segment]) -> None:
-    coordinator = Counting()
-    for _ in range(ATTEMPTS):
-        with pytest.raises(Death):
-            make_segment(Mortal(lambda values: True), coordinator)(chunk_of(0, [1]))
-    assert coordinator.deadly(0) == frozenset()
-    assert coordinator.begin(0) > ATTEMPTS
+def test_images_that_cannot_be_told_apart_are_crashed_but_for_those_that_were_labelled_alone(
+    make_segment: Callable[..., Segment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "ALONE", 2)
+    deadly = range(100, 105)
+    predictor = Mortal(lambda values: values[-1] in deadly)
+    deaths, done = deaths_of(make_segment, predictor, chunk_of(0, [1, *deadly, 2]))
+    assert deaths == TOGETHER + 2
+    assert errors_of(done) == ["", *["Crashed"] * len(deadly), "Crashed"]
+    assert (done.totals.labelled, done.totals.errors, done.totals.given_up) == (1, len(deadly) + 1, 1)
+
+
+def test_a_model_that_ends_the_process_with_any_image_makes_crashed_rows(
+    make_segment: Callable[..., Segment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "ALONE", 1)
+    deaths, done = deaths_of(make_segment, Mortal(lambda values: True), chunk_of(0, [1, 2]))
+    assert (deaths, done.totals.given_up) == (TOGETHER + 1, 1)
+    assert errors_of(done) == ["Crashed", "Crashed"]
 
 
 def label_endless(folder: str) -> None:
@@ -376,8 +347,8 @@ def test_seconds_are_told_once(make_segment: Callable[..., Segment]) -> None:
     began, cpu = segment.told, segment.told_cpu
     with ThreadPoolExecutor(4) as threads:
         done = list(threads.map(segment, [chunk_of(number, range(1, 20)) for number in range(8)]))
-    assert sum(row["held_gpu"] for row in done) == pytest.approx((segment.told - began) * 0.5)
-    assert sum(row["cpu_segment"] for row in done) == pytest.approx(segment.told_cpu - cpu, rel=0.5)
+    assert sum(chunk.totals.held["gpu"] for chunk in done) == pytest.approx((segment.told - began) * 0.5)
+    assert sum(chunk.totals.cpu["segment"] for chunk in done) == pytest.approx(segment.told_cpu - cpu, rel=0.5)
 
 
 def test_a_predictor_that_decodes_files_gets_them(make_segment: Callable[..., Segment]) -> None:
@@ -401,8 +372,7 @@ def test_an_image_over_the_limit_is_not_decoded(make_segment: Callable[..., Segm
             return self.prepare(decode_image(file))
 
     predictor = Decoding() if decodes else Grey()
-    segment = make_segment(predictor)
-    segment.work = dataclasses.replace(segment.work, pixels=8 * 6 - 1)
+    segment = make_segment(predictor, max_pixels=8 * 6 - 1)
     rows = rows_of(segment(chunk_of(0, [1, 2])))
     assert [row["error"].partition(": ")[0] for row in rows] == ["TooLarge", "TooLarge"]
     assert predictor.prepared == set()
@@ -415,7 +385,7 @@ def test_images_wait_decoded_only_as_far_as_their_bytes_allow(make_segment: Call
     prepared: list[int] = []
 
     class Counting(Grey):
-        def predict(self, images: Iterable[Prepared]) -> Iterator[Outcome]:
+        def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
             for image in super().predict(images):
                 prepared.append(len(segment.predictor.prepared))  # type: ignore[attr-defined]
                 yield image

@@ -8,8 +8,8 @@ from types import SimpleNamespace
 import psutil  # type: ignore[import-untyped]
 import pytest
 
-from pipelines.cluster import memory as machine
-from pipelines.cluster.memory import give_memory_back, machine_memory
+from pipelines.cluster import machine
+from pipelines.cluster.machine import give_memory_back, machine_memory
 
 
 @pytest.mark.parametrize("text", ["max\n", str(2**62)])  # no limit, by either version of control groups

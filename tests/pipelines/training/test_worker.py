@@ -19,10 +19,14 @@ from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.demo import draw_dataset
 from pipelines.demo.scenes import SCENE_CLASSES
+from pipelines.process.config_tree import build
 from pipelines.storage import open_store
 from pipelines.training.checkpointing import CheckpointFolder, Snapshot
-from pipelines.training.job import TrainConfig, checked, loop_config
-from pipelines.training.loop import LoopConfig, NotFinite, Worker, derived_seed, feed
+from pipelines.training.config import TrainConfig
+from pipelines.training.loading import Batch
+from pipelines.training.loop import load_batches
+from pipelines.training.setup import Setup, check_data, set_up
+from pipelines.training.worker import NotFinite, Worker
 from pspnet_core.training.losses import LOSSES, pspnet_loss
 from tests.support.ranks import make_worker, take_steps
 
@@ -41,26 +45,26 @@ def _dataset(folder: Path) -> Dataset:
     return open_dataset(str(folder), "folder")
 
 
-def _loop(data: Path, **changes: Any) -> LoopConfig:
+def _setup(data: Path, **changes: Any) -> Setup:
     """Two steps an epoch, without chance: no dropout, and statistics that do not depend on the batch."""
     settings: dict[str, Any] = {
         "data": str(data),
         "output": str(data / "runs"),
         "backbone": "resnet18",
-        "stride": 32,
+        "output_stride": 32,
         "bins": (1, 2),
         "crop": 48,
         "batch": 4,
         "norm": "frozen",
-        "rate": 0.01,
+        "lr": 0.01,
         "epochs": 2,
-        "resize": 0.5,
+        "image_scale": 0.5,
         "precision": "float32",  # whatever the processor is fastest in
     }
-    config = TrainConfig(**(settings | changes))
+    config = build(TrainConfig, settings | changes)
     dataset = _dataset(data)
-    loop = loop_config(config, dataset, checked(config, dataset))
-    return dataclasses.replace(loop, network=dataclasses.replace(loop.network, dropout=0.0))
+    setup = set_up(config, dataset, check_data(config, dataset))
+    return dataclasses.replace(setup, network=dataclasses.replace(setup.network, dropout=0.0))
 
 
 def _batch(shares: tuple[float, ...] = (0.0, 0.9, 1.0, 0.4)) -> tuple[Tensor, Tensor]:
@@ -89,7 +93,7 @@ def _assert_close(found: dict[str, Tensor], expected: dict[str, Tensor], start: 
 
 
 def test_every_few_epochs_and_the_last_one_are_validated(data: Path) -> None:
-    config = _loop(data, epochs=5, validate=2)
+    config = _setup(data, epochs=5, val_every=2)
     assert config.steps == 10
     assert [step for step in range(1, 11) if config.validates(step)] == [4, 8, 10]
 
@@ -97,22 +101,25 @@ def test_every_few_epochs_and_the_last_one_are_validated(data: Path) -> None:
 @pytest.mark.parametrize(("accumulate", "balance"), [(2, 0.0), (4, 0.5)])
 def test_passes_make_the_same_step(data: Path, accumulate: int, balance: float) -> None:
     """However unevenly the ignored pixels are spread over the passes."""
-    config = _loop(data, balance=balance, smoothing=0.1)
-    whole, parts = make_worker(config), make_worker(dataclasses.replace(config, accumulate=accumulate))
+    config = _setup(data, class_balance=balance, label_smoothing=0.1)
+    whole, parts = (
+        make_worker(config),
+        make_worker(_setup(data, class_balance=balance, label_smoothing=0.1, accumulate=accumulate)),
+    )
     start = _state(whole)
-    expected, found = (worker.step(*_batch(), rate=0.1).item() for worker in (whole, parts))
+    expected, found = (worker.step(*_batch(), lr=0.1).item() for worker in (whole, parts))
     assert found == pytest.approx(expected, rel=1e-5)
     _assert_close(_state(parts), _state(whole), start)
 
 
 def test_two_processes_make_the_step_of_one(data: Path, tmp_path: Path) -> None:
     """In one pass or two. The first has two thirds of the pixels that count; the mean is over all of them."""
-    config = _loop(data, balance=0.5)
+    config = _setup(data, class_balance=0.5)
     single = make_worker(config)
     start = _state(single)
     images, masks = _batch()
-    expected = single.step(images, masks, rate=0.1)
-    configs = [config, dataclasses.replace(config, accumulate=2)]
+    expected = single.step(images, masks, lr=0.1)
+    configs = [config, _setup(data, class_balance=0.5, accumulate=2)]
     batches = list(zip(images.split(2), masks.split(2), strict=True))
     spawn(take_steps, (configs, batches, str(tmp_path)), nprocs=2)
     ranks = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
@@ -124,32 +131,32 @@ def test_two_processes_make_the_step_of_one(data: Path, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["cross_entropy", "lovasz"])
 def test_nothing_but_ignored_pixels_changes_nothing(data: Path, kind: str) -> None:
-    worker = make_worker(_loop(data, loss=kind, decay=0.0, accumulate=2, clip=1.0))
+    worker = make_worker(_setup(data, loss=kind, weight_decay=0.0, accumulate=2, grad_clip=1.0))
     start = _state(worker)
-    loss = worker.step(*_batch((1.0, 1.0, 1.0, 1.0)), rate=0.1)
+    loss = worker.step(*_batch((1.0, 1.0, 1.0, 1.0)), lr=0.1)
     assert loss.item() == 0
     assert _same(_state(worker), start)
-    assert worker.step(*_batch(), rate=0.1).isfinite()
+    assert worker.step(*_batch(), lr=0.1).isfinite()
     assert not _same(_state(worker), start)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
 def test_the_loss_is_the_chosen_one(data: Path, kind: str) -> None:
-    config = _loop(data, loss=kind, kept=500, gamma=3.0, auxiliary=0.9, balance=0.5)
+    config = _setup(data, loss=kind, ohem_min_kept=500, focal_gamma=3.0, aux_weight=0.9, class_balance=0.5)
     worker = make_worker(config)
     images, masks = _batch()
     with torch.no_grad():
         logits = worker.model.train()(images)
-    expected = pspnet_loss(logits, masks, ignore=IGNORE, weight=worker.weights, config=config.loss)
-    assert config.loss.kind == kind
-    assert worker.step(images, masks, rate=0.1).item() == pytest.approx(expected.item(), rel=1e-5)
+    expected = pspnet_loss(logits, masks, ignore=IGNORE, weight=worker.weights, config=worker.loss_config)
+    assert worker.loss_config.kind == kind
+    assert worker.step(images, masks, lr=0.1).item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_the_gradient_is_clipped_to_its_norm(data: Path) -> None:
     gradients = []
     for clip in (0.0, 0.01):
-        worker = make_worker(_loop(data, clip=clip))
-        worker.step(*_batch(), rate=0.1)
+        worker = make_worker(_setup(data, grad_clip=clip))
+        worker.step(*_batch(), lr=0.1)
         slopes = [parameter.grad for parameter in worker.model.parameters()]
         gradients.append(torch.cat([slope.flatten() for slope in slopes if slope is not None]))
     free, clipped = gradients
@@ -159,27 +166,27 @@ def test_the_gradient_is_clipped_to_its_norm(data: Path) -> None:
 
 
 def test_one_image_per_pass_is_enough_for_frozen_statistics(data: Path) -> None:
-    worker = make_worker(_loop(data, batch=1, norm="frozen"))
-    before = dict(worker.model.named_buffers())
+    worker = make_worker(_setup(data, batch=1, norm="frozen"))
+    before = {name: tensor.clone() for name, tensor in worker.model.named_buffers()}
     images, masks = _batch()
     worker.model.train()
-    assert worker.step(images[:1], masks[:1], rate=0.1).isfinite()
-    assert _same({name: tensor.clone() for name, tensor in worker.model.named_buffers()}, before)
+    assert worker.step(images[:1], masks[:1], lr=0.1).isfinite()
+    assert _same(dict(worker.model.named_buffers()), before)
 
 
 def test_without_the_auxiliary_loss_there_is_no_such_head(data: Path) -> None:
-    worker = make_worker(_loop(data, auxiliary=0.0))
+    worker = make_worker(_setup(data, aux_weight=0.0))
     assert worker.model.auxiliary is None
-    assert worker.step(*_batch(), rate=0.1).isfinite()
+    assert worker.step(*_batch(), lr=0.1).isfinite()
 
 
 def train_steps(worker: Worker, steps: int) -> list[float]:
     """Take the next steps of the run; returns the rate of each."""
     rates = []
     start = worker.steps_done
-    with feed(worker.config, worker.shard, start, 1) as batches:
+    with load_batches(worker.setup, worker.rank, start, 1) as batches:
         for batch in itertools.islice(batches, steps):
-            rates.append(worker.rate)
+            rates.append(worker.lr)
             worker.train_step(batch)
     assert worker.steps_done == start + steps
     return rates
@@ -195,7 +202,7 @@ def through_a_folder(snapshot: Snapshot, folder: Path) -> Snapshot:
 
 
 def test_the_average_is_what_is_scored_and_saved(data: Path, tmp_path: Path) -> None:
-    worker = make_worker(_loop(data, ema=0.9, norm="auto"))
+    worker = make_worker(_setup(data, ema=0.9, norm="auto"))
     start = _state(worker)
     train_steps(worker, 2)
     assert worker.average is not None
@@ -208,7 +215,7 @@ def test_the_average_is_what_is_scored_and_saved(data: Path, tmp_path: Path) -> 
         assert (average[name] - raw[name]).norm() < (raw[name] - start[name]).norm()
     found = through_a_folder(worker.snapshot(model=model), tmp_path)
     assert _same(found.model.weights, average)
-    again = make_worker(_loop(data, ema=0.9, norm="auto"))
+    again = make_worker(_setup(data, ema=0.9, norm="auto"))
     again.restore(found)
     assert again.steps_done == 2
     assert again.average is not None
@@ -229,7 +236,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_unbroken_one(
     data: Path, tmp_path: Path, steps: int, changes: dict[str, Any], deterministic_again: None
 ) -> None:
     """At the end of an epoch or within it: dropout, order, augmentation, rate, momenta, averages, loss scale go on."""
-    loop = _loop(data, norm="auto", warmup=2, clip=5.0, **changes)
+    loop = _setup(data, norm="auto", warmup=2, grad_clip=5.0, **changes)
     loop = dataclasses.replace(loop, network=dataclasses.replace(loop.network, dropout=0.5))
     whole = make_worker(loop)
     rates = train_steps(whole, 4)
@@ -255,11 +262,11 @@ def deterministic_again() -> Iterator[None]:
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
 def test_other_formats_learn_the_same_way(data: Path, precision: str) -> None:
-    config = _loop(data)
-    start, expected, found = (make_worker(config), make_worker(config), make_worker(_loop(data, precision=precision)))
+    config = _setup(data)
+    start, expected, found = (make_worker(config), make_worker(config), make_worker(_setup(data, precision=precision)))
     assert found.scaler.is_enabled() == (precision == "float16")
     for worker in (expected, found):
-        loss = worker.step(*_batch(), rate=0.1)
+        loss = worker.step(*_batch(), lr=0.1)
         assert loss.dtype == torch.float32
     names = [name for name, parameter in expected.model.named_parameters() if parameter.ndim > 1]
     ways = [
@@ -271,21 +278,21 @@ def test_other_formats_learn_the_same_way(data: Path, precision: str) -> None:
 
 
 def test_an_overflow_of_float16_is_left_out_and_the_scale_falls(data: Path) -> None:
-    worker = make_worker(_loop(data, precision="float16"))
+    worker = make_worker(_setup(data, precision="float16"))
     worker.scaler.load_state_dict(worker.scaler.state_dict() | {"scale": 2.0**60})
     start = _state(worker)
-    assert worker.step(*_batch(), rate=0.1).isfinite()
+    assert worker.step(*_batch(), lr=0.1).isfinite()
     assert _same(_state(worker), start)
     assert worker.scaler.get_scale() == 2.0**59
 
 
 def test_a_loss_that_is_no_number_stops_before_it_does_harm(data: Path) -> None:
-    worker = make_worker(_loop(data))
+    worker = make_worker(_setup(data))
     train_steps(worker, 1)
     with torch.no_grad():
         next(worker.model.decoder.parameters()).fill_(float("inf"))
     start = _state(worker)
-    keys = ", ".join(worker.config.crops.keys(1))
+    keys = ", ".join(worker.setup.crops.keys(1))
     with pytest.raises(NotFinite, match=rf"^the loss is nan at step 2 on images {keys}$"):
         train_steps(worker, 1)
     assert _same(_state(worker), start)
@@ -294,11 +301,11 @@ def test_a_loss_that_is_no_number_stops_before_it_does_harm(data: Path) -> None:
 @pytest.mark.parametrize("clip", [0.0, 1.0])
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_a_gradient_that_is_no_number_stops_before_it_does_harm(data: Path, clip: float, value: float) -> None:
-    worker = make_worker(_loop(data, clip=clip, ema=0.9))
+    worker = make_worker(_setup(data, grad_clip=clip, ema=0.9))
     train_steps(worker, 1)
     before = worker.snapshot(model=worker.current_model())
     next(worker.model.decoder.parameters()).register_hook(lambda slope: slope.index_fill(0, torch.tensor(0), value))
-    keys = ", ".join(worker.config.crops.keys(1))
+    keys = ", ".join(worker.setup.crops.keys(1))
     with pytest.raises(NotFinite, match=rf"^the norm of the gradient is {value} at step 2 on images {keys}$"):
         train_steps(worker, 1)
     after = worker.snapshot(model=worker.current_model())
@@ -311,8 +318,8 @@ def test_a_gradient_that_is_no_number_stops_before_it_does_harm(data: Path, clip
 @pytest.mark.parametrize("spoilt", ["running_var", "average"])
 def test_what_cannot_be_gone_on_from_is_not_saved(data: Path, spoilt: str) -> None:
     """Statistics overflow although loss and gradient are finite: only the steps with a checkpoint look for it."""
-    worker = make_worker(_loop(data, ema=0.9, every=3, epochs=4))
-    assert [step for step in range(1, 9) if worker.config.saves(step)] == [2, 3, 4, 6, 8]
+    worker = make_worker(_setup(data, ema=0.9, checkpoint_every=3, epochs=4))
+    assert [step for step in range(1, 9) if worker.setup.saves(step)] == [2, 3, 4, 6, 8]
     assert worker.average is not None
     train_steps(worker, 2)
     state = worker.average.model.state_dict() if spoilt == "average" else worker.model.state_dict()
@@ -324,18 +331,26 @@ def test_what_cannot_be_gone_on_from_is_not_saved(data: Path, spoilt: str) -> No
 def test_a_compiled_network_has_the_same_names(data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     monkeypatch.setattr(torch.nn.Module, "compile", lambda self: asked.append(self))
-    worker = make_worker(_loop(data, compile=True))
+    worker = make_worker(_setup(data, compile=True))
     assert asked == [worker.model]
 
 
-def test_workers_drop_out_other_channels_and_each_epoch_others(data: Path) -> None:
-    seeds = [derived_seed(0, epoch, rank) for epoch in range(3) for rank in range(3)]
-    assert len(set(seeds)) == 9
+@pytest.mark.parametrize(("dropout", "losses"), [(0.0, 1), (0.5, 3)])
+def test_workers_drop_out_other_channels_and_each_step_others(data: Path, dropout: float, losses: int) -> None:
+    setup = _setup(data)
+    setup = dataclasses.replace(setup, network=dataclasses.replace(setup.network, dropout=dropout))
+    found = set()
+    for index, steps_done in ((0, 0), (1, 0), (0, 1)):
+        worker = make_worker(setup, rank=index)
+        worker.steps_done = steps_done
+        worker.train_step(Batch(*_batch()))
+        found.add(worker.loss)
+    assert len(found) == losses
 
 
 def test_validation_counts_every_pixel_with_a_label(data: Path) -> None:
-    worker = make_worker(_loop(data))
+    worker = make_worker(_setup(data))
     confusion = worker.validate(worker.segmenter(worker.scored_model()))
-    masks = [worker.config.dataset.read(pair)[1] for pair in worker.config.val]
-    assert confusion.counts.sum() == sum(int((mask != worker.config.dataset.classes.ignore).sum()) for mask in masks)
+    masks = [worker.setup.dataset.read(pair)[1] for pair in worker.setup.val]
+    assert confusion.counts.sum() == sum(int((mask != worker.setup.dataset.classes.ignore).sum()) for mask in masks)
     assert worker.model.training  # scoring works on a copy

@@ -1,0 +1,25 @@
+"""Names of metrics of each class, as MLflow takes them."""
+
+import itertools
+import re
+from collections.abc import Sequence
+
+LONGEST = 200
+"""Characters of a class's name that are kept; MLflow allows a metric's name 250."""
+
+
+def class_metric_names(prefix: str, classes: Sequence[str]) -> list[str]:
+    """``<prefix>/<class name>`` for each class, no two alike.
+
+    What MLflow does not allow in a name becomes ``_``. A name that an earlier class has already, in small letters too
+    because some databases do not tell them apart, gets the id of its class.
+    """
+    names: list[str] = []
+    taken: set[str] = set()
+    for index, name in enumerate(classes):
+        plain = re.sub(r"[^\w .-]", "_", name)[:LONGEST].strip(" .") or "class"
+        numbered = (f"{plain}_{number}" for number in itertools.count(index))
+        unique = next(found for found in itertools.chain([plain], numbered) if found.casefold() not in taken)
+        taken.add(unique.casefold())
+        names.append(f"{prefix}/{unique}")
+    return names

@@ -1,0 +1,113 @@
+"""Preparation on the driver: check the data, resolve the network, and gather a worker's input in one value."""
+
+import logging
+import sys
+from dataclasses import dataclass, field
+
+from torch import Tensor
+
+from pipelines.datasets.data_card import DataCard, check
+from pipelines.datasets.dataset import Dataset, Pair
+from pipelines.training.config import TrainConfig
+from pipelines.training.initial_weights import read_initial_weights
+from pipelines.training.loading import Crops
+from pipelines.training.patience import patient
+from pspnet_core.checkpoints.settings import InferenceSettings
+from pspnet_core.errors import ConfigError
+from pspnet_core.network.pspnet import PSPNetConfig
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """A worker's input: the config, and what the driver resolved and checked."""
+
+    config: TrainConfig
+    crops: Crops
+    """The crops of every step."""
+    val: tuple[Pair, ...]
+    """The pairs to score."""
+    network: PSPNetConfig
+    init: dict[str, Tensor] | None = field(repr=False)
+    """State of the whole network to start from, or None."""
+    pixels: tuple[int, ...]
+    """Training pixels of each class."""
+    loader_cpus: float = 0.0
+    """CPUs that each task of Ray Data claims to make crops; 0 makes them in the worker's threads."""
+    progress: bool = False
+    """Whether a terminal shows a bar of the steps."""
+
+    @property
+    def dataset(self) -> Dataset:
+        """Where the images of both splits come from."""
+        return self.crops.dataset
+
+    @property
+    def inference(self) -> InferenceSettings:
+        """How the trained model labels: at the size that it learnt at."""
+        size = self.config.augmentation.image_scale
+        return InferenceSettings(resize="scale", size=size) if size != 1 else InferenceSettings()
+
+    @property
+    def steps(self) -> int:
+        """Steps of the whole run."""
+        return self.config.schedule.epochs * self.crops.steps
+
+    def validates(self, step: int) -> bool:
+        """Whether a validation follows this step, counted from 1: every few epochs and after the last."""
+        return step % (self.config.checkpoints.val_every * self.crops.steps) == 0 or step == self.steps
+
+    def saves(self, step: int) -> bool:
+        """Whether a checkpoint follows this step: after each validation, and every few steps."""
+        every = self.config.checkpoints.checkpoint_every
+        return self.validates(step) or (every > 0 and step % every == 0)
+
+
+def check_data(config: TrainConfig, dataset: Dataset) -> DataCard:
+    """The card of both splits, every pair of which is read.
+
+    Raises:
+        ConfigError: for a pair that cannot be learnt from, a split too small for the batch, or a crop that no image
+            fills at any scale.
+    """
+    pairs, val, batch = dataset.split(config.train), dataset.split(config.val), config.step.batch
+    if len(pairs) < batch:
+        raise ConfigError("batch", batch, f"the {config.train} split has {len(pairs)} images; give a smaller batch")
+    log.info("checking %d training and %d validation pairs", len(pairs), len(val))
+    card = check(dataset, [*pairs, *val])
+    crops = config.augmentation
+    largest = crops.image_scale * crops.scale[1] * max(card.splits[config.train].largest)
+    if largest < crops.crop:
+        size = f"even {crops.scale[1]:g} times as large the largest image has {largest:.0f} pixels"
+        raise ConfigError("crop", crops.crop, f"{size}; give a smaller crop")
+    return card
+
+
+def set_up(config: TrainConfig, dataset: Dataset, card: DataCard) -> Setup:
+    """Resolve the network and gather a worker's input.
+
+    Raises:
+        ConfigError: when the weights of --init fit neither flags nor data.
+    """
+    init = config.network.init
+    start = read_initial_weights(init, bins=config.network.bins) if init else None
+    network = config.network.resolve(len(dataset.classes), auxiliary=config.auxiliary, start=start)
+    if config.step.norm == "frozen" and not init:
+        log.warning("norm=frozen without --init: a fresh network's statistics (mean 0, variance 1) normalise nothing")
+    return Setup(
+        config=config.settled(network),
+        crops=Crops(
+            dataset=patient(dataset),
+            pairs=dataset.split(config.train),
+            blocks=dataset.blocks(config.train),
+            augment=config.augmentation.of(ignore=dataset.classes.ignore, mean=network.mean),
+            batch=config.step.batch,
+            seed=config.seed,
+        ),
+        val=dataset.split(config.val),
+        network=network,
+        init=start.state(network) if start else None,
+        pixels=tuple(card.splits[config.train].pixels.tolist()),
+        progress=sys.stderr.isatty(),
+    )

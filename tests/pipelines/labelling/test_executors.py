@@ -1,0 +1,193 @@
+"""What both executors owe the driver: the same tables, whatever an image does to the process that labels it."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Callable, Iterable, Iterator
+from io import BytesIO
+from pathlib import Path
+from typing import Any, cast
+
+import psutil  # type: ignore[import-untyped]
+import pyarrow.parquet as pq
+import pytest
+import ray
+import torch
+from PIL import Image
+
+from pipelines.demo.scenes import draw_scene
+from pipelines.labelling import job
+from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.executor import RayExecutor
+from pipelines.labelling.in_process import InProcessExecutor
+from pipelines.labelling.job import LabellingFailed, label
+from pipelines.labelling.stages import coordinator
+from pipelines.labelling.stages.coordinator import ATTEMPTS, LoadingFailed
+from pipelines.labelling.stages.predictor import ModelToLoad
+from pspnet_core.checkpoints.checkpoint import Checkpoint
+from pspnet_core.errors import ConfigError, Terminated
+from pspnet_core.inference.inputs import Prepared
+from pspnet_core.inference.segmenter import Outcome
+from tests.cluster.chaos.deadly import Choosy, Deadly, Unborn
+from tests.support.labelfiles import substance
+
+IMAGES = 23
+MODEL = ModelToLoad(checkpoint=cast(Checkpoint, None), batch=8, compile=False)  # of executors that are not started
+EXECUTORS = {"ray": False, "in process": True}
+
+
+def picture(seed: int, width: int = 64, height: int = 48) -> bytes:
+    buffer = BytesIO()
+    Image.fromarray(draw_scene(seed, width=width, height=height)[0]).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+@pytest.fixture
+def bucket(tmp_path: Path) -> Path:
+    """Images of three sizes, so that some share forward passes and some do not, and one that is none."""
+    (tmp_path / "bucket").mkdir()
+    for index in range(IMAGES):
+        (tmp_path / "bucket" / f"{index:02d}.jpg").write_bytes(picture(index, 64 + 8 * (index % 3)))
+    (tmp_path / "bucket" / "none.jpg").write_bytes(b"no image")
+    return tmp_path / "bucket"
+
+
+@pytest.fixture
+def make_config(bucket: Path, tmp_path: Path, scene_model: Path) -> Callable[..., LabelConfig]:
+    def make(**changes: Any) -> LabelConfig:
+        fixed: dict[str, Any] = {"input": str(bucket), "output": str(tmp_path / "labels"), "model": str(scene_model)}
+        return LabelConfig(**(fixed | {"date": "2026-01-31", "chunk": 7, "local": True} | changes))
+
+    return make
+
+
+@pytest.mark.usefixtures("ray_cluster")
+def test_both_write_the_same_bytes(make_config: Callable[..., LabelConfig], tmp_path: Path) -> None:
+    """One plan, carried out by each."""
+    changes: dict[str, Any] = {"mask": "both", "scales": (0.75, 1.0), "flip": True, "batch": 4}
+    first = label(make_config(local=False, **changes))
+    found = {path.name: path.read_bytes() for path in tmp_path.glob("labels/masks/*/*/*.parquet")}
+    for path in (*tmp_path.glob("labels/masks/*/*/*.parquet"), *tmp_path.glob("labels/runs/*")):
+        path.unlink()
+    again = label(make_config(local=True, **changes))
+    assert (again["run_id"], again["labelled"], again["errors"]) == (first["run_id"], IMAGES, 1)
+    after = {path.name: path.read_bytes() for path in tmp_path.glob("labels/masks/*/*/*.parquet")}
+    assert len(found) == 4
+    assert {name: substance(content) for name, content in after.items()} == {
+        name: substance(content) for name, content in found.items()
+    }
+
+
+@pytest.mark.parametrize("local", EXECUTORS.values(), ids=EXECUTORS)
+@pytest.mark.usefixtures("ray_cluster")
+def test_an_image_that_ends_the_process_is_a_row(
+    make_config: Callable[..., LabelConfig], bucket: Path, tmp_path: Path, local: bool
+) -> None:
+    (bucket / "deadly.jpg").write_bytes(picture(2, height=Choosy.HEIGHT))
+    found = label(make_config(local=local), make_predictor=Choosy)
+    assert (found["labelled"], found["errors"]) == (IMAGES, 2)
+    rows = pq.read_table(tmp_path / "labels/masks").select(["key", "error"]).to_pylist()
+    errors = {row["key"]: row["error"] for row in rows if row["error"]}
+    assert errors.pop("none.jpg").startswith("Unreadable: ")
+    assert errors == {"deadly.jpg": "Crashed: labelling it alone ends the process"}
+
+
+def test_a_broken_machine_ends_the_run_in_one_line_and_its_rows_can_be_tried_again(
+    make_config: Callable[..., LabelConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordinator, "TOGETHER", 1)
+    monkeypatch.setattr(coordinator, "ALONE", 1)
+    monkeypatch.setattr(job, "GIVEN_UP_IN_A_ROW", 2)
+    with pytest.raises(LabellingFailed, match=r"^2 chunks in a row ended the processes that work on them") as caught:
+        label(make_config(), make_predictor=Deadly)
+    assert "\n" not in str(caught.value)
+    whole = label(make_config())
+    assert (whole["labelled"], whole["errors"]) == (IMAGES - 14, 1)
+    again = label(make_config(retry_errors=("Crashed",)))
+    assert (again["images"], again["labelled"]) == (14, 14)
+
+
+def test_a_model_that_ends_its_process_while_it_is_loaded(make_config: Callable[..., LabelConfig]) -> None:
+    with pytest.raises(LoadingFailed, match=f"^loading the model ended its process {ATTEMPTS} times"):
+        label(make_config(), make_predictor=Unborn)
+
+
+def children() -> set[int]:
+    return {process.pid for process in psutil.Process().children(recursive=True)}
+
+
+class Faulty(Choosy):
+    """Raises with the first image."""
+
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
+        raise ArithmeticError("a fault")
+
+
+def test_an_error_in_the_child_comes_out_as_itself_and_no_process_stays(
+    make_config: Callable[..., LabelConfig],
+) -> None:
+    before = children()
+    with pytest.raises(ArithmeticError, match=r"^a fault$") as caught:
+        label(make_config(), make_predictor=Faulty)
+    assert "in predict" in str(caught.value.__cause__)
+    assert children() == before
+
+
+class Signalling(Choosy):
+    """Sends its parent SIGTERM with the first image."""
+
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
+        os.kill(os.getppid(), signal.SIGTERM)
+        yield from super().predict(images)
+
+
+def test_sigterm_ends_it_in_order(make_config: Callable[..., LabelConfig], tmp_path: Path) -> None:
+    with pytest.raises(Terminated) as caught:
+        label(make_config(chunk=1), make_predictor=Signalling)
+    done: Any = caught.value.result
+    assert done["stopped"]
+    assert 0 < done["labelled"] == len(list(tmp_path.glob("labels/masks/*/*/*"))) < IMAGES
+    assert label(make_config(chunk=1))["labelled"] == IMAGES - done["labelled"]
+
+
+@pytest.mark.parametrize(
+    ("address", "device", "changes", "remedy"),
+    [
+        ("ray://head:10001", "cpu", {"local": True}, "RAY_ADDRESS names a cluster; leave out --local"),
+        ("local", "cuda", {"local": True}, "this machine has a GPU; leave out --local"),
+    ],
+)
+def test_where_local_cannot_be(
+    make_config: Callable[..., LabelConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    address: str,
+    device: str,
+    changes: dict[str, Any],
+    remedy: str,
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    monkeypatch.setattr(job, "best_device", lambda: torch.device(device))
+    with pytest.raises(ConfigError, match=f"^local=True: {remedy}$"):
+        label(make_config(**changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "device", "expected"),
+    [({}, "cpu", True), ({}, "cuda", False), ({"workers": "1"}, "cpu", False), ({"gpus": 1.0}, "cpu", False)],
+)
+def test_few_images_are_labelled_without_ray_where_nobody_asks_for_it(
+    make_config: Callable[..., LabelConfig],
+    monkeypatch: pytest.MonkeyPatch,
+    changes: dict[str, Any],
+    device: str,
+    expected: bool,
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(job, "best_device", lambda: torch.device(device))
+    with RayExecutor(MODEL, workers=None, gpus=None) as on_ray:
+        executors = job._Executors(
+            config=make_config(local=None, **changes), on_ray=on_ray, in_process=InProcessExecutor(MODEL)
+        )
+        assert isinstance(executors.suited_to(job.FEW_IMAGES), InProcessExecutor if expected else RayExecutor)
+        assert isinstance(executors.suited_to(job.FEW_IMAGES + 1), RayExecutor)

@@ -1,0 +1,63 @@
+"""The thread that works beside the main one."""
+
+import queue
+import threading
+
+from pipelines.process.background import Worker
+
+SECONDS = 60.0  # a busy machine takes long
+LONG_S = 3600.0
+
+
+def test_turns_follow_one_another_until_one_is_the_last() -> None:
+    turns: list[int] = []
+
+    def turn() -> float | None:
+        turns.append(len(turns))
+        return 0.0 if len(turns) < 5 else None
+
+    assert Worker(turn, name="five").join(SECONDS)
+    assert turns == [0, 1, 2, 3, 4]
+
+
+def test_a_turn_comes_early_when_woken_and_never_after_the_stop() -> None:
+    turns: queue.SimpleQueue[None] = queue.SimpleQueue()
+
+    def turn() -> float:
+        turns.put(None)
+        return LONG_S
+
+    worker = Worker(turn, name="sleeper", wait=LONG_S)
+    for _ in range(3):
+        worker.wake()
+        turns.get(timeout=SECONDS)
+    worker.stop()
+    worker.wake()
+    assert turns.empty()
+    assert "sleeper" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_what_hangs_is_not_waited_for() -> None:
+    begun, over = threading.Event(), threading.Event()
+
+    def turn() -> None:
+        begun.set()
+        over.wait(SECONDS)
+
+    worker = Worker(turn, name="hanging")
+    assert begun.wait(SECONDS)
+    assert not worker.join(0)
+    worker.stop(0)
+    over.set()
+    assert worker.join(SECONDS)
+
+
+def test_an_error_ends_the_thread_and_is_kept() -> None:
+    error = ValueError("broken")
+
+    def turn() -> float:
+        raise error
+
+    worker = Worker(turn, name="broken")
+    assert worker.join(SECONDS)
+    assert worker.failure is error

@@ -1,0 +1,123 @@
+"""What a server answers: a refusal is told at once, in one line with a remedy; only an outage is waited for."""
+
+import json
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from botocore.exceptions import ClientError
+
+from pipelines.tracking import background_run as background_module
+from pipelines.tracking.answers import may_pass, status_of
+from pipelines.tracking.background_run import background_run
+from pipelines.tracking.metrics_log import MetricsLog
+from pipelines.tracking.runs import Run, upload
+from pipelines.tracking.server import Server, TrackingError
+from tests.support.faultproxy import FaultProxy, Rule, answer
+
+SECONDS = 60.0  # a busy machine takes long
+RUN = "0" * 32
+REFUSALS = [
+    pytest.param(400, b"<html>Bad Request</html>", "that MLFLOW_TRACKING_URI is an MLflow server", id="400"),
+    pytest.param(401, b"You are not authenticated.", "set MLFLOW_TRACKING_USERNAME and", id="401"),
+    pytest.param(401, json.dumps({"message": "Unauthorized"}).encode(), "set MLFLOW_TRACKING_USERNAME", id="401 JSON"),
+    pytest.param(403, b"Invalid Host header", "start it with --allowed-hosts", id="403"),
+    pytest.param(403, json.dumps({"error_code": "PERMISSION_DENIED"}).encode(), "let this user do that", id="403 code"),
+    pytest.param(404, b"<html>Not Found</html>", "that the server is MLflow 3 or later", id="404"),
+    pytest.param(413, b"<html>Request Entity Too Large</html>", "client_max_body_size", id="413"),
+]
+
+
+@pytest.fixture
+def proxy() -> Iterator[FaultProxy]:
+    """Answers all by itself, as its rules say."""
+    with FaultProxy("http://127.0.0.1:9") as proxy:
+        yield proxy
+
+
+@pytest.mark.parametrize(("status", "body", "remedy"), REFUSALS)
+def test_a_job_is_told_at_once(proxy: FaultProxy, status: int, body: bytes, remedy: str) -> None:
+    rule = proxy.add(Rule(answer(status, body)))
+    with pytest.raises(TrackingError) as caught:  # patience is ten minutes
+        Server(uri=proxy.endpoint).call(lambda client: client.get_run(RUN))
+    assert str(caught.value).startswith(f"MLflow at {proxy.endpoint} cannot be used (")
+    assert remedy in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(rule.hits) == 1
+
+
+@pytest.mark.parametrize(("status", "body", "remedy"), REFUSALS)
+def test_a_file_is_refused_at_once_too(proxy: FaultProxy, status: int, body: bytes, remedy: str) -> None:
+    """The run is there, the artifacts are refused: they are sent by other calls, which raise other errors."""
+    run = uuid.uuid4().hex  # MLflow remembers where the files of a run go
+    found = {"run": {"info": {"run_id": run, "artifact_uri": f"mlflow-artifacts:/{run}", "status": "RUNNING"}}}
+    proxy.add(Rule(answer(200, json.dumps(found).encode()), path="runs/get"))
+    rule = proxy.add(Rule(answer(status, body)))
+    with pytest.raises(TrackingError, match=remedy):
+        Server(uri=proxy.endpoint).call(lambda client: upload(client, run, "a/b.png", b"png"))
+    assert len(rule.hits) == 1
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_an_outage_is_waited_for(proxy: FaultProxy, status: int, caplog: pytest.LogCaptureFixture) -> None:
+    rule = proxy.add(Rule(answer(status, b"later"), times=1))
+    proxy.add(Rule(answer(200, b'{"experiments": []}')))
+    Server(uri=proxy.endpoint).call(lambda client: client.search_experiments())
+    assert len(rule.hits) == 1
+    away, back = [record.getMessage() for record in caplog.records if record.name == "pipelines.process.retrying"]
+    assert away.startswith(f"MLflow at {proxy.endpoint} does not answer (") and away.endswith("; trying for 600 s more")
+    assert back.startswith(f"MLflow at {proxy.endpoint} answers again after")
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+def test_metrics_end_and_are_kept(proxy: FaultProxy, status: int, caplog: pytest.LogCaptureFixture) -> None:
+    rule = proxy.add(Rule(answer(status, b"no")))
+    metrics = MetricsLog(Run(server=Server(uri=proxy.endpoint), run_id=RUN), every=0.01)
+    metrics.add(1, {"loss": 1.0})
+    assert not metrics.flush(SECONDS)
+    metrics.add(2, {"loss": 0.5})
+    metrics.close(SECONDS)
+    assert [point[0] for point in metrics.pending()] == [1, 2]
+    assert len(rule.hits) == 1
+    assert caplog.text.count("metrics are not logged any more: MLflow at ") == 1
+
+
+@pytest.mark.parametrize("status", [400, 413])
+def test_a_request_that_is_refused_for_its_content_holds_up_no_other(
+    proxy: FaultProxy, status: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    rule = proxy.add(Rule(answer(status, b"no"), times=2))  # both metrics together, then the first alone
+    passed = proxy.add(Rule(answer(200, b"{}")))
+    metrics = MetricsLog(Run(server=Server(uri=proxy.endpoint), run_id=RUN), every=0.01)
+    metrics.add(1, {"huge": 1.0, "loss": 1.0})
+    metrics.close(SECONDS)
+    assert metrics.pending() == []
+    assert (len(rule.hits), len(passed.hits)) == (2, 1)
+    assert caplog.text.count("metric huge is not logged: MLflow at ") == 1
+
+
+def test_a_background_run_ends_at_once(
+    proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.endpoint)
+    monkeypatch.setattr(background_module, "END_S", SECONDS)
+    rule = proxy.add(Rule(answer(401, b"no")))
+    with background_run("nights", "street", wanted=True) as run:
+        assert run is not None
+        run.log(lambda run: run.log_tags({"step": "one"}))
+    assert len(rule.hits) == 1
+    assert caplog.text.count("this run is not logged: MLflow at ") == 1
+
+
+def test_a_module_that_is_missing_is_named() -> None:
+    with pytest.raises(TrackingError, match="install pg8000 on this machine"):  # patience is ten minutes
+        Server(uri="postgresql+pg8000://me:secret1@127.0.0.1:9/mlflow").call(lambda client: client.get_run(RUN))
+
+
+def test_a_bucket_that_refuses_is_told_from_one_that_is_away() -> None:
+    def denied(status: int) -> ClientError:
+        answer = {"Error": {"Code": "x"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+        return ClientError(answer, "PutObject")
+
+    assert (status_of(denied(403)), may_pass(denied(403))) == (403, False)
+    assert may_pass(denied(503))

@@ -1,0 +1,153 @@
+"""What a training run is told: every flag reaches its part, and a mistake is found before any data is read."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs.cli import parse_config
+from pipelines.datasets.layouts import LAYOUTS
+from pipelines.demo.demo import draw_dataset
+from pipelines.process.config_tree import build
+from pipelines.training.config import TrainConfig
+from pipelines.training.setup import check_data, set_up
+from pspnet_core.errors import ConfigError
+from pspnet_core.training.losses import LossConfig
+from tests.support.paths import ROOT
+
+SMALL: dict[str, Any] = {
+    "data": "a",
+    "output": "b",
+    "crop": 48,
+    "output_stride": 32,
+    "bins": (1, 2),
+    "batch": 4,
+    "workers": "2",
+    "image_scale": 0.5,
+}
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        (
+            {"batch": 2},
+            "batch=2: too small for 2 workers: give at least 2 images for BatchNorm in each pass of a worker",
+        ),
+        ({"batch": 2, "workers": "2", "norm": "batch"}, "batch=2: too small for 2 workers"),
+        ({"batch": 8, "accumulate": 4}, "batch=8: too small for 2 workers"),
+        ({"batch": 1, "workers": "1", "norm": "sync"}, "batch=1: too small for 1 workers"),
+        ({"batch": 3}, "batch=3: too small for 2 workers: give at least 2 images for BatchNorm in each pass"),
+        ({"momentum": 1.0}, "momentum=1.0: give a number of at least 0 and below 1"),
+        ({"dropout": -0.1}, "dropout=-0.1: give a number of at least 0 and below 1"),
+        ({"keep_checkpoints": 0}, "keep_checkpoints=0: give a positive number"),
+        ({"val_every": 0}, "val_every=0: give a positive number"),
+        ({"checkpoint_every": -1}, "checkpoint_every=-1: give a number of at least 0"),
+        ({"loader": "dask"}, "loader=dask: choose one of auto, threads, ray"),
+        ({"precision": "half"}, "precision=half: choose one of auto, float32, bfloat16, float16"),
+        ({"rotate": 200.0}, "rotate=200.0: choose an angle"),
+        (
+            {"bins": (1, 2, 3)},
+            "bins=1,2,3: the feature map of --crop 48 at --output-stride 32 has 2x2 cells; give smaller bins",
+        ),
+        ({"bins": (0, 1)}, "bins=(0, 1): give positive grid sizes"),
+        ({"backbone": "resnet20"}, "backbone=resnet20: choose one of"),
+        ({"stem": "wide"}, "stem=wide: choose"),
+        ({"scale": (2.0, 0.5)}, "scale=(2.0, 0.5): give a positive range"),
+        ({"loss": "hinge"}, "loss=hinge: choose one of cross_entropy"),
+        ({"loss": "dice", "label_smoothing": 0.1}, "works with cross_entropy and ohem"),
+        ({"norm": "layer"}, "norm=layer: choose one of auto, batch, sync, frozen"),
+        ({"ema": 1.0}, "ema=1.0: give a decay such as 0.999, or 0 for none"),
+        ({"grad_clip": -1.0}, "grad_clip=-1.0: give a number of at least 0"),
+        ({"accumulate": 0}, "accumulate=0: give a positive number"),
+        ({"lr": math.nan}, "lr=nan: give a positive number"),
+        ({"weight_decay": math.nan}, "weight_decay=nan: give a number of at least 0"),
+        ({"workers": "4:1"}, "workers=4:1: the smaller number comes first"),
+        ({"output_stride": 4}, "output_stride=4: choose one of 8, 16, 32"),
+        ({"weight_decay": -1.0}, "weight_decay=-1.0: give a number of at least 0"),
+        ({"epochs": 0}, "epochs=0: give a positive number"),
+        ({"optimiser": "lion"}, "optimiser=lion: choose one of sgd, adamw"),
+        ({"name": "9lives"}, "name=9lives: start with a letter"),
+        ({"lr": 0.0}, "lr=0.0: give a positive number"),
+    ],
+)
+def test_bad_flags(changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        build(TrainConfig, SMALL | changes)
+    assert line in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "most"),
+    [
+        ({"batch": 12}, 4),
+        ({"batch": 5}, 2),  # 3 images and 2
+        ({"batch": 4}, 2),
+        ({"batch": 4, "norm": "frozen"}, 4),
+        ({"batch": 4, "norm": "sync"}, 4),
+        ({"batch": 9, "accumulate": 2}, 2),
+        ({"batch": 8, "accumulate": 2, "norm": "frozen"}, 4),
+        ({"batch": 1, "norm": "frozen"}, 1),
+    ],
+)
+def test_each_pass_has_as_many_images_as_its_norm_needs(changes: dict[str, Any], most: int) -> None:
+    config = build(TrainConfig, SMALL | {"workers": "1:4"} | changes)
+    workers = config.workers()
+    assert (workers.low, workers.high) == (1, most)
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_published_recipes_are_configs(path: Path) -> None:
+    config = parse_config(TrainConfig, ["--config", str(path), "--data", "a", "--output", "b", "--workers", "1:8"])
+    assert config.name == path.stem
+    assert config.dataset.layout in LAYOUTS
+    assert "val mIoU" in path.read_text()
+    assert (config.workers().low, config.workers().high) == (1, min(8, config.step.batch // 2))
+
+
+def test_bins_fit_when_the_largest_is_the_feature_map() -> None:
+    flags = ["--data=a", "--output=b", "--output-stride", "16", "--bins", "1,2,3,6"]
+    for crop in (81, 96):  # six cells of 16 pixels, the last one partly filled
+        config = parse_config(TrainConfig, [*flags, "--crop", str(crop)])
+        assert config.network.resolve(classes=4).bins == (1, 2, 3, 6)
+    with pytest.raises(ConfigError, match=r"^bins=1,2,3,6: .* 5x5 cells"):
+        parse_config(TrainConfig, [*flags, "--crop", "80"])
+
+
+def test_flags_reach_the_parts() -> None:
+    flags = (
+        "--loss ohem --label-smoothing 0.1 --ohem-thresh 0.6 --ohem-min-kept 5 --focal-gamma 1 --aux-weight 0 "
+        "--scale 1,1.5 --image-scale 0.5"
+    )
+    config = parse_config(TrainConfig, ["--data=a", "--output=b", *flags.split()])
+    assert config.loss.of() == LossConfig(
+        kind="ohem", label_smoothing=0.1, ohem_thresh=0.6, ohem_min_kept=5, focal_gamma=1.0, aux_weight=0.0
+    )
+    network = config.network.resolve(classes=3, auxiliary=config.auxiliary)
+    assert (network.classes, network.auxiliary) == (3, False)
+    augment = config.augmentation.of(ignore=9)
+    assert (augment.crop, augment.scale, augment.image_scale, augment.ignore) == ((473, 473), (1.0, 1.5), 0.5, 9)
+
+
+def test_frozen_statistics_of_a_fresh_network_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    draw_dataset(tmp_path, train=4, val=2, seed=0)
+    config = build(TrainConfig, SMALL | {"data": str(tmp_path), "output": "b", "norm": "frozen"})
+    with caplog.at_level("WARNING", "pipelines.training.setup"):
+        dataset = config.dataset.open()
+        set_up(config, dataset, check_data(config, dataset))
+    assert "norm=frozen without --init" in caplog.text
+
+
+def test_a_crop_that_no_image_fills(tmp_path: Path) -> None:
+    draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
+    config = build(TrainConfig, SMALL | {"crop": 500, "data": str(tmp_path / "data"), "output": str(tmp_path / "runs")})
+    with pytest.raises(ConfigError, match=r"crop=500: even 2 times as large the largest image has 160 pixels"):
+        check_data(config, config.dataset.open())
+
+
+def test_more_images_per_step_than_there_are(tmp_path: Path) -> None:
+    draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
+    config = build(TrainConfig, SMALL | {"batch": 8, "data": str(tmp_path / "data"), "output": str(tmp_path / "runs")})
+    with pytest.raises(ConfigError, match=r"batch=8: the train split has 4 images"):
+        check_data(config, config.dataset.open())
