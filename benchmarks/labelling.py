@@ -130,13 +130,15 @@ def run_over(
     skip: float = 0.0,
     cut: float = 0.0,
 ) -> Result:
-    """Label a bucket.
+    """Label a bucket on Ray.
 
     Args:
         make_predictor: the network by default.
         skip, cut: as for ``steady``.
     """
-    config = LabelConfig(input=str(bucket), output=str(labels), model=str(model), chunk=chunk, workers=workers)
+    config = LabelConfig(
+        input=str(bucket), output=str(labels), model=str(model), chunk=chunk, workers=workers, local=False
+    )
     result = label(config, make_predictor)
     return Result(
         images=result["images"],
@@ -154,6 +156,23 @@ def lines(result: Result) -> list[Any]:
         f"  steady state  {result.steady.rate:.0f} images/s ({result.with_start:.0f} with start-up)",
         f"  CPU ms/image  {stages} (segment holds decode and encode)",
     ]
+
+
+def executors(folder: Path, *, counts: Iterable[int], backbone: str) -> list[str]:
+    """Seconds of whole runs on Ray, whose start is part of them, and in a child process, in turn."""
+    model = save_model(folder, backbone=backbone)
+    rows = []
+    for count in counts:
+        bucket = fill(folder / f"bucket-{count}", count, None)
+        seconds = {}
+        for name, local in (("on Ray", False), ("in process", True)):
+            start = time.perf_counter()
+            labels = str(folder / f"labels-{count}-{local}")
+            label(LabelConfig(input=str(bucket), output=labels, model=str(model), local=local))
+            seconds[name] = time.perf_counter() - start
+        times = ", ".join(f"{name} {taken:.1f} s" for name, taken in seconds.items())
+        rows.append(f"  {count:5d} images  {times}, {seconds['on Ray'] / seconds['in process']:.2f} times as long")
+    return [f"labelling by both executors, {backbone}, JPEGs of {WIDTH}x{HEIGHT}, start-up included", *rows]
 
 
 def sleeping(folder: Path, *, images: int, photographs: Path | None, chunk: int = 256) -> list[str]:

@@ -78,6 +78,10 @@ def _against(folder: Path, options: argparse.Namespace) -> list[str]:
     return baselines.lines(baselines.run(folder, images=images, photographs=options.photographs), images)
 
 
+def _executors(folder: Path, options: argparse.Namespace) -> list[str]:
+    return labelling.executors(folder, counts=(16, 64, 256, 1024), backbone="resnet18")
+
+
 def _sleeping(folder: Path, options: argparse.Namespace) -> list[str]:
     return labelling.sleeping(folder, images=options.images or 8192, photographs=options.photographs)
 
@@ -137,6 +141,7 @@ def _feeding(options: argparse.Namespace) -> None:
 BENCHMARKS: dict[str, Callable[[argparse.Namespace], None]] = {
     "labelling": _labelling,
     "against": _in_folder(_against),
+    "executors": _in_folder(_executors),
     "sleeping": _in_folder(_sleeping),
     "bare": _in_folder(_bare),
     "memory": _in_folder(_memory),

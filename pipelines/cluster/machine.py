@@ -11,9 +11,19 @@ import psutil  # type: ignore[import-untyped]
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
 """Where Linux tells a container's limit, by version of control groups."""
 
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
+"""Where Linux tells a container's quota, by version 2 of control groups: microseconds of CPU time in how many."""
+
 PASS_SHARE = 0.5
 """Share of an actor's memory that a forward pass may take by our count. The rest is for weights, images that wait, the
 kernels' own needs and, on CPUs, the object store."""
+
+
+def machine_cpus() -> int:
+    """CPUs that this process may use: those that it is bound to, or as many of them as a container's quota allows."""
+    bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    quota, period = CPU_QUOTA.read_text().split() if CPU_QUOTA.is_file() else ("max", "1")
+    return max(1, min(bound, int(quota) // int(period))) if quota.isdecimal() else bound
 
 
 def machine_memory() -> int:
@@ -52,5 +62,5 @@ class LocalResources:
     @classmethod
     def of_machine(cls) -> "LocalResources":
         """All CPUs of this machine, or container, for one process without a GPU."""
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+        cpus = machine_cpus()
         return cls(threads=cpus, pass_memory=PASS_SHARE * machine_memory(), cpus=cpus, gpus=0.0)

@@ -1,6 +1,7 @@
-"""The memory that there is, in a container and out of it."""
+"""The memory and the CPUs that there are, in a container and out of it."""
 
 import ctypes
+import os
 import weakref
 from pathlib import Path
 from types import SimpleNamespace
@@ -9,7 +10,7 @@ import psutil  # type: ignore[import-untyped]
 import pytest
 
 from pipelines.cluster import machine
-from pipelines.cluster.machine import give_memory_back, machine_memory
+from pipelines.cluster.machine import give_memory_back, machine_cpus, machine_memory
 
 
 @pytest.mark.parametrize("text", ["max\n", str(2**62)])  # no limit, by either version of control groups
@@ -30,6 +31,19 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_where_there_are_no_control_groups_it_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(machine, "LIMITS", ())
     assert machine_memory() == psutil.virtual_memory().total
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"), [("max 100000\n", 8), ("200000 100000\n", 2), ("50000 100000\n", 1), (None, 8)]
+)
+def test_cpus_are_those_of_a_containers_quota(
+    text: str | None, expected: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text:
+        (tmp_path / "cpu.max").write_text(text)
+    monkeypatch.setattr(machine, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert machine_cpus() == expected
 
 
 def test_memory_that_nothing_refers_to_is_let_go_of() -> None:

@@ -37,6 +37,7 @@ from pipelines.storage import (
     open_store,
     to_local,
 )
+from pipelines.storage.base import WRITABLE_SCHEMES
 from pspnet_core.errors import ConfigError
 
 QUICK = Retries(attempts=3, first_wait=0, longest_wait=0, jitter=0)
@@ -561,8 +562,9 @@ class TestOtherDrivers:
         assert found == {"a.jpg": 5, "b%20c/d.jpg": 9, "b%20c/deep/e.jpg": 14}
 
 
-@pytest.mark.parametrize("scheme", ATOMIC_SCHEMES)
+@pytest.mark.parametrize("scheme", WRITABLE_SCHEMES)
 def test_every_writable_scheme_opens_its_store(scheme: str) -> None:
+    assert tuple(ATOMIC_SCHEMES) == WRITABLE_SCHEMES
     store = open_store(f"{scheme}://bucket/a/", field="output")
     assert type(store) is ATOMIC_SCHEMES[scheme]()
 
