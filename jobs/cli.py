@@ -113,7 +113,7 @@ def _read_flags(config_class: type[DataclassInstance], argv: Sequence[str]) -> d
     known = leaves(config_class)
     parser = _build_parser(config_class)
     try:
-        given, rest = parser.parse_known_args([_dashed(token) for token in argv])
+        given, rest = parser.parse_known_args(_joined([_dashed(token) for token in argv]))
     except ArgumentError as error:  # a flag without its value: argparse checks no types here
         name = (error.argument_name or "").lstrip("-").replace("-", "_")
         remedy = f"needs a value: {_describe(known[name].type)}" if name in known else error.message
@@ -168,9 +168,10 @@ def _read_file(path: str, config_class: type[DataclassInstance]) -> dict[str, An
     try:
         with open(path, encoding="utf-8") as file:
             content = yaml.load(file, _TextLoader)
+        json.dumps(content)  # which refuses what holds itself
     except OSError as error:
         raise ConfigError("config", path, f"cannot be read ({error.strerror})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, TypeError, ValueError, RecursionError) as error:
         raise ConfigError("config", path, f"is not YAML ({error})") from error
     if not isinstance(content, dict | None):
         raise ConfigError("config", path, "must hold lines of the form 'field: value'")
@@ -182,14 +183,14 @@ def _entries(
 ) -> Iterator[tuple[str, Any]]:
     known, below = leaves(config_class, part), parts(config_class)
     for key, value in content.items():
-        name = part if part and key == KIND else key.replace("-", "_")
+        name = part if part and key == KIND else f"{key}".replace("-", "_")
         if isinstance(value, dict) and name in below:
             yield from _entries(value, below[name], path, name)
         elif name in known:
             yield name, value
         else:
             where = f"{path} under {part}" if part else path
-            raise ConfigError(key, _text(value), f"unknown field in {where}; {_closest(name, known)}")
+            raise ConfigError(f"{key}", _text(value), f"unknown field in {where}; {_closest(name, known)}")
 
 
 def _convert(name: str, given: Any, hint: Any) -> Any:
@@ -252,6 +253,18 @@ def _dashed(token: str) -> str:
     """``--retry_errors=x`` as ``--retry-errors=x``: both spellings are understood."""
     flag, equals, text = token.partition("=")
     return (flag.replace("_", "-") if flag.startswith("--") else flag) + equals + text
+
+
+def _joined(tokens: Sequence[str]) -> list[str]:
+    """The tokens with each flag's value joined to it by ``=``: argparse takes ``-1e-3`` for a flag otherwise."""
+    joined: list[str] = []
+    for token in tokens:
+        last = joined[-1] if joined else ""
+        if last.startswith("--") and "=" not in last and not token.startswith("--"):
+            joined[-1] = f"{last}={token}"
+        else:
+            joined.append(token)
+    return joined
 
 
 def _closest(name: str, known: Iterable[str]) -> str:

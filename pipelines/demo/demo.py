@@ -22,7 +22,7 @@ from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
 from pipelines.tracking.server import local_tracking
-from pipelines.training.config import OptimiserConfig, ScheduleConfig, TrainConfig, TrainingLoss
+from pipelines.training.config import OptimiserConfig, ScheduleConfig, StepConfig, TrainConfig
 from pipelines.training.initial_weights import NetworkConfig
 from pipelines.training.job import train
 from pipelines.training.loading import AugmentationConfig
@@ -146,7 +146,7 @@ def _train_config(config: DemoConfig, root: Path) -> TrainConfig:
         augmentation=AugmentationConfig(crop=112, scale=(0.9, 1.2)),
         optimiser=OptimiserConfig(kind="adamw", lr=2e-3, head_lr_factor=1.0, weight_decay=0.01),
         schedule=ScheduleConfig(epochs=config.epochs, warmup=20),
-        loss=TrainingLoss(class_balance=0.4),
+        step=StepConfig(class_balance=0.4),
         scaling=ScalingConfig(workers=str(config.workers)),
     )
 

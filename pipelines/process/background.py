@@ -41,9 +41,9 @@ class Worker:
         try:
             while wait is not None:
                 self._woken.wait(wait)
+                self._woken.clear()  # before the look: a stop that comes between the two must not be forgotten
                 if self._stopped:
                     return
-                self._woken.clear()
                 wait = self._turn()
         except Exception as error:
             self.failure = error

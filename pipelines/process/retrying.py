@@ -61,7 +61,7 @@ class Retries:
 
     Attributes:
         attempts: calls in all, the first one included; 0 for as many as ``seconds`` allow.
-        seconds: no attempt begins later than this, counted from the first one, or from the beginning of the outage.
+        seconds: the last attempt begins after as many, counted from the first one, or from the beginning of the outage.
         first_wait: seconds before the second attempt; each later wait is twice as long.
         longest_wait: upper bound of one wait, in seconds.
         jitter: up to this many seconds are added to a wait, so that many workers do not return together.
@@ -108,11 +108,13 @@ class Retries:
     ) -> dict[str, Any]:
         """Arguments of ``tenacity.Retrying`` and its kin."""
 
+        def lasted(state: tenacity.RetryCallState) -> float:
+            return max(state.seconds_since_start or 0.0, outage.seconds if outage else 0.0)
+
         def stop(state: tenacity.RetryCallState) -> bool:
             if self.attempts and state.attempt_number >= self.attempts - done:
                 return True
-            lasted = max(state.seconds_since_start or 0.0, outage.seconds if outage else 0.0)
-            return lasted >= self.seconds or given_up()
+            return lasted(state) >= self.seconds or given_up()
 
         def tell(state: tenacity.RetryCallState) -> None:
             error = state.outcome.exception() if state.outcome else None
@@ -121,7 +123,7 @@ class Retries:
 
         return {
             "stop": stop,
-            "wait": lambda state: self.pause(state.attempt_number),
+            "wait": lambda state: min(self.pause(state.attempt_number), max(0.0, self.seconds - lasted(state))),
             "retry": tenacity.retry_if_exception(may_pass),
             "before_sleep": tell,
             "reraise": True,

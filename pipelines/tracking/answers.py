@@ -17,6 +17,9 @@ _MAY_PASS = {408, 409, 425, 429}
 _MISTAKES = (PspnetError, TypeError, ValueError, AttributeError, LookupError, FileNotFoundError)
 """Errors of the program or its user; a ``PspnetError`` has been explained already."""
 
+_CLIENTS = {"mlflow", "requests", "urllib3", "botocore", "sqlalchemy"}
+"""Packages whose errors are raised while they handle those of what they use."""
+
 _UNKNOWN = "INTERNAL_ERROR"
 _REMEDIES: dict[int | None, str] = {
     400: "it takes no such request; check what is logged, and that MLFLOW_TRACKING_URI is an MLflow server",
@@ -52,10 +55,11 @@ def _missing_module(error: BaseException) -> ImportError | None:
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
-    """An error and what it was raised for, outermost first."""
+    """An error and what it was raised for, outermost first; not what its caller was handling when the call began."""
     while error is not None:
         yield error
-        error = error.__cause__ or (None if error.__suppress_context__ else error.__context__)
+        is_of_client = type(error).__module__.partition(".")[0] in _CLIENTS and not error.__suppress_context__
+        error = error.__cause__ or (error.__context__ if is_of_client else None)
 
 
 def _own_status(error: BaseException) -> int | None:

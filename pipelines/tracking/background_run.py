@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 from pipelines.process.background import Worker
 from pipelines.tracking.runs import Run, start_run, status_after
-from pipelines.tracking.server import HASTE_S, Server, TrackingError
+from pipelines.tracking.server import HASTE_S, Server
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class BackgroundRun:
         if self._run is None:
             try:
                 self._run = start_run(self.experiment, self.name, server=self.server, patience=AWAY_S)
-            except TrackingError as error:
+            except Exception as error:  # of whatever kind: the work itself goes on
                 log.warning("this run is not logged: %s", error)
                 return None
         action = self._actions.get()

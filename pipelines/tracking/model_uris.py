@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.process.redaction import first_line
 from pipelines.tracking.answers import ABSENT
-from pipelines.tracking.server import Server
+from pipelines.tracking.server import START_S, Server
 from pspnet_core.errors import ConfigError
 
 T = TypeVar("T")
@@ -59,7 +59,7 @@ def origin_of(model: str, *, field: str = "model") -> Origin:
         uri = f"models:/{version.name}/{version.version}"
         return Origin(uri=uri, version=uri, run_id=version.run_id or None)
 
-    return _ask(Server(patience=0), look_up, model, field)
+    return _ask(Server(patience=START_S), look_up, model, field)
 
 
 def fetch(model: str, folder: str, *, field: str = "model", server: Server | None = None) -> Path:
@@ -68,13 +68,13 @@ def fetch(model: str, folder: str, *, field: str = "model", server: Server | Non
     Args:
         model: its URI.
         field: the config field that ``model`` came from; errors name it.
-        server: by default ``Server()`` without patience, for the start of a job.
+        server: by default ``Server()`` with the patience of a job that starts.
 
     Raises:
         ConfigError: when there is no such model.
         TrackingError: when the server cannot be used.
     """
-    server = server or Server(patience=0)
+    server = server or Server(patience=START_S)
 
     def download(client: MlflowClient) -> Path:
         place = f"{_place(client, model, field)}/{CHECKPOINT}"
@@ -87,7 +87,7 @@ def fetch(model: str, folder: str, *, field: str = "model", server: Server | Non
 
 def fetch_file(file: str, folder: str, *, field: str) -> Path:
     """Copy one file that a run logged, ``runs:/ID/path``, into ``folder``; arguments and errors as for ``fetch``."""
-    server = Server(patience=0)
+    server = Server(patience=START_S)
     return _ask(server, lambda client: _download(_place(client, file, field), folder, server), file, field)
 
 

@@ -12,8 +12,7 @@ import mlflow.models
 import numpy as np
 from mlflow.pyfunc.model import PythonModel, PythonModelContext
 
-from pspnet_core.checkpoints.checkpoint import load_checkpoint
-from pspnet_core.inference.segmenter import Segmenter
+from pspnet_core import Segmenter
 
 ARTIFACT = "checkpoint"
 """Name of the checkpoint folder among the model's artifacts."""
@@ -23,13 +22,10 @@ class MaskModel(PythonModel):
     """A checkpoint and its ``Segmenter`` on the best device there is."""
 
     segmenter: Segmenter
-    bands: int
 
     def load_context(self, context: PythonModelContext) -> None:
         """Read the checkpoint; called by MLflow."""
-        checkpoint = load_checkpoint(context.artifacts[ARTIFACT])
-        self.bands = checkpoint.config.bands
-        self.segmenter = Segmenter(checkpoint.model, checkpoint.settings)
+        self.segmenter = Segmenter.load(context.artifacts[ARTIFACT])
 
     # MLflow lets the context be left out, and reads the hint: with this one it relies on the model's signature.
     def predict(  # type: ignore[override]
@@ -48,12 +44,7 @@ class MaskModel(PythonModel):
         Raises:
             ValueError: for an image of another shape or type.
         """
-        images = [np.asarray(image) for image in model_input]
-        for image in images:
-            if image.ndim != 3 or image.shape[2] != self.bands or image.dtype != np.uint8:
-                found = f"{image.shape} of {image.dtype}"
-                raise ValueError(f"image={found}: give (H, W, {self.bands}) of uint8 each")
-        masks = [prediction.mask for prediction in self.segmenter(images)]
+        masks = [prediction.mask for prediction in self.segmenter(np.asarray(image) for image in model_input)]
         return np.stack(masks) if masks and getattr(model_input, "ndim", 1) == 4 else masks
 
 

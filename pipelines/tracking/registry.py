@@ -16,7 +16,7 @@ from pipelines.process.redaction import redacted
 from pipelines.tracking.answers import ABSENT, EXISTS
 from pipelines.tracking.pyfunc_folder import save_pyfunc
 from pipelines.tracking.runs import LONGEST_TAG, Run, experiment_id
-from pipelines.tracking.server import Server
+from pipelines.tracking.server import START_S, Server
 from pspnet_core.checkpoints.checkpoint import Checkpoint, load_checkpoint
 
 CHAMPION = "champion"
@@ -33,7 +33,7 @@ def check_keeps_models(experiment: str) -> None:
     Raises:
         TrackingError: it does not know them, or does not answer.
     """
-    server = Server(patience=0)
+    server = Server(patience=START_S)
     place = server.call(lambda client: experiment_id(client, server.uri, experiment))
     server.call(lambda client: client.search_logged_models([place], max_results=1))
 

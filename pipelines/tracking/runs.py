@@ -24,7 +24,7 @@ from pipelines.process.redaction import redacted, redacted_values
 from pipelines.tracking.answers import ABSENT, EXISTS
 from pipelines.tracking.model_uris import Origin
 from pipelines.tracking.provenance import environment, provenance
-from pipelines.tracking.server import HASTE_S, SQLITE, Server, TrackingError
+from pipelines.tracking.server import HASTE_S, SQLITE, START_S, Server, TrackingError
 from pspnet_core.errors import Terminated
 
 log = logging.getLogger(__name__)
@@ -164,7 +164,7 @@ def resume_run(experiment: str, name: str, run_id: str) -> Run:
     Raises:
         TrackingError: when the server cannot be used.
     """
-    if Server(patience=0).call(lambda client: _reopen(client, run_id)):
+    if Server(patience=START_S).call(lambda client: _reopen(client, run_id)):
         return Run(server=Server(), run_id=run_id)
     return start_run(experiment, name)
 

@@ -20,6 +20,9 @@ T = TypeVar("T")
 HOME = Path.home() / ".pspnet"
 SQLITE = "sqlite:///"
 
+START_S = 2.0
+"""How long the start of a job waits: for a connection that has gone stale, not for an outage."""
+
 PATIENCE_S = 600.0
 """Seconds that the end of a run waits for a server that does not answer, so that no outage costs hours of work."""
 
@@ -78,7 +81,7 @@ class Server:
         """A client of this server."""
         # MLflow's own repetitions would send a lost request to create something a second time, without a look whether
         # the first one was done; and they take minutes in which nobody hears of the outage or can give up.
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+        os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         if not sys.stderr.isatty():
             os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
         return MlflowClient(self.uri)

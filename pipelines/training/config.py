@@ -34,6 +34,8 @@ class StepConfig:
     """Images per step over all workers together."""
     accumulate: int = 1
     """Passes in which each worker takes its part of the batch: 2 halves the memory and leaves the step as it is."""
+    class_balance: float = 0.0
+    """Weight of rare classes in the loss: frequency to the power of minus this; 0 weighs all alike."""
     norm: str = "auto"
     """BatchNorm in training: batch (each worker's own images), sync (all workers' images; GPUs only), auto (sync on
     several GPUs, else batch) or frozen (the statistics of --init; allows 1 image per worker)."""
@@ -46,6 +48,7 @@ class StepConfig:
 
     def __post_init__(self) -> None:
         check_positive(batch=self.batch, accumulate=self.accumulate)
+        check_not_negative(class_balance=self.class_balance)
         check_norm(self.norm)
         training_dtype(torch.device("cpu"), self.precision)
 
@@ -112,34 +115,6 @@ class ScheduleConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainingLoss:
-    """The loss and its settings; a setting of another loss has no effect."""
-
-    kind: str = "cross_entropy"
-    """cross_entropy, ohem (cross-entropy of the hard pixels), focal, dice or lovasz."""
-    label_smoothing: float = 0.0
-    """Label smoothing of cross_entropy and ohem: share of the label that is spread over all classes."""
-    ohem_thresh: float = 0.7
-    """ohem: a pixel is hard when its class has a probability below this."""
-    ohem_min_kept: int = 100_000
-    """ohem: pixels of one pass of a worker that are kept at least, the hardest ones."""
-    focal_gamma: float = 2.0
-    """focal: how much easy pixels are played down; 0 gives cross-entropy."""
-    aux_weight: float = 0.4
-    """Weight of the auxiliary loss; 0 leaves out the auxiliary head."""
-    class_balance: float = 0.0
-    """Weight of rare classes in the loss: frequency to the power of minus this; 0 weighs all alike."""
-
-    def __post_init__(self) -> None:
-        check_not_negative(class_balance=self.class_balance)
-        self.of()
-
-    def of(self) -> LossConfig:
-        """The settings of the core's loss, to which ``class_balance`` is no setting but a tensor of weights."""
-        return LossConfig(**{name: value for name, value in vars(self).items() if name != "class_balance"})
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """Train a PSPNet on labelled images and register it in MLflow."""
 
@@ -161,7 +136,7 @@ class TrainConfig:
     step: StepConfig = field(default_factory=StepConfig)
     optimiser: OptimiserConfig = field(default_factory=OptimiserConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    loss: TrainingLoss = field(default_factory=TrainingLoss)
+    loss: LossConfig = field(default_factory=LossConfig)
     checkpoints: CheckpointConfig = field(default_factory=CheckpointConfig)
     scaling: ScalingConfig = field(default_factory=ScalingConfig)
 

@@ -15,6 +15,7 @@ from ray.train.torch import TorchTrainer
 
 from pipelines.cluster.session import ray_session
 from pipelines.process.config_tree import flatten
+from pipelines.process.sigterm import own_sigint
 from pipelines.storage import open_store
 from pipelines.tracking.runs import Run
 from pipelines.training.checkpointing import CheckpointFolder
@@ -66,7 +67,8 @@ def _fit(setup: Setup, scaling: Scaling, folder: CheckpointFolder, run: Run) -> 
     patience = ELASTIC_START_TIMEOUT_S if scaling.elastic else START_TIMEOUT_S
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", patience)
     try:
-        result: Any = _trainer(setup, scaling, folder, run).fit()
+        with own_sigint():
+            result: Any = _trainer(setup, scaling, folder, run).fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingFailed(f"training failed: {_cause(error)}") from error
     if reason := result.return_value:

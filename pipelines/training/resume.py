@@ -5,7 +5,7 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import TypeAdapter
+from pydantic import TypeAdapter, ValidationError
 
 from pipelines.process.config_tree import differences, flatten
 from pipelines.storage import Store
@@ -98,7 +98,7 @@ def open_run(setup: Setup, output: Store) -> tuple[Run, bool]:
         if not config.resume:
             remedy = "add --resume to go on with it, or choose another --name or --output"
             raise ConfigError("output", place, f"holds a run already; {remedy}")
-        before = RECORD.validate_json(output.read(path))
+        before = _read_record(output, path)
         check_resumable(before, RunRecord.of(setup, before.run_id), init=config.network.init)
         check_keeps_models(EXPERIMENT)
         run = resume_run(EXPERIMENT, config.name, before.run_id)
@@ -108,6 +108,15 @@ def open_run(setup: Setup, output: Store) -> tuple[Run, bool]:
     if not output.put_if_absent(path, RECORD.dump_json(RunRecord.of(setup, run.run_id), indent=1)):
         raise ConfigError("output", place, "another run began there just now; choose another --name or --output")
     return run, True
+
+
+def _read_record(output: Store, path: str) -> RunRecord:
+    try:
+        return RECORD.validate_json(output.read(path))
+    except ValidationError as error:
+        reason = " ".join(str(error).split())[:200]
+        remedy = f"is no record of a run that can be resumed ({reason}); choose another --name"
+        raise ConfigError("resume", output.uri_of(path), remedy) from error
 
 
 def check_resumable(before: RunRecord, now: RunRecord, *, init: str | None) -> None:

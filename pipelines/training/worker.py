@@ -77,8 +77,8 @@ class Worker:
         )
         self.dtype = training_dtype(device, step.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.loss_config, self.ignore = config.loss.of(), setup.dataset.classes.ignore
-        balance = config.loss.class_balance
+        self.loss_config, self.ignore = config.loss, setup.dataset.classes.ignore
+        balance = config.step.class_balance
         weights = class_weights(torch.tensor(setup.pixels), power=balance) if balance else None
         self.weights = None if weights is None else weights.to(device)
 

@@ -32,9 +32,9 @@ class LossConfig:
     """Which loss, and its settings; a setting of another loss has no effect."""
 
     kind: str = "cross_entropy"
-    """A row of LOSSES."""
+    """cross_entropy, ohem (cross-entropy of the hard pixels), focal, dice or lovasz: a row of LOSSES."""
     label_smoothing: float = 0.0
-    """Label smoothing in [0, 1), for cross_entropy and ohem."""
+    """Label smoothing of cross_entropy and ohem, in [0, 1): share of the label that is spread over all classes."""
     ohem_thresh: float = 0.7
     """ohem: pixels whose true class has a probability below this are hard; in (0, 1]."""
     ohem_min_kept: int = 100_000
@@ -42,7 +42,7 @@ class LossConfig:
     focal_gamma: float = 2.0
     """focal: how much easy pixels are played down; 0 gives cross-entropy."""
     aux_weight: float = AUX_WEIGHT
-    """Weight of the auxiliary loss; the main loss has weight 1."""
+    """Weight of the auxiliary loss beside the main loss; a network trained with 0 has no auxiliary head."""
 
     def __post_init__(self) -> None:
         if self.kind not in LOSSES:

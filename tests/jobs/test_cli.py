@@ -119,6 +119,8 @@ def test_defaults_are_those_of_the_dataclass() -> None:
         (["--flip", "false"], "flip", False),
         (["--flip=false"], "flip", False),
         (["--flip", "--coats", "3"], "flip", True),
+        (["--rate", "-1e-3"], "rate", -1e-3),
+        (["--scales", "-1,2"], "scales", (-1.0, 2.0)),
         (["--gloss"], "gloss", True),
         (["--gloss", "null"], "gloss", None),
         (["--scales", "0.5,1.0"], "scales", (0.5, 1.0)),
@@ -279,7 +281,7 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
     [
         ([], "fence=: required; give --fence"),
         (["--coat=3"], "--coat=3: unknown flag; did you mean --coats?"),
-        (["--coat", "3"], "--coat=: unknown flag; did you mean --coats?"),
+        (["--coat", "3"], "--coat=3: unknown flag; did you mean --coats?"),
         (["--zzz"], "--zzz=: unknown flag; --help lists them all"),
         (["garden"], "argument=garden: values belong to flags; --help lists them"),
         (["-v"], "argument=-v: values belong to flags; --help lists them"),
@@ -324,6 +326,8 @@ def test_a_mistake_is_told_in_one_line(
         ("scales: fast", "scales=fast: must be a comma-separated list (each a number) or null"),
         ("- fence", "config={path}: must hold lines of the form 'field: value'"),
         ("fence: [", "config={path}: is not YAML"),
+        ("~: 3", "None=3: unknown field in {path}; "),
+        ("fence: &x [*x]", "config={path}: is not YAML"),
     ],
 )
 def test_a_mistake_in_a_file_is_told_in_one_line(

@@ -3,6 +3,8 @@
 import queue
 import threading
 
+import pytest
+
 from pipelines.process.background import Worker
 
 SECONDS = 60.0  # a busy machine takes long
@@ -35,6 +37,29 @@ def test_a_turn_comes_early_when_woken_and_never_after_the_stop() -> None:
     worker.wake()
     assert turns.empty()
     assert "sleeper" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_stop_while_the_thread_takes_notice_of_another_wake_is_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    turns: list[int] = []
+    worker: list[Worker] = []
+
+    class Event(threading.Event):
+        """Stops the worker at the worst moment: between the look at what woke it and the next turn."""
+
+        def clear(self) -> None:
+            worker[0]._stopped = True
+            self.set()
+            super().clear()
+
+    def turn() -> float:
+        turns.append(1)
+        return LONG_S
+
+    monkeypatch.setattr("pipelines.process.background.threading.Event", Event)
+    worker.append(Worker(turn, name="stopped", wait=LONG_S))
+    worker[0].wake()
+    assert worker[0].join(SECONDS)
+    assert turns == []
 
 
 def test_what_hangs_is_not_waited_for() -> None:

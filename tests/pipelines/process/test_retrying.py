@@ -66,6 +66,21 @@ def test_time_is_bounded_where_attempts_are_not() -> None:
     assert lasting.calls == 1
 
 
+def test_the_last_attempt_begins_when_the_time_is_over_and_not_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [0.0]
+    monkeypatch.setattr("tenacity.time.monotonic", lambda: now[0])
+    monkeypatch.setattr("tenacity.nap.time.sleep", lambda seconds: now.__setitem__(0, now[0] + seconds))
+    begun: list[float] = []
+
+    def away() -> None:
+        begun.append(now[0])
+        raise ConnectionError
+
+    with pytest.raises(ConnectionError):
+        Retries(attempts=0, seconds=10, first_wait=1, longest_wait=8, jitter=0).call(away, is_away)
+    assert begun == [0, 1, 3, 7, 10]
+
+
 def test_the_caller_may_give_up() -> None:
     lasting = Failing(*(ConnectionError() for _ in range(9)))
     endless = Retries(attempts=0, first_wait=0, longest_wait=0, jitter=0)

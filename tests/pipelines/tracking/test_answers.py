@@ -8,7 +8,7 @@ import pytest
 from botocore.exceptions import ClientError
 
 from pipelines.tracking import background_run as background_module
-from pipelines.tracking.answers import may_pass, status_of
+from pipelines.tracking.answers import may_pass, remedy_of, status_of
 from pipelines.tracking.background_run import background_run
 from pipelines.tracking.metrics_log import MetricsLog
 from pipelines.tracking.runs import Run, upload
@@ -121,3 +121,16 @@ def test_a_bucket_that_refuses_is_told_from_one_that_is_away() -> None:
 
     assert (status_of(denied(403)), may_pass(denied(403))) == (403, False)
     assert may_pass(denied(503))
+
+
+def test_what_the_caller_was_handling_is_no_answer_of_the_servers() -> None:
+    """A run is closed while its job's own error is on its way; the server is away, and may come back."""
+    try:
+        raise ModuleNotFoundError("no torch", name="torch")
+    except ModuleNotFoundError:
+        try:
+            raise ConnectionRefusedError("nobody listens")
+        except ConnectionRefusedError as error:
+            assert error.__context__
+            assert may_pass(error)
+            assert "torch" not in remedy_of(error)

@@ -121,7 +121,7 @@ def test_flags_reach_the_parts() -> None:
         "--scale 1,1.5 --image-scale 0.5"
     )
     config = parse_config(TrainConfig, ["--data=a", "--output=b", *flags.split()])
-    assert config.loss.of() == LossConfig(
+    assert config.loss == LossConfig(
         kind="ohem", label_smoothing=0.1, ohem_thresh=0.6, ohem_min_kept=5, focal_gamma=1.0, aux_weight=0.0
     )
     network = config.network.resolve(classes=3, auxiliary=config.auxiliary)

@@ -2,8 +2,11 @@
 
 import contextlib
 import json
+import signal
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -16,13 +19,14 @@ from pipelines.tracking.server import TrackingError, tracking_uri
 from pipelines.training import job
 from pipelines.training.config import TrainConfig
 from pipelines.training.job import train
+from pspnet_core.errors import ConfigError
 from tests.support.faultproxy import FaultProxy, Rule, answer
 
 EXPERIMENT = b'{"experiment": {"experiment_id": "3", "name": "pspnet-training"}}'
 
 
 @pytest.fixture
-def run_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callable[..., None]], None]:
+def run_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Trains with a stand-in for the workers."""
     monkeypatch.setattr(job, "ray_session", contextlib.nullcontext)
     monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
@@ -30,22 +34,35 @@ def run_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[Callab
     draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
     small: dict[str, Any] = {"backbone": "resnet18", "output_stride": 32, "bins": (1, 2), "crop": 48, "batch": 4}
 
-    def run(fit: Callable[..., None]) -> None:
-        monkeypatch.setattr(job, "_fit", fit)
-        train(build(TrainConfig, {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs")} | small))
+    def run(fit: Callable[..., None], **flags: Any) -> None:
+        monkeypatch.setattr(job, "_trainer", lambda *arguments: SimpleNamespace(fit=fit))
+        train(build(TrainConfig, {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs")} | small | flags))
 
     return run
 
 
-@pytest.mark.usefixtures("tracking_home")
-@pytest.mark.parametrize(("error", "status"), [(KeyboardInterrupt(), "KILLED"), (RuntimeError("broken"), "FAILED")])
-def test_a_run_that_breaks_off_is_closed(
-    run_job: Callable[[Callable[..., None]], None], tmp_path: Path, error: BaseException, status: str
-) -> None:
-    def fit(*arguments: Any) -> None:
-        raise error
+def interrupted() -> None:
+    """Ctrl-C, which Ray Train handles in its own way."""
+    signal.signal(signal.SIGINT, lambda *_: sys.exit(0))
+    signal.raise_signal(signal.SIGINT)
 
-    with pytest.raises(type(error)):
+
+def broken() -> None:
+    raise RuntimeError("broken")
+
+
+@pytest.mark.usefixtures("tracking_home")
+@pytest.mark.parametrize(
+    ("fit", "error", "status"), [(interrupted, KeyboardInterrupt, "KILLED"), (broken, RuntimeError, "FAILED")]
+)
+def test_a_run_that_breaks_off_is_closed(
+    run_job: Callable[[Callable[..., None]], None],
+    tmp_path: Path,
+    fit: Callable[[], None],
+    error: type[BaseException],
+    status: str,
+) -> None:
+    with pytest.raises(error):
         run_job(fit)
     run_id = json.loads((tmp_path / "runs/pspnet/config.json").read_text())["run_id"]
     assert MlflowClient(tracking_uri()).get_run(run_id).info.status == status
@@ -54,7 +71,7 @@ def test_a_run_that_breaks_off_is_closed(
 def test_a_server_that_keeps_no_models_is_told_before_any_step(
     run_job: Callable[[Callable[..., None]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fit(*arguments: Any) -> None:
+    def fit() -> None:
         raise AssertionError("the server was to be asked before")
 
     with FaultProxy("http://127.0.0.1:9") as proxy:
@@ -64,3 +81,12 @@ def test_a_server_that_keeps_no_models_is_told_before_any_step(
         with pytest.raises(TrackingError, match="that the server is MLflow 3 or later"):
             run_job(fit)
     assert not (tmp_path / "runs/pspnet").exists()  # the same command may be given again
+
+
+@pytest.mark.usefixtures("tracking_home")
+def test_a_damaged_record_of_a_run_is_a_mistake_in_one_line(run_job: Callable[..., None], tmp_path: Path) -> None:
+    (tmp_path / "runs/pspnet").mkdir(parents=True)
+    (tmp_path / "runs/pspnet/config.json").write_text('{"run_id": "x"}')
+    with pytest.raises(ConfigError, match=r"^resume=.*config\.json: is no record of a run") as caught:
+        run_job(broken, resume=True)
+    assert "\n" not in str(caught.value)
