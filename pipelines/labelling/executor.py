@@ -19,7 +19,7 @@ from pipelines.labelling.stages.coordinator import Coordinator
 from pipelines.labelling.stages.predictor import ModelToLoad, Predictor
 from pipelines.labelling.stages.ray_line import ANSWER_S, RayLine, start_coordinator
 from pipelines.labelling.stages.ray_rows import ReadRow, Row, WriteRow, chunk_of, row_of
-from pipelines.labelling.stages.segment import CALLS, Segment
+from pipelines.labelling.stages.segment import Segment
 from pipelines.labelling.stages.walk import Walk
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 
@@ -107,8 +107,7 @@ class RayExecutor(contextlib.AbstractContextManager["RayExecutor"]):
             compute=ray.data.ActorPoolStrategy(
                 min_size=pool.low,
                 max_size=pool.high,
-                # CUDA graphs stay in one thread.
-                max_concurrent_calls_per_actor=1 if self.model.compile else CALLS,
+                max_concurrent_calls_per_actor=self.model.calls,
                 enable_true_multi_threading=True,  # else the calls would take turns as a whole
             ),
             num_cpus=pool.actor.cpus,

@@ -2,6 +2,9 @@
 
 The stages run in a child process, which a fatal image may take along; it is started again then, under the rules of
 ``coordinator``, whose state is here. Over a pipe the child asks it, tells it, and reports each chunk that is done.
+
+The child has some chunks under way. Which of them ended it nobody knows, so its successor takes these first, one at a
+time: what ends a process then is the fault of the chunk that it has in hand.
 """
 
 import contextlib
@@ -9,6 +12,7 @@ import functools
 import logging
 import os
 import queue
+import signal
 import subprocess
 import sys
 import threading
@@ -25,30 +29,40 @@ from pipelines.cluster.machine import LocalResources
 from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages.coordinator import ATTEMPTS, ChunkStates, Coordinator, DirectLine
 from pipelines.labelling.stages.predictor import ModelToLoad, Predictor
-from pipelines.labelling.stages.segment import CALLS, Segment
+from pipelines.labelling.stages.segment import Segment
 from pipelines.labelling.stages.walk import Walk
 from pipelines.process.environment import child_environment
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import PspnetError
-from pspnet_core.threads import map_ahead
 
 AHEAD = 1
-"""Chunks that are read or written while ``CALLS`` others are with the model."""
+"""Chunks that are read or written while others are with the model."""
+
+LONGEST_SILENCE_S = 6 * 3600.0
+"""Seconds after which a child that says nothing is taken for stuck, as Ray Data's stream is in ``cluster.ray_data``."""
 
 _PROGRAM = "import sys; from pipelines.labelling.in_process import main; main(int(sys.argv[1]))"
 
 
 class ChildFailed(PspnetError):
-    """The child process cannot be started, which is no image's fault."""
+    """The child process cannot be started, or is stuck, which is no image's fault."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Work:
-    """What the child is to do."""
+    """What the child is to do with chunks; ``calls`` of them may be with the model at a time."""
 
     walk: Walk
     make_predictor: Callable[[], Predictor]
-    chunks: tuple[int, ...]
+    calls: int
+
+
+@dataclass(frozen=True)
+class _Order:
+    """Numbers of chunks: first some that are taken one at a time, then the others, side by side."""
+
+    alone: tuple[int, ...]
+    others: tuple[int, ...]
 
 
 class InProcessExecutor:
@@ -56,7 +70,7 @@ class InProcessExecutor:
 
     def __init__(self, model: ModelToLoad) -> None:
         load = functools.partial(_identical, model.checkpoint)
-        self.make_predictor = model.maker(load, LocalResources.of_machine)
+        self.make_predictor, self.calls = model.maker(load, LocalResources.of_machine), model.calls
         self.states = ChunkStates()
 
     def start(self) -> Coordinator:
@@ -69,39 +83,38 @@ class InProcessExecutor:
         """As ``Executor.execute``.
 
         Raises:
-            ChildFailed: the child ends before it has asked for anything.
+            ChildFailed: the child ends before it begins with a chunk, again and again, or says nothing for hours.
             Exception: one that ended the work in the child.
         """
         self.states.renew()
-        left = dict.fromkeys(chunks)
-        silent = 0  # children in a row that ended without a word
+        work = cloudpickle.dumps(_Work(walk=walk, make_predictor=self.make_predictor, calls=self.calls))
+        left, suspects = dict.fromkeys(chunks), dict[int, None]()
+        idle = 0  # children in a row that ended before they began with a chunk
         while left and not stopped():
-            work = _Work(walk=walk, make_predictor=self.make_predictor, chunks=tuple(left))
-            with _Child(cloudpickle.dumps(work)) as child:
-                said = False
-                for message in child.messages():
-                    said = True
-                    done = self._answered(child, message)
-                    if done:
-                        del left[done[0]]
-                        yield done
+            order = _Order(tuple(suspects), tuple(chunk for chunk in left if chunk not in suspects))
+            with _Child(work, order) as child:
+                began = False
+                for kind, what, content in child.messages():
+                    if kind == "done":
+                        left.pop(what)
+                        suspects.pop(what, None)
+                        yield what, content
                         if stopped():
                             self.stop()
-            silent = 0 if said else silent + 1
-            if silent >= ATTEMPTS:
-                raise ChildFailed(f"the process that labels cannot be started ({child.process.returncode=})")
+                    elif kind == "failed":
+                        raise what from ChildTraceback(content)
+                    else:
+                        if what == "admit":
+                            began, suspects[content[0]] = True, None
+                        self._answer(child, kind, what, content)
+            idle = 0 if began else idle + 1
+            if idle > ATTEMPTS:  # one more than at loading the model, which has a reason of its own to tell
+                raise ChildFailed(f"the process that labels cannot be started: it {child.end()}")
 
-    def _answered(self, child: "_Child", message: tuple[str, Any, Any]) -> tuple[int, Totals] | None:
-        """Answer a message of the child; returns the number and totals of a chunk that is done."""
-        kind, what, content = message
-        if kind == "done":
-            return what, content
-        if kind == "failed":
-            raise what from ChildTraceback(content)
-        answer = DirectLine(self.states).ask(what, *content)
+    def _answer(self, child: "_Child", kind: str, method: str, arguments: Sequence[Any]) -> None:
+        answer = DirectLine(self.states).ask(method, *arguments)
         if kind == "ask":
             child.send(answer)
-        return None
 
     def stop(self) -> None:
         """As ``Executor.stop``."""
@@ -120,20 +133,28 @@ def _identical(checkpoint: Checkpoint) -> Checkpoint:
 
 
 class _Child(contextlib.AbstractContextManager["_Child"]):
-    """The child process, until the context is left."""
+    """The child process, until the context is left.
 
-    def __init__(self, work: bytes) -> None:
+    Raises:
+        ChildFailed: the system starts no process.
+    """
+
+    def __init__(self, work: bytes, order: _Order) -> None:
+        self.work, self.order = work, order
         self.connection, theirs = Pipe()
         with theirs:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
-                pass_fds=[theirs.fileno()],
-                stdin=subprocess.DEVNULL,
-                stdout=2,  # standard output is the JSON line's
-                env=child_environment(),
-                start_new_session=True,  # Ctrl-C is for the parent, whose end ends the child
-            )
-        self.work = work
+            try:
+                self.process = subprocess.Popen(
+                    [sys.executable, "-c", _PROGRAM, str(theirs.fileno())],
+                    pass_fds=[theirs.fileno()],
+                    stdin=subprocess.DEVNULL,
+                    stdout=2,  # standard output is the JSON line's
+                    env=child_environment(),
+                    start_new_session=True,  # Ctrl-C is for the parent, whose end ends the child
+                )
+            except OSError as error:
+                self.connection.close()
+                raise ChildFailed(f"the process that labels cannot be started: {error}") from error
 
     def __exit__(self, *_: object) -> None:
         self.process.kill()
@@ -142,15 +163,22 @@ class _Child(contextlib.AbstractContextManager["_Child"]):
 
     def send(self, value: Any) -> None:
         """Send an answer; a child that has ended is noticed by ``messages``."""
-        with contextlib.suppress(BrokenPipeError):
+        with contextlib.suppress(OSError):
             self.connection.send(value)
 
     def messages(self) -> Iterator[tuple[str, Any, Any]]:
         """What the child says, until it ends."""
-        with contextlib.suppress(EOFError, ConnectionError):
+        with contextlib.suppress(EOFError, OSError):  # also in the middle of a message
             self.connection.send_bytes(self.work)
-            while True:
+            self.connection.send(self.order)
+            while self.connection.poll(LONGEST_SILENCE_S):
                 yield cloudpickle.loads(self.connection.recv_bytes())
+            raise ChildFailed(f"the process that labels has said nothing for {LONGEST_SILENCE_S:g} s")
+
+    def end(self) -> str:
+        """How the process ended; once the context is left."""
+        code = self.process.returncode
+        return f"is ended by {signal.Signals(-code).name}" if code < 0 else f"ends with exit code {code}"
 
 
 class _Parent:
@@ -163,7 +191,7 @@ class _Parent:
 
     def listen(self) -> None:
         """Take answers until the parent is gone, which ends this process."""
-        with contextlib.suppress(EOFError, ConnectionError):
+        with contextlib.suppress(EOFError, OSError):
             while True:
                 self.answers.put(self.connection.recv())
         os._exit(1)
@@ -206,27 +234,50 @@ class _ParentLine:
 def main(descriptor: int) -> None:
     """The child: do the work that comes over a pipe; ends when it is done, or when the parent is gone."""
     global _parent
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # where all processes get one, the parent's orderly end is ours, too
     logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
     connection = Connection(descriptor)
     parent = _parent = _Parent(connection)
     work: _Work = cloudpickle.loads(connection.recv_bytes())
+    order: _Order = connection.recv()
     threading.Thread(target=parent.listen, daemon=True).start()
-    try:
-        for number, totals in _done(work):
-            parent.send("done", number, totals)
-    except Exception as error:
-        parent.send("failed", error, traceback.format_exc())
+    with _reported(parent):
+        _carry_all(work, order, parent)
     connection.close()
     os._exit(0)
 
 
-def _done(work: _Work) -> Iterator[tuple[int, Totals]]:
-    """Carry chunks through the stages, some at a time; yields the number and totals of each that is done."""
-    walk = work.walk
+def _carry_all(work: _Work, order: _Order, parent: _Parent) -> None:
+    """Carry chunks through the stages, and report each as soon as it is done."""
+    walk, turns = work.walk, threading.BoundedSemaphore(work.calls)
     segment = Segment(walk.context, work.make_predictor, LocalResources.of_machine())
 
-    def carry(number: int) -> tuple[int, Totals]:
-        return number, walk.write(segment(walk.read(number))).totals
+    def carry(number: int) -> None:
+        with _reported(parent):
+            encoded = walk.read(number)
+            with turns:
+                rows = segment(encoded)
+            parent.send("done", number, walk.write(rows).totals)
 
-    with ThreadPoolExecutor(CALLS + AHEAD) as pool:
-        yield from map_ahead(pool, carry, work.chunks, depth=CALLS + AHEAD - 1)
+    for number in order.alone:
+        carry(number)
+    with ThreadPoolExecutor(work.calls + AHEAD) as pool:
+        list(pool.map(carry, order.others))
+
+
+@contextlib.contextmanager
+def _reported(parent: _Parent) -> Iterator[None]:
+    """Tell the parent of an error at once, which then ends this process."""
+    try:
+        yield
+    except Exception as error:
+        parent.send("failed", _portable(error), traceback.format_exc())
+
+
+def _portable(error: Exception) -> Exception:
+    """The error, or one that says the same where it cannot travel."""
+    try:
+        cloudpickle.loads(cloudpickle.dumps(error))
+        return error
+    except Exception:  # whatever its own methods raise
+        return RuntimeError(f"{type(error).__name__}: {error}")

@@ -77,6 +77,7 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
         Terminated: SIGTERM came; the chunks that were under way are written.
     """
     started = time.perf_counter()
+    _check_local(config)
     origin = origin_of(config.model)
     checkpoint = load_rgb_model(origin.uri).with_settings(
         scales=config.scales, flip=config.flip, window=config.window, reduced=config.reduced
@@ -170,16 +171,15 @@ class _Executors:
     in_process: InProcessExecutor
 
     def suited_to(self, images: int) -> Executor:
-        """The one for so many images.
-
-        Raises:
-            ConfigError: ``--local`` where that cannot be.
-        """
-        obstacle = _obstacle_to_local(self.config)
-        if self.config.local and obstacle:
-            raise ConfigError("local", True, f"{obstacle}; leave out --local")
+        """The one for so many images."""
         wanted = images <= FEW_IMAGES if self.config.local is None else self.config.local
-        return self.in_process if wanted and not obstacle else self.on_ray
+        return self.in_process if wanted and not _obstacle_to_local(self.config) else self.on_ray
+
+
+def _check_local(config: LabelConfig) -> None:
+    """ConfigError for ``--local`` where that cannot be."""
+    if config.local and (obstacle := _obstacle_to_local(config)):
+        raise ConfigError("local", True, f"{obstacle}; leave out --local")
 
 
 def _obstacle_to_local(config: LabelConfig) -> str:
@@ -297,10 +297,12 @@ class _Job:
         started = utc_now()
         missing = self.ledger.missing_chunks(plan)
         images = plan.images * len(missing) // plan.chunks
-        executor = self.executors.suited_to(images)
-        context = self._context(plan.provenance, executor)
-        walk = Walk(context=context, read=Read(context, plan), write=Write(context, plan))
-        totals = self._carry(executor, walk, missing, images) if missing else Totals()
+        totals = Totals()
+        if missing:
+            executor = self.executors.suited_to(images)
+            context = self._context(plan.provenance, executor)
+            walk = Walk(context=context, read=Read(context, plan), write=Write(context, plan))
+            totals = self._carry(executor, walk, missing, images)
         lost = self.ledger.missing_chunks(plan)
         if not lost:
             self._record(plan, started, totals)
@@ -376,7 +378,8 @@ class _Course:
     def add(self, totals: Totals) -> None:
         """Count one more chunk."""
         self.totals += totals
-        self.given_up = self.given_up + 1 if totals.given_up else 0
+        if totals.given_up or totals.done:  # else somebody else has written it, or it was not begun
+            self.given_up = self.given_up + 1 if totals.given_up else 0
         self.failure = self.failure or self._broken_machine() or self._too_many_errors()
 
     def _broken_machine(self) -> str:

@@ -23,17 +23,13 @@ from pipelines.sources import ReadResult, find_source
 from pipelines.storage import Store
 from pipelines.storage.arrow import to_parquet
 from pspnet_core import __version__
-from pspnet_core.errors import ImageError, PspnetError
+from pspnet_core.errors import ImageError
 from pspnet_core.images.classes import ClassTable
 
 PATIENCE = Retries(attempts=12, longest_wait=16.0)
 """With the output, while chunks are under way: a bit over two minutes, so that an outage of one costs no run."""
 
 ENCODED = pa.schema([*LISTING, pa.field("data", pa.binary()), pa.field("error", pa.string())])
-
-
-class WritingFailed(PspnetError):
-    """Writing a chunk ends its process, even a chunk of error rows."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,16 +168,13 @@ def nothing_to_do(number: int) -> Chunk:
 def writable(chunk: Chunk, attempt: int) -> Chunk:
     """The chunk as it can be written: after ``ATTEMPTS`` attempts as error rows only, which take next to no memory.
 
-    Raises:
-        WritingFailed: after as many attempts at that.
+    After as many attempts at that it is given up unwritten: the run says at its end what is missing.
     """
     if attempt <= ATTEMPTS or not len(chunk.table):
         return chunk
     if attempt > 2 * ATTEMPTS:
-        raise WritingFailed(
-            f"chunk {chunk.number} ended the process that writes it {2 * ATTEMPTS} times, in the end without its "
-            "masks: look for the reason in the workers' logs"
-        )
+        lost = replace(chunk.totals, labelled=0, kinds=Counter(), given_up=1)
+        return replace(chunk, table=MASKS.empty_table(), totals=lost)
     crashed = f"Crashed: writing its chunk ended the process {ATTEMPTS} times"
     kept = {"status": "error", "error": crashed}
     columns = [

@@ -15,6 +15,9 @@ from pspnet_core.images.decoding import ImageFile
 from pspnet_core.inference.inputs import Prepared
 from pspnet_core.inference.segmenter import Outcome, Segmenter
 
+CALLS = 2
+"""Chunks that an actor has under way, so that its network need not wait between them."""
+
 
 class Predictor(Protocol):
     """What turns decoded images into masks; ``pspnet_core.inference.Segmenter`` is the real one."""
@@ -96,6 +99,11 @@ class ModelToLoad:
     batch: int
     compile: bool
     stand_in: Callable[[], Predictor] | None = None
+
+    @property
+    def calls(self) -> int:
+        """Chunks that an actor has under way; CUDA graphs stay in one thread."""
+        return 1 if self.compile else CALLS
 
     def maker(self, load: Callable[[], Checkpoint], resources: Callable[[], LocalResources]) -> Callable[[], Predictor]:
         """What builds the predictor where it is called; arguments as for ``MakeSegmenter``."""

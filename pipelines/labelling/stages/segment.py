@@ -44,9 +44,6 @@ T = TypeVar("T")
 R = TypeVar("R")
 Result = Labelled | ImageError
 
-CALLS = 2
-"""Chunks that an actor has under way, so that its network need not wait between them."""
-
 AHEAD_BYTES = 2**28
 """Decoded images that wait, or predictions, for each thread of an actor and chunk under way; one alone may be more."""
 
@@ -91,7 +88,9 @@ class Segment:
             table = self.rows.table(chunk.table, results)
             self.context.coordinator.done(chunk.number)
         errors = Counter(result.kind for result in results.values() if isinstance(result, ImageError))
-        counted = Totals(labelled=len(results) - errors.total(), kinds=errors, given_up=int(attempt.gives_up))
+        labelled = len(results) - errors.total()
+        gave_up = attempt.gives_up or (attempt.is_alone and not labelled)
+        counted = Totals(labelled=labelled, kinds=errors, given_up=int(gave_up))
         return replace(chunk, table=table, totals=chunk.totals + counted + self._spent(watch))
 
     @contextlib.contextmanager
@@ -125,7 +124,9 @@ class Segment:
         """As ``_label``, one image at a time, which the coordinator is told before; those not known come first."""
         tried = []
         for index, image in sorted(images, key=lambda item: item[0] in attempt.good):
-            if reason := _refused(index, attempt):
+            if isinstance(image, ImageError):
+                yield index, image
+            elif reason := _refused(index, attempt):
                 yield index, ImageError("Crashed", reason)
             else:
                 tried.append((index, image))
@@ -160,7 +161,7 @@ class Segment:
                 else:
                     yield index, result
 
-        # Decoded before it is the chunk's turn, as far as the depth goes.
+        # The first image is decoded before it is the chunk's turn, and so are others as far as the depth goes.
         with contextlib.closing(self._in_turn(_begun(prepared()))) as ready:
             outcomes = watch.waiting("predict", self.predictor.predict(watch.waiting("images", ready)))
             yield from self._in_threads(lambda item: (item[0], self._encode(item[1], watch)), outcomes)

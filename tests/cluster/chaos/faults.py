@@ -168,7 +168,7 @@ def _coordinator_killed(round: Round) -> Deed:
     rule = round.holding(**READING)
     yield
     round.held(rule)
-    for process in round.processes("_State"):
+    for process in round.processes("ChunkStates"):
         process.kill()
     rule.release()
 
@@ -275,7 +275,7 @@ def _output_away(round: Round) -> Deed:
 
 def _all_too_large(round: Round) -> None:
     """A table in which all images are errors, and jobs that try them again from now on."""
-    round.flags = {"pixels": 1}
+    round.flags = {"max_pixels": 1}
     round.start().end()
     round.flags = {"retry-errors": "TooLarge"}
 

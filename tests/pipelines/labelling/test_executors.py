@@ -23,6 +23,7 @@ from pipelines.labelling.executor import RayExecutor
 from pipelines.labelling.in_process import InProcessExecutor
 from pipelines.labelling.job import LabellingFailed, label
 from pipelines.labelling.stages import coordinator
+from pipelines.labelling.stages.chunks import Chunk, Read
 from pipelines.labelling.stages.coordinator import ATTEMPTS, LoadingFailed
 from pipelines.labelling.stages.predictor import ModelToLoad
 from pspnet_core.checkpoints.checkpoint import Checkpoint
@@ -84,13 +85,13 @@ def test_both_write_the_same_bytes(make_config: Callable[..., LabelConfig], tmp_
 def test_an_image_that_ends_the_process_is_a_row(
     make_config: Callable[..., LabelConfig], bucket: Path, tmp_path: Path, local: bool
 ) -> None:
-    (bucket / "deadly.jpg").write_bytes(picture(2, height=Choosy.HEIGHT))
+    (bucket / "00a.jpg").write_bytes(picture(2, height=Choosy.HEIGHT))
     found = label(make_config(local=local), make_predictor=Choosy)
     assert (found["labelled"], found["errors"]) == (IMAGES, 2)
     rows = pq.read_table(tmp_path / "labels/masks").select(["key", "error"]).to_pylist()
     errors = {row["key"]: row["error"] for row in rows if row["error"]}
     assert errors.pop("none.jpg").startswith("Unreadable: ")
-    assert errors == {"deadly.jpg": "Crashed: labelling it alone ends the process"}
+    assert errors == {"00a.jpg": "Crashed: labelling it alone ends the process"}
 
 
 def test_a_broken_machine_ends_the_run_in_one_line_and_its_rows_can_be_tried_again(
@@ -113,8 +114,50 @@ def test_a_model_that_ends_its_process_while_it_is_loaded(make_config: Callable[
         label(make_config(), make_predictor=Unborn)
 
 
-def children() -> set[int]:
-    return {process.pid for process in psutil.Process().children(recursive=True)}
+def children() -> list[str]:
+    """Those that label, of this process."""
+    found = [" ".join(process.cmdline()) for process in psutil.Process().children()]
+    return [command for command in found if "in_process" in command]
+
+
+class KillsReaders(Read):
+    """Ends the process that reads chunk 1."""
+
+    def __call__(self, number: int) -> Chunk:
+        chunk = super().__call__(number)
+        if number == 1 and not chunk.totals.given_up:
+            os._exit(1)
+        return chunk
+
+
+def test_a_chunk_that_ends_the_process_that_reads_it_takes_no_neighbour_along(
+    make_config: Callable[..., LabelConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(job, "Read", KillsReaders)
+    found = label(make_config(), make_predictor=Choosy)
+    assert (found["labelled"], found["errors"]) == (IMAGES - 7, 7 + 1)
+    rows = pq.read_table(tmp_path / "labels/masks").select(["key", "error"]).to_pylist()
+    crashed = {row["key"] for row in rows if "reading its chunk ended" in (row["error"] or "")}
+    assert crashed == {f"{index:02d}.jpg" for index in range(7, 14)}
+
+
+class Unspeakable(Exception):
+    """Does not travel: its arguments are not those that it is made with."""
+
+    def __init__(self, one: int, two: int) -> None:
+        super().__init__(f"{one} and {two}")
+
+
+class Faultier(Choosy):
+    """Raises what cannot be pickled."""
+
+    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
+        raise Unspeakable(1, 2)
+
+
+def test_an_error_that_cannot_travel_is_told_as_text(make_config: Callable[..., LabelConfig]) -> None:
+    with pytest.raises(RuntimeError, match=r"^Unspeakable: 1 and 2$"):
+        label(make_config(), make_predictor=Faultier)
 
 
 class Faulty(Choosy):
@@ -127,18 +170,22 @@ class Faulty(Choosy):
 def test_an_error_in_the_child_comes_out_as_itself_and_no_process_stays(
     make_config: Callable[..., LabelConfig],
 ) -> None:
-    before = children()
     with pytest.raises(ArithmeticError, match=r"^a fault$") as caught:
         label(make_config(), make_predictor=Faulty)
     assert "in predict" in str(caught.value.__cause__)
-    assert children() == before
+    assert children() == []
 
 
 class Signalling(Choosy):
-    """Sends its parent SIGTERM with the first image."""
+    """Sends SIGTERM to itself and its parent with the first image, as systemd does."""
+
+    sent = False
 
     def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
-        os.kill(os.getppid(), signal.SIGTERM)
+        if not Signalling.sent:
+            Signalling.sent = True
+            for process in (os.getpid(), os.getppid()):
+                os.kill(process, signal.SIGTERM)
         yield from super().predict(images)
 
 
@@ -170,6 +217,7 @@ def test_where_local_cannot_be(
     monkeypatch.setattr(job, "best_device", lambda: torch.device(device))
     with pytest.raises(ConfigError, match=f"^local=True: {remedy}$"):
         label(make_config(**changes))
+    assert not Path(make_config().output).exists()
 
 
 @pytest.mark.parametrize(

@@ -32,10 +32,10 @@ def test_batches_are_sized_to_the_actors_memory(inputs: float, expected: int, sc
     assert make(scene_model, memory=inputs * each)().limits.of(SIZE) == expected
 
 
-@pytest.mark.parametrize(("device", "compile", "lanes"), [("cpu", False, 3), ("cpu", True, 1), ("cuda", False, 1)])
+@pytest.mark.parametrize(("device", "compile", "lanes"), [("cpu", False, 3), ("cpu", True, 0), ("cuda", False, 0)])
 def test_on_cpus_each_thread_of_an_actor_is_a_lane(
     device: str, compile: bool, lanes: int, scene_model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(predictor, "best_device", lambda: torch.device(device))
-    monkeypatch.setattr(inference, "compiled", lambda function, device: function)
+    monkeypatch.setattr(inference, "compile_network", lambda function, device: function)
     assert make(scene_model, compile=compile)().lanes == lanes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import datetime
 import math
 import os
@@ -306,10 +307,13 @@ def test_images_that_cannot_be_told_apart_are_crashed_but_for_those_that_were_la
     monkeypatch.setattr(coordinator, "ALONE", 2)
     deadly = range(100, 105)
     predictor = Mortal(lambda values: values[-1] in deadly)
-    deaths, done = deaths_of(make_segment, predictor, chunk_of(0, [1, *deadly, 2]))
+    chunk = chunk_of(0, [1, *deadly, 2, 3])
+    gone = ["Changed: it is another one" if value == 3 else None for value in (1, *deadly, 2, 3)]
+    table = chunk.table.set_column(chunk.table.schema.get_field_index("error"), "error", pa.array(gone, pa.string()))
+    deaths, done = deaths_of(make_segment, predictor, dataclasses.replace(chunk, table=table))
     assert deaths == TOGETHER + 2
-    assert errors_of(done) == ["", *["Crashed"] * len(deadly), "Crashed"]
-    assert (done.totals.labelled, done.totals.errors, done.totals.given_up) == (1, len(deadly) + 1, 1)
+    assert errors_of(done) == ["", *["Crashed"] * len(deadly), "Crashed", "Changed"]
+    assert (done.totals.labelled, done.totals.errors, done.totals.given_up) == (1, len(deadly) + 2, 1)
 
 
 def test_a_model_that_ends_the_process_with_any_image_makes_crashed_rows(
