@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -56,3 +57,9 @@ def test_a_command_beside_is_waited_for_and_its_output_comes_in_one_piece(
     meanwhile, verdict, output = capsys.readouterr().out.splitlines()[:3]
     assert (meanwhile, output) == ("meanwhile", "1")
     assert verdict.endswith(": failed")
+
+
+def test_workers_know_the_groups(request: pytest.FixtureRequest) -> None:
+    """Else each worker would start its own Ray; xdist adds a group's name to the names of its tests."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        assert request.node.nodeid.endswith("@tests/test_run.py")
