@@ -20,7 +20,7 @@ CALLS = 2
 
 
 class Predictor(Protocol):
-    """What turns decoded images into masks; ``pspnet_core.inference.Segmenter`` is the real one."""
+    """What turns decoded images into masks; ``pspnet_core.Segmenter`` is the real one."""
 
     def prepare(self, image: NDArray[np.uint8]) -> Prepared:
         """Make one ``(H, W, 3)`` uint8 RGB image ready; called in threads."""

@@ -80,7 +80,7 @@ def test_a_handler_of_sigterm_outlives_the_connection() -> None:
     """Ray would put its own in its place."""
     script = """
 import os, signal, sys
-from pipelines.cluster.resources import ray_session
+from pipelines.cluster.session import ray_session
 signal.signal(signal.SIGTERM, lambda number, frame: print("handled"))
 with ray_session():
     os.kill(os.getpid(), signal.SIGTERM)
@@ -95,7 +95,7 @@ def test_a_ray_of_our_own_keeps_processes_that_are_idle_for_a_moment(own: str | 
     """Unless the user has set something else."""
     script = """
 import psutil
-from pipelines.cluster.resources import KEEP_IDLE, ray_session
+from pipelines.cluster.session import KEEP_IDLE, ray_session
 with ray_session():
     started = psutil.Process().children(recursive=True)
     print([process.environ().get(KEEP_IDLE[0]) for process in started if process.name() == "raylet"])
@@ -107,7 +107,7 @@ with ray_session():
 
 def test_a_cluster_address_that_is_none_is_told() -> None:
     """In a process of its own, as this one may be connected already."""
-    script = "from pipelines.cluster.resources import ray_session\nwith ray_session(): pass"
+    script = "from pipelines.cluster.session import ray_session\nwith ray_session(): pass"
     environment = os.environ | {"RAY_ADDRESS": "nonsense"}
     job = subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True)
     assert job.returncode == 1
