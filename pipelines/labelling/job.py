@@ -48,7 +48,8 @@ from pspnet_core.errors import ConfigError, PspnetError, Terminated
 log = logging.getLogger(__name__)
 CHUNK_BYTES = 64 * 2**20
 FEW_IMAGES = 256
-"""Images that are labelled without Ray by default; ``docs/benchmarks.md`` has both executors' times."""
+"""Images that are labelled without Ray by default: one chunk of the default size, which no second actor would share.
+``make bench ARGS=executors`` times both executors."""
 ENOUGH_TO_JUDGE = 100
 """Images after which ``--max-errors`` is first looked at."""
 GIVEN_UP_IN_A_ROW = 5
