@@ -190,7 +190,7 @@ def test_a_full_disk_is_waited_for(
     writer.submit(at(snapshot, 1))
     writer.close()
     assert steps(folder) == [1]
-    assert "training goes on: " in caplog.text
+    assert "training goes on" in caplog.text
     assert f"{os.strerror(errno.ENOSPC)}: free some room" in caplog.text
 
 
