@@ -26,6 +26,7 @@ TYPING_ONLY = frozenset({"_typeshed"})  # the type checker's own, imported under
 DISTRIBUTIONS = {
     "PIL": "pillow",
     "cv2": "opencv-python-headless",
+    "docstring_parser": "docstring-parser",
     "prometheus_client": "prometheus-client",
     "sklearn": "scikit-learn",
     "yaml": "pyyaml",
