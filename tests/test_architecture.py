@@ -25,6 +25,7 @@ TYPING_ONLY = frozenset({"_typeshed"})  # the type checker's own, imported under
 
 DISTRIBUTIONS = {
     "PIL": "pillow",
+    "cosmic_ray": "cosmic-ray",
     "cv2": "opencv-python-headless",
     "docstring_parser": "docstring-parser",
     "prometheus_client": "prometheus-client",
