@@ -14,6 +14,10 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """Where Linux tells a container's quota, by version 2 of control groups: microseconds of CPU time in how many."""
 
+LONGEST_SILENCE_S = 6 * 3600.0
+"""Seconds without a result after which work is taken for stuck: Ray Data's no-progress timeout, and that of a child
+process. A chunk of slow images, on a slow machine, may well take an hour."""
+
 PASS_SHARE = 0.5
 """Share of an actor's memory that a forward pass may take by our count. The rest is for weights, images that wait, the
 kernels' own needs and, on CPUs, the object store."""

@@ -1,4 +1,4 @@
-"""What a Ray Data execution brings forth, in the caller's thread.
+"""Read what a Ray Data execution makes, in the caller's thread.
 
 ``Dataset.iter_rows`` fetches and formats in threads of its own. They cost the driver more than small rows do, and may
 outlive it: a process that disconnects from Ray meanwhile is ended by Ray, with exit code 1.
@@ -13,11 +13,8 @@ import ray.data
 from ray.data.block import Block, BlockAccessor
 from ray.exceptions import RayTaskError
 
+from pipelines.cluster.machine import LONGEST_SILENCE_S
 from pspnet_core.errors import PspnetError
-
-LONGEST_SILENCE_S = 6 * 3600.0
-"""Seconds after which Ray Data takes a stream that brings forth nothing for stuck. A chunk of slow images, on a slow
-machine, may well take an hour."""
 
 
 def blocks_of(dataset: ray.data.Dataset) -> Generator[Block, None, None]:
@@ -49,6 +46,6 @@ def quiet_ray_data() -> None:
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = LONGEST_SILENCE_S
-    context.raise_original_map_exception = True  # so that blocks.py finds ours
+    context.raise_original_map_exception = True  # so that blocks_of finds ours
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)

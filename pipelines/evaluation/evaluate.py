@@ -9,7 +9,6 @@ import dataclasses
 import json
 import logging
 import math
-import os
 import re
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +23,7 @@ from pipelines.evaluation.tables import (
     Evaluation,
     EvaluationFolder,
 )
-from pipelines.models.loading import MLFLOW_SCHEMES, load_rgb_model
+from pipelines.models.loading import is_tracked, load_rgb_model
 from pipelines.process.config_tree import flatten
 from pipelines.process.redaction import redacted
 from pipelines.storage import open_store
@@ -73,9 +72,7 @@ class EvaluateConfig:
     @property
     def tracked(self) -> bool:
         """Whether the result is logged to MLflow."""
-        if self.track is not None:
-            return self.track
-        return bool(os.environ.get("MLFLOW_TRACKING_URI")) or self.model.startswith(MLFLOW_SCHEMES)
+        return is_tracked(self.track, self.model)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

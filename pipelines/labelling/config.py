@@ -1,14 +1,13 @@
 """The flags of labelling."""
 
 import datetime
-import os
 from dataclasses import dataclass
 
 from pipelines.cluster.resources import WorkerRange
 from pipelines.label_table.schema import utc_now
 from pipelines.labelling.report.totals import Prices
 from pipelines.labelling.retry_errors import check_kinds
-from pipelines.models.loading import MLFLOW_SCHEMES
+from pipelines.models.loading import is_tracked
 from pipelines.sources import Inputs, find_source
 from pipelines.sources.dates import run_date, since_time
 from pspnet_core.errors import ConfigError
@@ -100,6 +99,4 @@ class LabelConfig:
     @property
     def tracked(self) -> bool:
         """Whether the run is logged to MLflow."""
-        if self.track is not None:
-            return self.track
-        return bool(os.environ.get("MLFLOW_TRACKING_URI")) or self.model.startswith(MLFLOW_SCHEMES)
+        return is_tracked(self.track, self.model)

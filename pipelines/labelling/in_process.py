@@ -25,7 +25,7 @@ from typing import Any
 
 import cloudpickle
 
-from pipelines.cluster.machine import LocalResources
+from pipelines.cluster.machine import LONGEST_SILENCE_S, LocalResources
 from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages.coordinator import ATTEMPTS, ChunkStates, Coordinator, DirectLine
 from pipelines.labelling.stages.predictor import ModelToLoad, Predictor
@@ -37,9 +37,6 @@ from pspnet_core.errors import PspnetError
 
 AHEAD = 1
 """Chunks that are read or written while others are with the model."""
-
-LONGEST_SILENCE_S = 6 * 3600.0
-"""Seconds after which a child that says nothing is taken for stuck, as Ray Data's stream is in ``cluster.ray_data``."""
 
 _PROGRAM = "import sys; from pipelines.labelling.in_process import main; main(int(sys.argv[1]))"
 

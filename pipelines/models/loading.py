@@ -1,5 +1,6 @@
 """From a model URI of any kind to a checkpoint."""
 
+import os
 import tempfile
 from pathlib import Path
 
@@ -10,6 +11,13 @@ from pspnet_core.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkp
 from pspnet_core.errors import ConfigError
 
 MLFLOW_SCHEMES = ("runs:/", "models:/")
+
+
+def is_tracked(track: bool | None, model: str) -> bool:
+    """Whether a job on a model is logged to MLflow: as ``track`` says, else if a server is named or has the model."""
+    if track is not None:
+        return track
+    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or model.startswith(MLFLOW_SCHEMES)
 
 
 def load_model(uri: str, *, field: str = "model", server: Server | None = None) -> Checkpoint:
