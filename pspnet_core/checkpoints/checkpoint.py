@@ -78,8 +78,14 @@ class Checkpoint:
     @cached_property
     def model(self) -> PSPNet:
         """The network in evaluation mode, on the CPU."""
-        model = PSPNet(self.config)
-        model.load_state_dict(self.weights)
+        with torch.device("meta"):  # which draws no initial weights
+            model = PSPNet(self.config)
+        dtypes = {name: value.dtype for name, value in model.state_dict().items()}
+        copies = {
+            name: value.to(dtypes.get(name, value.dtype), copy=True, memory_format=torch.contiguous_format)
+            for name, value in self.weights.items()
+        }
+        model.load_state_dict(copies, assign=True)
         return model.eval()
 
     @cached_property
