@@ -40,10 +40,10 @@ class RayExecutor(contextlib.AbstractContextManager["RayExecutor"]):
     def __init__(self, model: ModelToLoad, *, workers: str | None, gpus: float | None) -> None:
         self.model, self.workers, self.gpus = model, workers, gpus
         self._context = contextlib.ExitStack()
-        self._started: _Started | None = None
+        self._connection: _Connected | None = None
 
     def __exit__(self, *_: object) -> None:
-        self._started = None
+        self._connection = None
         self._context.close()
 
     def start(self) -> Coordinator:
@@ -52,22 +52,23 @@ class RayExecutor(contextlib.AbstractContextManager["RayExecutor"]):
         Raises:
             ConfigError: as ``ray_session`` and ``Pool.of``.
         """
-        if not self._started:
+        return Coordinator(self._connected().line)
+
+    def _connected(self) -> "_Connected":
+        if not self._connection:
             self._context.enter_context(ray_session())
             line = self._context.enter_context(start_coordinator())
             pool = Pool.of(self.workers, self.gpus, reserve=RESERVE)
             # The object store carries the weights to every node once; no shared folder is needed.
             load = functools.partial(_fetched, ray.put(self.model.checkpoint))
-            self._started = _Started(line=line, pool=pool, make_predictor=self.model.maker(load, pool.actor.here))
-        return Coordinator(self._started.line)
+            self._connection = _Connected(line=line, pool=pool, make_predictor=self.model.maker(load, pool.actor.here))
+        return self._connection
 
     def execute(
         self, walk: Walk, chunks: Sequence[int], stopped: Callable[[], bool]
     ) -> Generator[tuple[int, Totals], None, None]:
         """As ``Executor.execute``; metrics are published meanwhile."""
-        self.start()
-        assert self._started
-        line, context = self._started.line, walk.context
+        line, context = self._connected().line, walk.context
         line.ask("renew")
         quiet_ray_data()
         metrics = LabelMetrics(model=context.ledger.paths.partition, run=context.provenance.run_id)
@@ -92,8 +93,7 @@ class RayExecutor(contextlib.AbstractContextManager["RayExecutor"]):
                         return
 
     def _dataset(self, walk: Walk, chunks: Sequence[int]) -> ray.data.Dataset:
-        assert self._started
-        pool, make_predictor = self._started.pool, self._started.make_predictor
+        pool = self._connected().pool
         numbers: ray.data.Dataset = ray.data.from_items(
             [{"id": chunk} for chunk in chunks], override_num_blocks=len(chunks)
         )
@@ -103,7 +103,7 @@ class RayExecutor(contextlib.AbstractContextManager["RayExecutor"]):
         encoded = numbers.map(ReadRow(walk.read), compute=tasks, num_cpus=0)
         segmented = encoded.map(
             _SegmentRow,  # type: ignore[arg-type]  # a class is built once per actor
-            fn_constructor_args=(walk.context, make_predictor, pool.actor),
+            fn_constructor_args=(walk.context, self._connected().make_predictor, pool.actor),
             compute=ray.data.ActorPoolStrategy(
                 min_size=pool.low,
                 max_size=pool.high,
@@ -117,8 +117,8 @@ class RayExecutor(contextlib.AbstractContextManager["RayExecutor"]):
 
     def stop(self) -> None:
         """As ``Executor.stop``; does not wait."""
-        if self._started:
-            self._started.line.tell("close")
+        if self._connection:
+            self._connection.line.tell("close")
 
 
 def _fetched(checkpoint: "ray.ObjectRef[Checkpoint]") -> Checkpoint:
@@ -126,7 +126,7 @@ def _fetched(checkpoint: "ray.ObjectRef[Checkpoint]") -> Checkpoint:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Started:
+class _Connected:
     """What all walks of an executor share as long as it is connected to Ray."""
 
     line: RayLine

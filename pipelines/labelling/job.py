@@ -9,20 +9,20 @@ import contextlib
 import dataclasses
 import datetime
 import logging
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
-import ray
 
 from pipelines.label_table.ledger import ChunkLimits, Ledger, Plan, PlanSpec
 from pipelines.label_table.listing import VERSION, Listing, spool
 from pipelines.label_table.schema import Paths, RowProvenance, utc_now
 from pipelines.labelling.config import LabelConfig
+from pipelines.labelling.course import Course
 from pipelines.labelling.executor import RayExecutor
+from pipelines.labelling.executor_choice import Executors, check_local
 from pipelines.labelling.in_process import InProcessExecutor
 from pipelines.labelling.lease import hold_lease
 from pipelines.labelling.report.mlflow_run import log_end, log_start
@@ -42,18 +42,10 @@ from pipelines.tracking.background_run import BackgroundRun, background_run
 from pipelines.tracking.model_uris import Origin, origin_of
 from pipelines.tracking.provenance import code_version
 from pspnet_core.checkpoints.checkpoint import Checkpoint
-from pspnet_core.device import best_device
 from pspnet_core.errors import ConfigError, PspnetError, Terminated
 
 log = logging.getLogger(__name__)
 CHUNK_BYTES = 64 * 2**20
-FEW_IMAGES = 256
-"""Images that are labelled without Ray by default: one chunk of the default size, which no second actor would share.
-``make bench ARGS=executors`` times both executors."""
-ENOUGH_TO_JUDGE = 100
-"""Images after which ``--max-errors`` is first looked at."""
-GIVEN_UP_IN_A_ROW = 5
-"""Chunks in a row that keep ending the processes that work on them, after which the machine is to blame."""
 
 
 class LabellingFailed(PspnetError):
@@ -78,7 +70,7 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
         Terminated: SIGTERM came; the chunks that were under way are written.
     """
     started = time.perf_counter()
-    _check_local(config)
+    check_local(config)
     origin = origin_of(config.model)
     checkpoint = load_rgb_model(origin.uri).with_settings(
         scales=config.scales, flip=config.flip, window=config.window, reduced=config.reduced
@@ -101,7 +93,7 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
             checkpoint=checkpoint,
             origin=origin,
             ledger=ledger,
-            executors=_Executors(config=config, on_ray=on_ray, in_process=InProcessExecutor(model)),
+            executors=Executors(config=config, on_ray=on_ray, in_process=InProcessExecutor(model)),
             record=record,
             ending=ending,
         )
@@ -164,35 +156,6 @@ def _result(outcome: _Outcome, seconds: float) -> dict[str, Any]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Executors:
-    """The two executors of a run."""
-
-    config: LabelConfig
-    on_ray: RayExecutor
-    in_process: InProcessExecutor
-
-    def suited_to(self, images: int) -> Executor:
-        """The one for so many images."""
-        wanted = images <= FEW_IMAGES if self.config.local is None else self.config.local
-        return self.in_process if wanted and not _obstacle_to_local(self.config) else self.on_ray
-
-
-def _check_local(config: LabelConfig) -> None:
-    """ConfigError for ``--local`` where that cannot be."""
-    if config.local and (obstacle := _obstacle_to_local(config)):
-        raise ConfigError("local", True, f"{obstacle}; leave out --local")
-
-
-def _obstacle_to_local(config: LabelConfig) -> str:
-    """Why this machine's CPUs are not to label without Ray; empty where they may."""
-    if os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
-        return "RAY_ADDRESS names a cluster"
-    if not config.local and (ray.is_initialized() or config.workers or config.gpus):
-        return "Ray is asked for"
-    return "" if best_device().type == "cpu" else "this machine has a GPU"
-
-
-@dataclass(frozen=True, kw_only=True)
 class _Job:
     """One invocation, which holds the lease."""
 
@@ -200,7 +163,7 @@ class _Job:
     checkpoint: Checkpoint
     origin: Origin
     ledger: Ledger
-    executors: _Executors
+    executors: Executors
     record: BackgroundRun | None
     ending: Ending
 
@@ -328,7 +291,7 @@ class _Job:
         Raises:
             LabellingFailed: too large a share of the images cannot be labelled, or too many chunks end processes.
         """
-        course = _Course(max_errors=self.config.max_errors)
+        course = Course(max_errors=self.config.max_errors)
         done = executor.execute(walk, chunks, lambda: self.ending.came or bool(course.failure))
         with (
             contextlib.closing(done),
@@ -360,40 +323,3 @@ class _Job:
         )
         if self.record:
             self.record.log(lambda run: run.log_json(f"runs/{plan.run_id}.json", record))
-
-
-class _Course:
-    """How the chunks of a plan have turned out so far.
-
-    Attributes:
-        failure: why the run is to end; empty as long as it goes on.
-    """
-
-    def __init__(self, max_errors: float) -> None:
-        self.max_errors = max_errors
-        self.totals, self.failure = Totals(), ""
-        self.given_up = 0  # chunks in a row
-
-    def add(self, totals: Totals) -> None:
-        """Count one more chunk."""
-        self.totals += totals
-        if totals.given_up or totals.done:  # else somebody else has written it, or it was not begun
-            self.given_up = self.given_up + 1 if totals.given_up else 0
-        self.failure = self.failure or self._broken_machine() or self._too_many_errors()
-
-    def _broken_machine(self) -> str:
-        if self.given_up < GIVEN_UP_IN_A_ROW:
-            return ""
-        return (
-            f"{self.given_up} chunks in a row ended the processes that work on them, again and again, which speaks of "
-            "this machine or of the model: look for the reason in the workers' logs (too little memory? fewer "
-            "--workers leave more for each)"
-        )
-
-    def _too_many_errors(self) -> str:
-        errors, done = self.totals.errors, self.totals.done
-        if done < ENOUGH_TO_JUDGE or errors <= self.max_errors * done:
-            return ""
-        reasons = ", ".join(f"{kind} {count}" for kind, count in self.totals.kinds.most_common(5))
-        limit = f"--max-errors {self.max_errors:g}"
-        return f"{errors} of {done} images cannot be labelled ({reasons}), more than {limit} allows"

@@ -1,10 +1,10 @@
-"""Who is at work on an output, told to whoever comes next: one small object, which its holder renews and then deletes.
+"""The lease on an output: one small object that names the run at work, which renews it and deletes it at its end.
 
-A courtesy: it saves work that would be done twice. What is labelled, once and exactly, does not depend on it: it may be
-deleted at any time, and a holder that wakes after its lease was taken over does no harm.
+The lease only saves two runs from doing the same work. Exactly-once labelling does not depend on it: anyone may delete
+it at any time, and a holder that wakes after another run took the lease over does no harm.
 
-Clocks of different machines are never compared. A lease that a waiting process has seen unchanged for longer than a
-lease lives is anybody's; so is one whose holder, on the same machine, has ended.
+Clocks of different machines are never compared. A waiting run takes over a lease that it has seen unchanged for longer
+than a lease lives, or whose holder ran on the same machine and has ended.
 """
 
 import contextlib
@@ -29,15 +29,15 @@ from pspnet_core.errors import PspnetError
 log = logging.getLogger(__name__)
 
 TROUBLE = (PspnetError, OSError, psutil.Error)
-"""What may go wrong with a lease, and concerns nothing else."""
+"""Errors with the lease, which are logged and do not stop the work."""
 BOOT = Path("/proc/sys/kernel/random/boot_id")
 SAME_START_S = 2.0
-"""Seconds by which two answers to when a process was started may differ."""
+"""Tolerance in seconds when two readings of a process's start time are compared."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Terms:
-    """Seconds: how long a lease lives without being renewed, how often it is, and how often others look."""
+    """Seconds: how long a lease lives unrenewed, how often its holder renews it, and how often a waiting run looks."""
 
     life: float = 60.0
     renewal: float = 10.0
@@ -46,14 +46,14 @@ class Terms:
 
 @dataclass(frozen=True, kw_only=True)
 class Holder:
-    """What a lease says.
+    """The content of a lease: the process that holds it.
 
     Attributes:
-        host, machine: its name; what tells it from others of the same name, and one container on it from the other.
-        process, started: number, and seconds since the epoch.
-        since: when it began to hold the lease, in ISO 8601.
-        token: no other holder has it.
-        renewals: how often the lease was renewed.
+        host, machine: host name; an id that differs between machines of one name and between containers of a machine.
+        process, started: process id; its start in seconds since the epoch.
+        since: when it took the lease, in ISO 8601.
+        token: unique to this holder.
+        renewals: how often it has renewed the lease.
     """
 
     host: str
@@ -80,7 +80,7 @@ class Holder:
         return f"process {self.process} on {self.host}, since {self.since}"
 
     def has_ended(self) -> bool:
-        """Whether it is known to be gone; of another machine nothing is known."""
+        """Whether the process is certainly gone; False for one of another machine, which cannot be asked."""
         if self.machine != _machine():
             return False
         try:
@@ -100,11 +100,10 @@ UNKNOWN = Holder(host="a machine unknown", machine="", process=0, started=0.0, s
 
 @contextlib.contextmanager
 def hold_lease(store: Store, path: str, *, wait: bool, terms: Terms | None = None) -> Iterator[None]:
-    """Hold the lease at ``path`` within the context, as far as that can be had. What goes wrong with it is logged, and
-    does not concern the work.
+    """Hold the lease at ``path`` within the context. Errors with the lease are logged, and the work goes on without it.
 
     Args:
-        wait: whether to wait while somebody else holds it; otherwise that is told, and work goes on beside them.
+        wait: whether to wait while another run holds it; otherwise log a warning and work beside that run.
     """
     terms = terms or Terms()
     lease = _Lease(store, path, terms)
@@ -119,44 +118,46 @@ def hold_lease(store: Store, path: str, *, wait: bool, terms: Terms | None = Non
 
 
 class _Lease:
+    """This run's side of the lease."""
+
     def __init__(self, store: Store, path: str, terms: Terms) -> None:
         self.store, self.path, self.terms = store, path, terms
         self.own = Holder.here()
         self.held = self.waited = False
 
     def acquire(self, *, wait: bool) -> bool:
-        """Whether the lease is held now."""
+        """Take the lease; False where this run works without it."""
         try:
             self.held = self._acquire(wait=wait)
         except TROUBLE as error:
-            log.warning("others cannot be told that this run is under way: %s", error)
+            log.warning("no lease: another run will not know of this one (%s)", error)
         return self.held
 
     def _acquire(self, *, wait: bool) -> bool:
         seen, unchanged = "", time.monotonic()
         while True:
-            holder, etag = self._asked_for()
+            holder, etag = self._take_or_look()
             if holder.token == self.own.token:
                 return True
             if etag != seen:
                 seen, unchanged = etag, time.monotonic()
             if holder.has_ended() or time.monotonic() - unchanged > self.terms.life:
                 if etag and self.store.put_if_match(self.path, _content(self.own), etag):
-                    log.warning("taking over from a run that gives no sign of life any more (%s)", holder)
+                    log.warning("taking over the lease of a run that has ended or hangs (%s)", holder)
                     return True
                 if not etag and not self.waited:  # nor is it that storage is away
-                    log.warning("others cannot be told that this run is under way: %s cannot be written", self.path)
+                    log.warning("no lease: another run will not know of this one (%s cannot be written)", self.path)
                     return False
             elif not wait:
-                log.warning("another run is at work on the same (%s); some work will be done twice", holder)
+                log.warning("another run labels into the same output (%s); some work will be done twice", holder)
                 return False
             elif etag and not self.waited:
                 self.waited = True
-                log.warning("waiting for another run that is at work on the same (%s)", holder)
+                log.warning("waiting for another run that labels into the same output (%s)", holder)
             time.sleep(self.terms.look)
 
-    def _asked_for(self) -> tuple[Holder, str]:
-        """Who holds the lease, which we do from now on if nobody did, and its version; "" where neither can be told."""
+    def _take_or_look(self) -> tuple[Holder, str]:
+        """Take a free lease. Returns its holder and the object's ETag: ``UNKNOWN`` and "" if it changes meanwhile."""
         try:
             if self.store.put_if_absent(self.path, _content(self.own)):
                 return self.own, ""
@@ -167,14 +168,14 @@ class _Lease:
             return UNKNOWN, ""  # an outage does not end the waiting
 
     def _found(self) -> tuple[Holder, str] | None:
-        """Who holds the lease, and its version; None where it is gone, or changes at this very moment."""
+        """Read the lease: its holder and the object's ETag; None where it is gone or just changes."""
         with contextlib.suppress(ObjectMissing, ObjectChanged):
             if found := self.store.stat(self.path):
                 return _holder(self.store.read_if(self.path, found.etag)), found.etag
         return None
 
     def renew(self) -> None:
-        """Show that its holder is alive."""
+        """Renew the lease, unless another run has taken it over."""
         if not self.held:
             return
         try:
@@ -185,13 +186,13 @@ class _Lease:
             elif self._is_ours(found[0]):
                 self.store.put_if_match(self.path, _content(self.own), found[1])
         except TransientStorageError as error:
-            log.warning("others may think that this run has ended: %s", error)
+            log.warning("the lease could not be renewed; another run may take it over: %s", error)
         except TROUBLE as error:
             self.held = False
-            log.warning("others are not told any more that this run is under way: %s", error)
+            log.warning("the lease is lost; another run may start beside this one: %s", error)
 
     def release(self) -> None:
-        """Let the next one have it."""
+        """Delete the lease, unless another run has taken it over."""
         try:
             found = self._found() if self.held else None
             if found and self._is_ours(found[0]):
@@ -200,7 +201,7 @@ class _Lease:
             log.warning("the next run will wait up to %g s for this one: %s", self.terms.life, error)
 
     def _is_ours(self, holder: Holder) -> bool:
-        """Whether nobody has taken over, which is told once."""
+        """Whether this run still holds the lease; a takeover is logged once."""
         if holder.token != self.own.token:
             self.held = False
             log.warning("another run has taken over (%s); some work will be done twice", holder)
@@ -215,12 +216,12 @@ def _holder(content: bytes) -> Holder:
     try:
         known: dict[str, Any] = json.loads(content)
         return Holder(**known)
-    except (TypeError, ValueError):  # of another version, or damaged: it still counts, as long as it lives
+    except (TypeError, ValueError):  # written by another version, or damaged: it counts until it has lived out its time
         return UNKNOWN
 
 
 def _machine() -> str:
-    """What tells the processes of one running system, or of one container of it, from all others."""
+    """An id of the running system, or of the container, whose process ids this process sees."""
     namespace = Path("/proc/self/ns/pid")
     if BOOT.is_file() and namespace.is_symlink():
         return f"{BOOT.read_text().strip()} {os.readlink(namespace)}"

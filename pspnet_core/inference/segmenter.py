@@ -134,8 +134,8 @@ class Segmenter:
             folder: what ``save_checkpoint``, training or conversion wrote.
             device: such as ``"cpu"`` or ``"cuda:1"``; by default CUDA when there is one, else the CPU.
             batch: most images in one forward pass, at least 1.
-            threads: CPU threads, each of which runs a forward pass of its own; by default as many as torch uses. A
-                GPU needs none.
+            threads: CPU threads, each of which runs a forward pass of its own; by default as many as torch uses. From
+                then on torch uses one thread in every thread that is started later. A GPU needs none.
 
         Raises:
             ConfigError: the folder is no checkpoint, or a number is below 1.

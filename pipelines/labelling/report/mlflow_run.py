@@ -1,4 +1,4 @@
-"""What a labelling run leaves in MLflow: its setting, its numbers, and the version of the model that did it."""
+"""A labelling run in MLflow: its config, its metrics, and the version of the model that it used."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ VERSION_TAG = "labelling"
 
 
 def log_start(run: Run, setting: Mapping[str, Any], origin: Origin) -> None:
-    """Log what is known beforehand, and tie run and model version to each other.
+    """Log the config, and link run and model version.
 
     Args:
         setting: every field of the config, and what identifies the model.
@@ -23,7 +23,7 @@ def log_start(run: Run, setting: Mapping[str, Any], origin: Origin) -> None:
 
 
 def log_end(run: Run, result: Mapping[str, Any], totals: Totals, spent: Mapping[str, Any]) -> None:
-    """Log what it came to.
+    """Log the results.
 
     Args:
         result: what ``label`` returns.

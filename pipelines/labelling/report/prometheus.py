@@ -1,8 +1,8 @@
 """Prometheus metrics of labelling, through Ray: every node of a cluster exports them, with the prefix ``ray_``.
 
-The stages measure, their numbers travel with the chunks, and the driver publishes what they add up to every few
-seconds. So nothing is counted twice when a task is tried again, nothing is lost with a process that dies, and an image
-costs nothing. ``METRICS`` names them all; ``docs/watching.md`` shows them.
+The stages measure, their numbers travel with the chunks, and the driver publishes the sums every few seconds. So a task
+that runs twice is counted once, a process that dies loses no counts, and an image costs nothing. ``METRICS`` names them
+all; ``docs/watching.md`` shows them.
 """
 
 import collections
@@ -89,7 +89,7 @@ class LabelMetrics:
             self._add("pspnet_held_seconds_total", seconds - before.held[resource], resource=resource)
 
     def queue(self, states: Mapping[str, int]) -> None:
-        """Tell how many chunks are in each of ``STATES``."""
+        """Set the gauge of chunks in each of ``STATES``."""
         for state in STATES:
             self.gauges["pspnet_chunks"].set(states.get(state, 0), {"state": state})
 
@@ -103,25 +103,25 @@ UnderWay = Callable[[Sequence[int]], Mapping[str, int]]
 
 
 class Watch:
-    """What a chain has come to so far, for whoever publishes it in another thread.
+    """Totals of the chunks so far, which another thread publishes.
 
     Args:
-        chunks: how many the chain is to do.
+        chunks: how many there are.
     """
 
     def __init__(self, metrics: LabelMetrics, under_way: UnderWay, chunks: int) -> None:
         self.metrics, self.under_way, self.left = metrics, under_way, chunks
         self.totals = Totals()
-        self._gone: collections.deque[int] = collections.deque()  # chunks that need not be asked about any more
+        self._gone: collections.deque[int] = collections.deque()  # done, and not yet reported to ``under_way``
 
     def add(self, chunk: int, totals: Totals) -> None:
-        """A chunk is through."""
+        """Count a chunk that is done."""
         self.totals += totals
         self.left -= 1
         self._gone.append(chunk)
 
     def publish(self) -> None:
-        """Bring all metrics up to date; whatever goes wrong with that is told, and the work goes on."""
+        """Publish all metrics; errors are logged, and labelling goes on."""
         try:
             self.metrics.publish(self.totals)
             under_way = self._states()
@@ -132,7 +132,7 @@ class Watch:
             log.warning("metrics could not be published: %s", error)
 
     def is_idle(self) -> bool:
-        """Whether no chunk is under way; False also where nobody knows at the moment."""
+        """Whether no chunk is under way; False where the coordinator does not answer."""
         states = self._states()
         return states is not None and not sum(states.values())
 
@@ -140,7 +140,7 @@ class Watch:
         gone = [self._gone.popleft() for _ in range(len(self._gone))]  # others may come meanwhile
         try:
             return self.under_way(gone)
-        except RayError:  # it is being started again; the next time will do
+        except RayError:  # the coordinator restarts; the next call has the answer
             self._gone.extend(gone)
             return None
 

@@ -1,8 +1,8 @@
 """The end of a plan: class table, class statistics and, last of all, the run record.
 
-All three are functions of the plan and the label table (the record's times aside), and are put if absent, so it does
-not matter who finishes a plan, or how often. What the plan took is told by the label files, each of which knows what
-its chunk took: the record is that of the whole plan, whoever has carried out which part of it.
+All three are functions of the plan and the label table (the record's times aside) and are put if absent, so any run may
+finish a plan, and several may. Each label file holds what its chunk took, so the record covers the whole plan, also
+where several runs have executed parts of it.
 """
 
 import datetime
@@ -34,13 +34,13 @@ def write_run_record(
     prices: Prices,
     about: Mapping[str, Any],
 ) -> dict[str, Any]:
-    """Write what follows the last chunk of a plan; returns the run record.
+    """Write class table, class statistics and run record of a plan whose chunks are all written; returns the record.
 
     Args:
         started: when this invocation began with the plan.
-        totals: what it did of the plan: all of it, unless another invocation had begun. Only what it took to write the
-            label files counts, since these do not know that themselves.
-        about: further keys of the record, which say whose work it was; ``model`` among them is a URI.
+        totals: of the chunks that this invocation executed. Only the seconds of the write stage are used; the label
+            files hold the rest.
+        about: further keys of the record: the code and the model, whose ``model`` is a URI.
     """
     paths, store = ledger.paths, ledger.store
     store.put_if_absent(paths.classes, to_parquet(class_table(classes)))
@@ -82,12 +82,12 @@ def _rounded(seconds: Mapping[str, float]) -> dict[str, float]:
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
-    """Class statistics and error kinds of one plan's rows, and what it took to make them.
+    """Class statistics and error kinds of one plan's rows, and the totals of its chunks.
 
     Attributes:
         images, pixels, confidence: ``(C,)`` per class: images with it, its pixels, its pixels times their confidence.
         errors: rows of each error kind.
-        totals: what the chunks took, as it was when their files were first written.
+        totals: of the chunks, as their files hold them.
     """
 
     images: np.ndarray[tuple[int], np.dtype[np.int64]]
@@ -138,5 +138,5 @@ def class_table(classes: ClassTable) -> pa.Table:
 
 
 def _taken(schema: pa.Schema) -> Totals:
-    """What a label file says that its chunk took."""
+    """The totals in a label file's metadata."""
     return Totals.from_json(json.loads(schema.metadata[METADATA_KEY])["totals"])

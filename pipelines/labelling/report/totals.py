@@ -1,4 +1,4 @@
-"""What was done and what it took: the report of a chunk, which adds up over chunks, plans and runs."""
+"""Totals of labelling: the report of a chunk, which adds up over chunks, plans and runs."""
 
 import math
 from collections import Counter
@@ -16,7 +16,7 @@ class Totals:
     """Counts and seconds of one chunk, or of many; ``+`` adds them up.
 
     Attributes:
-        images: images of the chunks, whoever labelled them.
+        images: images of the chunks, also those that another run labelled.
         labelled: images that got a mask.
         kinds: images that got an error row, by kind.
         bytes_read: bytes of encoded images that were read.
@@ -105,7 +105,7 @@ class Prices:
 
 
 def spent(totals: Totals, prices: Prices) -> dict[str, Any]:
-    """What the images took of the cluster, and what that cost.
+    """Resources that the images took, and their cost.
 
     Returns:
         ``images`` (those that got a row), ``bytes_read``, ``gpu_seconds`` and ``cpu_seconds`` (seconds times the GPUs,

@@ -58,6 +58,8 @@ class Attempt:
 class ChunkStates:
     """What the coordinator holds, by number of chunk; its methods are called one after another."""
 
+    together, alone = TOGETHER, ALONE
+
     def __init__(self) -> None:
         self.open = True
         self.starts: Counter[str] = Counter()
@@ -101,11 +103,11 @@ class ChunkStates:
             self.deadly[chunk].add(self.announced.pop(chunk))
         self.attempts[chunk] += 1
         self.stages[chunk] = "segment"
-        number, last = self.attempts[chunk], TOGETHER + ALONE
+        number, last = self.attempts[chunk], self.together + self.alone
         good = self.good[chunk] if number <= last + 1 else ()
         return Attempt(
             number=number,
-            is_alone=number > TOGETHER,
+            is_alone=number > self.together,
             gives_up=number > last,
             good=frozenset(good),
             deadly=frozenset(self.deadly[chunk]),

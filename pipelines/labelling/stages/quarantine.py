@@ -77,8 +77,13 @@ class DecodeWatch:
         now = time.monotonic()
         for index, began in self.began.copy().items():
             if now - began > LONGEST_S:
-                log.error("decoding %s takes longer than %g s: this process ends", self.name(index), LONGEST_S)
-                os.kill(os.getpid(), signal.SIGKILL)  # no thread can be made to let go of a codec
+                end_process(f"decoding {self.name(index)} takes longer than {LONGEST_S:g} s")  # no codec can be stopped
+
+
+def end_process(reason: str) -> None:
+    """End this process by SIGKILL, because it cannot go on; the chunk's next attempt finds another one."""
+    log.error("%s: this process ends", reason)
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def survivors(

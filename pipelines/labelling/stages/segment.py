@@ -31,7 +31,7 @@ from pipelines.labelling.stages.chunks import Chunk, RunContext
 from pipelines.labelling.stages.clocks import Start, Stopwatch
 from pipelines.labelling.stages.coordinator import ATTEMPTS, Attempt
 from pipelines.labelling.stages.predictor import FileDecoder, Predictor, Unloadable
-from pipelines.labelling.stages.quarantine import DecodeWatch, survivors
+from pipelines.labelling.stages.quarantine import DecodeWatch, QuarantineFailed, end_process, survivors
 from pipelines.labelling.stages.rows import Labelled, RowMaker
 from pipelines.sources import ReadResult
 from pspnet_core.errors import ImageError
@@ -84,7 +84,11 @@ class Segment:
         if not len(chunk.table):
             return replace(chunk, table=self.rows.table(chunk.table, {}), totals=chunk.totals + self._spent(watch))
         with self._attempt(chunk.number) as attempt:
-            results = dict(self._results(chunk, attempt, watch))
+            try:
+                results = dict(self._results(chunk, attempt, watch))
+            except QuarantineFailed as error:  # attempts are counted by the deaths of processes, and bounded
+                end_process(f"{error}")
+                raise
             table = self.rows.table(chunk.table, results)
             self.context.coordinator.done(chunk.number)
         errors = Counter(result.kind for result in results.values() if isinstance(result, ImageError))
@@ -107,7 +111,8 @@ class Segment:
             if attempt.number == 1:
                 yield from self._label(images, watch, decodes)
                 return
-            tried = survivors(images, max_pixels=self.context.max_pixels)
+            # Of the last attempt at most those are left that have been decoded and labelled before.
+            tried = images if attempt.gives_up else survivors(images, max_pixels=self.context.max_pixels)
             if attempt.is_alone:
                 yield from self._label_alone(chunk.number, tried, attempt, watch, decodes)
             else:

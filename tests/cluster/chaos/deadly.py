@@ -2,11 +2,13 @@
 
 import os
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pipelines.labelling.stages.coordinator import ChunkStates
 from pspnet_core.inference.inputs import Prepared
 from pspnet_core.inference.segmenter import Outcome, Prediction
 
@@ -52,3 +54,16 @@ class Choosy(Deadly):
                 os._exit(1)
             size = (image.height, image.width)
             yield key, Prediction(np.zeros(size, np.uint8), np.ones(size, np.float32))
+
+
+class Childless(Choosy):
+    """Also keeps its process from starting any Python."""
+
+    def __init__(self) -> None:
+        sys.executable = os.devnull
+
+
+class Impatient(ChunkStates):
+    """Tries a chunk's images once together and once alone."""
+
+    together = alone = 1

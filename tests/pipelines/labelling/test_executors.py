@@ -17,12 +17,13 @@ import torch
 from PIL import Image
 
 from pipelines.demo.scenes import draw_scene
-from pipelines.labelling import job
+from pipelines.labelling import course, executor_choice, in_process, job
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.executor import RayExecutor
+from pipelines.labelling.executor_choice import FEW_IMAGES, Executors
 from pipelines.labelling.in_process import InProcessExecutor
 from pipelines.labelling.job import LabellingFailed, label
-from pipelines.labelling.stages import coordinator
+from pipelines.labelling.stages import ray_line
 from pipelines.labelling.stages.chunks import Chunk, Read
 from pipelines.labelling.stages.coordinator import ATTEMPTS, LoadingFailed
 from pipelines.labelling.stages.predictor import ModelToLoad
@@ -30,7 +31,7 @@ from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import ConfigError, Terminated
 from pspnet_core.inference.inputs import Prepared
 from pspnet_core.inference.segmenter import Outcome
-from tests.cluster.chaos.deadly import Choosy, Deadly, Unborn
+from tests.cluster.chaos.deadly import Childless, Choosy, Deadly, Impatient, Unborn
 from tests.support.labelfiles import substance
 
 IMAGES = 23
@@ -94,24 +95,54 @@ def test_an_image_that_ends_the_process_is_a_row(
     assert errors == {"00a.jpg": "Crashed: labelling it alone ends the process"}
 
 
-def test_a_broken_machine_ends_the_run_in_one_line_and_its_rows_can_be_tried_again(
-    make_config: Callable[..., LabelConfig], monkeypatch: pytest.MonkeyPatch
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two attempts at segmenting a chunk."""
+    for module in (in_process, ray_line):
+        monkeypatch.setattr(module, "ChunkStates", Impatient)
+
+
+def check_broken_machine(
+    make_config: Callable[..., LabelConfig], monkeypatch: pytest.MonkeyPatch, *, local: bool
 ) -> None:
-    monkeypatch.setattr(coordinator, "TOGETHER", 1)
-    monkeypatch.setattr(coordinator, "ALONE", 1)
-    monkeypatch.setattr(job, "GIVEN_UP_IN_A_ROW", 2)
+    """Two chunks in a row that are given up end the run in one line; their rows can be tried again."""
+    monkeypatch.setattr(course, "GIVEN_UP_IN_A_ROW", 2)
     with pytest.raises(LabellingFailed, match=r"^2 chunks in a row ended the processes that work on them") as caught:
-        label(make_config(), make_predictor=Deadly)
+        label(make_config(local=local), make_predictor=Deadly)
     assert "\n" not in str(caught.value)
-    whole = label(make_config())
-    assert (whole["labelled"], whole["errors"]) == (IMAGES - 14, 1)
-    again = label(make_config(retry_errors=("Crashed",)))
-    assert (again["images"], again["labelled"]) == (14, 14)
+    whole = label(make_config(), make_predictor=Choosy)
+    again = label(make_config(retry_errors=("Crashed",)), make_predictor=Choosy)
+    assert again["labelled"] > 0
+    assert whole["labelled"] + again["labelled"] == IMAGES
+
+
+def check_unborn(make_config: Callable[..., LabelConfig], *, local: bool) -> None:
+    """A model that ends its process while it is loaded ends the run with an error that says so."""
+    with pytest.raises(LoadingFailed, match=f"^loading the model ended its process {ATTEMPTS} times"):
+        label(make_config(local=local), make_predictor=Unborn)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_a_broken_machine(make_config: Callable[..., LabelConfig], monkeypatch: pytest.MonkeyPatch) -> None:
+    check_broken_machine(make_config, monkeypatch, local=True)
 
 
 def test_a_model_that_ends_its_process_while_it_is_loaded(make_config: Callable[..., LabelConfig]) -> None:
-    with pytest.raises(LoadingFailed, match=f"^loading the model ended its process {ATTEMPTS} times"):
-        label(make_config(), make_predictor=Unborn)
+    check_unborn(make_config, local=True)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_where_no_image_can_be_tried_in_a_process_of_its_own_the_chunk_is_given_up(
+    make_config: Callable[..., LabelConfig], bucket: Path, tmp_path: Path
+) -> None:
+    (bucket / "00a.jpg").write_bytes(picture(2, height=Choosy.HEIGHT))
+    found = label(make_config(), make_predictor=Childless)
+    assert (found["images"], found["labelled"] >= IMAGES - 13) == (IMAGES + 2, True)
+    rows = pq.read_table(tmp_path / "labels/masks").select(["key", "error"]).to_pylist()
+    crashed = {row["key"] for row in rows if "its chunk ended the process" in (row["error"] or "")}
+    # Its own chunk, and perhaps one that was under way in the same process.
+    assert crashed >= {"00a.jpg", *(f"{index:02d}.jpg" for index in range(6))}
+    assert len(crashed) == len(rows) - 1 - found["labelled"]
 
 
 def children() -> list[str]:
@@ -214,7 +245,7 @@ def test_where_local_cannot_be(
     remedy: str,
 ) -> None:
     monkeypatch.setenv("RAY_ADDRESS", address)
-    monkeypatch.setattr(job, "best_device", lambda: torch.device(device))
+    monkeypatch.setattr(executor_choice, "best_device", lambda: torch.device(device))
     with pytest.raises(ConfigError, match=f"^local=True: {remedy}$"):
         label(make_config(**changes))
     assert not Path(make_config().output).exists()
@@ -232,10 +263,9 @@ def test_few_images_are_labelled_without_ray_where_nobody_asks_for_it(
     expected: bool,
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
-    monkeypatch.setattr(job, "best_device", lambda: torch.device(device))
+    monkeypatch.setattr(executor_choice, "best_device", lambda: torch.device(device))
     with RayExecutor(MODEL, workers=None, gpus=None) as on_ray:
-        executors = job._Executors(
-            config=make_config(local=None, **changes), on_ray=on_ray, in_process=InProcessExecutor(MODEL)
-        )
-        assert isinstance(executors.suited_to(job.FEW_IMAGES), InProcessExecutor if expected else RayExecutor)
-        assert isinstance(executors.suited_to(job.FEW_IMAGES + 1), RayExecutor)
+        here = InProcessExecutor(MODEL)
+        executors = Executors(config=make_config(local=None, **changes), on_ray=on_ray, in_process=here)
+        assert isinstance(executors.suited_to(FEW_IMAGES), InProcessExecutor if expected else RayExecutor)
+        assert isinstance(executors.suited_to(FEW_IMAGES + 1), RayExecutor)

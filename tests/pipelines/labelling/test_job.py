@@ -40,6 +40,8 @@ from pspnet_core.inference.segmenter import Segmenter
 from tests.support.labelfiles import substance
 from tests.support.waiting import until
 
+pytestmark = pytest.mark.usefixtures("stages_here")
+
 IMAGES, CHUNK = 13, 4
 
 
@@ -391,8 +393,8 @@ def test_the_job_on_s3_from_flags_to_sql(s3_bucket: str, undisturbed: Finished, 
     assert found is not None
     assert found[:3] == (IMAGES, IMAGES, f"{s3_bucket}/in put/camera-0/00.jpg")
     assert abs(datetime.datetime.now(datetime.timezone.utc).date() - found[3]) <= datetime.timedelta(days=1)
-    again = subprocess.run([*JOB, *flags], env=os.environ | {"RAY_ADDRESS": "local"}, text=True, capture_output=True)
-    assert json.loads(again.stdout)["skipped"] == IMAGES
+    again = make_config(input=f"{s3_bucket}/in put", output=f"{s3_bucket}/labels", model=f"{s3_bucket}/model")
+    assert label(again)["skipped"] == IMAGES
 
 
 @pytest.mark.parametrize(

@@ -28,6 +28,8 @@ from pspnet_core.errors import ConfigError
 from tests.support.buckets import parquet, tar
 from tests.support.paths import ROOT
 
+pytestmark = pytest.mark.usefixtures("stages_here")
+
 FORMATS = {"0.jpg": "JPEG", "1.png": "PNG", "2.webp": "WEBP", "3.tiff": "TIFF", "4.bmp": "BMP"}
 
 

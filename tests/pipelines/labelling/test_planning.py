@@ -14,6 +14,8 @@ from pipelines.labelling.job import label
 from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from tests.pipelines.labelling.test_job import encoded, scene
 
+pytestmark = pytest.mark.usefixtures("stages_here")
+
 IMAGES = 7
 
 

@@ -18,7 +18,7 @@ from PIL import Image
 from pipelines.demo.scenes import draw_scene
 from pipelines.label_table.ledger import Ledger
 from pipelines.label_table.schema import Paths
-from pipelines.labelling import job as labelling
+from pipelines.labelling import course
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import LabellingFailed, label
 from pipelines.labelling.retry_errors import find_failed
@@ -27,6 +27,8 @@ from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.images import run_lengths
 from tests.pipelines.storage.test_storage import serving
+
+pytestmark = pytest.mark.usefixtures("stages_here")
 
 SMALL, LARGE = (64, 48), (96, 64)
 ONLY_SMALL = SMALL[0] * SMALL[1]
@@ -202,7 +204,7 @@ def test_what_may_not_be_read_is_rows_however_much_it_is(make_night: Callable[..
 def test_too_many_errors_end_the_run_and_keep_what_is_done(
     make_night: Callable[..., Night], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(labelling, "ENOUGH_TO_JUDGE", 4)
+    monkeypatch.setattr(course, "ENOUGH_TO_JUDGE", 4)
     images = 150
     (tmp_path / "strange").mkdir()
     for index in range(images):

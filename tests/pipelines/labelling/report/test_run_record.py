@@ -14,6 +14,8 @@ from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
 from pipelines.storage.arrow import metadata_of
 
+pytestmark = pytest.mark.usefixtures("stages_here")
+
 IMAGES, CHUNKS = 5, 3
 STAGES = ("read", "segment", "decode", "predict", "encode")
 

@@ -29,7 +29,7 @@ from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.label_table.ledger import Ledger
 from pipelines.label_table.schema import Paths, RowProvenance
 from pipelines.labelling.report.totals import Totals
-from pipelines.labelling.stages import coordinator, quarantine
+from pipelines.labelling.stages import quarantine
 from pipelines.labelling.stages.chunks import ENCODED, Chunk, RunContext
 from pipelines.labelling.stages.coordinator import (
     ALONE,
@@ -304,7 +304,7 @@ def test_images_that_only_together_end_the_process_are_labelled_alone(make_segme
 def test_images_that_cannot_be_told_apart_are_crashed_but_for_those_that_were_labelled_alone(
     make_segment: Callable[..., Segment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordinator, "ALONE", 2)
+    monkeypatch.setattr(ChunkStates, "alone", 2)
     deadly = range(100, 105)
     predictor = Mortal(lambda values: values[-1] in deadly)
     chunk = chunk_of(0, [1, *deadly, 2, 3])
@@ -319,7 +319,7 @@ def test_images_that_cannot_be_told_apart_are_crashed_but_for_those_that_were_la
 def test_a_model_that_ends_the_process_with_any_image_makes_crashed_rows(
     make_segment: Callable[..., Segment], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(coordinator, "ALONE", 1)
+    monkeypatch.setattr(ChunkStates, "alone", 1)
     deaths, done = deaths_of(make_segment, Mortal(lambda values: True), chunk_of(0, [1, 2]))
     assert (deaths, done.totals.given_up) == (TOGETHER + 1, 1)
     assert errors_of(done) == ["Crashed", "Crashed"]
