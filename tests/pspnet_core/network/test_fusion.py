@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.network import PlainPSPNet
 from pspnet_core.network.deploy import deploy
-from pspnet_core.network.fusion import PyramidFusion, low_rank_fusion, mixing_matrix
+from pspnet_core.network.fusion import PyramidFusion
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig, average_grids
 from pspnet_core.network.winograd import WinogradConv2d
 
@@ -109,24 +109,6 @@ def test_its_gradients_are_the_plain_ones(align_corners: bool, feature_first: bo
     expected = torch.autograd.grad((_plain_fusion(fusion, x, grids) * weights).sum(), leaves)
     for one, other in zip(found, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-10)
-
-
-@pytest.mark.parametrize(("align_corners", "kernel"), [(True, 3), (False, 3), (False, 1)])
-def test_gradcheck(align_corners: bool, kernel: int) -> None:
-    torch.manual_seed(0)
-    grid = torch.randn(2, 2, 2, 2, dtype=torch.float64, requires_grad=True)
-    weight = torch.randn(3, 2, kernel, kernel, dtype=torch.float64, requires_grad=True)
-
-    def fused(grid: Tensor, weight: Tensor) -> Tensor:
-        return low_rank_fusion([grid], [mixing_matrix(weight)], (4, 5), kernel=kernel, align_corners=align_corners)
-
-    assert torch.autograd.gradcheck(fused, (grid, weight))
-    assert torch.autograd.gradgradcheck(fused, (grid, weight))
-
-
-def test_gradcheck_of_the_pooling() -> None:
-    x = torch.randn(2, 3, 5, 7, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda x: tuple(average_grids(x, (1, 2, 3, 6))), (x,))
 
 
 @pytest.mark.parametrize("size", [*SIZES, (60, 45)])
