@@ -32,7 +32,7 @@ from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 @pytest.fixture(scope="module")
 def snapshot() -> Snapshot:
     torch.manual_seed(0)
-    config = PSPNetConfig(classes=2, backbone="resnet18", output_stride=32, bins=(1, 2), auxiliary=False)
+    config = PSPNetConfig(classes=2, backbone="resnet18", stages=2, bins=(1, 2), auxiliary=False)
     model = Checkpoint.from_model(PSPNet(config), name="tiny", classes=ClassTable.from_json({"names": ["a", "b"]}))
     optimiser = {"decoder.1.weight.momentum_buffer": torch.randn(2, 3, generator=torch.Generator().manual_seed(1))}
     return Snapshot(model=model, weights=None, optimiser=optimiser, progress=RunProgress(step=0))

@@ -8,24 +8,25 @@ import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pipelines.datasets.dataset import Dataset
-from pipelines.datasets.layouts import DataConfig, open_dataset
+from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.demo import draw_dataset
+from pipelines.process.config_tree import build
 from pipelines.process.retrying import Retries
 from pipelines.storage import TransientStorageError, open_store
 from pipelines.training.checkpointing import CheckpointFolder
-from pipelines.training.config import ScheduleConfig, StepConfig, TrainConfig
-from pipelines.training.initial_weights import NetworkConfig
-from pipelines.training.loading import AugmentationConfig, Batch, Crops, Rank, load_by_threads
+from pipelines.training.config import TrainConfig
+from pipelines.training.loading import Batch, Crops, Rank, load_by_threads
 from pipelines.training.loop import newest_of_all
 from pipelines.training.patience import Patience
 from pipelines.training.setup import Setup, check_data, set_up
 from tests.support.faultproxy import FaultProxy, Rule, slow_down
-from tests.support.ranks import make_worker
+from tests.support.ranks import make_trainer
 
 ATTEMPTS = 2
 QUICK = Retries(attempts=ATTEMPTS, first_wait=0, longest_wait=0, jitter=0)
@@ -45,20 +46,15 @@ def copied(folder: Path, bucket: str) -> None:
 
 @pytest.fixture
 def setup(s3_proxy: FaultProxy, s3_bucket: str, tmp_path: Path) -> Setup:
-    """What a worker is given of a data set in a bucket, which gives up soon by itself."""
+    """What a trainer is given of a data set in a bucket, which gives up soon by itself."""
     draw_dataset(tmp_path, train=4, val=2, seed=0)
     copied(tmp_path, s3_bucket)
     dataset = open_dataset(s3_bucket, "folder")
-    config = TrainConfig(
-        dataset=DataConfig(data=s3_bucket),
-        output=f"{s3_bucket}/runs",
-        network=NetworkConfig(backbone="resnet18", output_stride=32, bins=(1, 2)),
-        augmentation=AugmentationConfig(crop=48),
-        step=StepConfig(batch=2),
-        schedule=ScheduleConfig(epochs=3),
-    )
+    network: dict[str, Any] = {"backbone": "resnet18", "output_stride": 32, "bins": (1, 2), "crop": 48}
+    config = build(TrainConfig, network | {"data": s3_bucket, "output": f"{s3_bucket}/runs", "batch": 2, "epochs": 3})
     quick: Dataset = dataclasses.replace(dataset, store=open_store(s3_bucket, field="data", retries=QUICK))
-    return set_up(config, quick, check_data(config, quick))
+    setup = set_up(config, quick, check_data(config, quick))
+    return dataclasses.replace(setup, network=dataclasses.replace(setup.network, stages=2))
 
 
 def batches_of(crops: Crops) -> list[Batch]:
@@ -86,22 +82,22 @@ def test_data_that_are_away_for_a_while_make_the_same_crops(
 
 
 def test_validation_waits_for_its_data(setup: Setup, s3_proxy: FaultProxy) -> None:
-    worker = make_worker(setup)
-    segmenter = worker.segmenter(worker.scored_model())
-    expected = worker.validate(segmenter)
+    trainer = make_trainer(setup)
+    segmenter = trainer.segmenter(trainer.scored_model())
+    expected = trainer.validate(segmenter)
     away = s3_proxy.add(Rule(slow_down, path="/masks/val/", times=2 * ATTEMPTS))
-    assert (worker.validate(segmenter).counts == expected.counts).all()
+    assert (trainer.validate(segmenter).counts == expected.counts).all()
     assert len(away.hits) == 2 * ATTEMPTS
 
 
 def test_a_restart_waits_for_its_checkpoint(setup: Setup, s3_proxy: FaultProxy, s3_bucket: str) -> None:
-    worker = make_worker(setup)
+    trainer = make_trainer(setup)
     folder = CheckpointFolder(open_store(s3_bucket, field="output", retries=QUICK), "run")
-    assert newest_of_all(folder, worker) is None
-    snapshot = worker.snapshot(model=worker.scored_model())
+    assert newest_of_all(folder, trainer) is None
+    snapshot = trainer.snapshot(model=trainer.scored_model())
     folder.write(snapshot, folder.new(snapshot))
     away = s3_proxy.add(Rule(slow_down, path="run/checkpoints", times=ATTEMPTS))
-    found = newest_of_all(folder, worker)
+    found = newest_of_all(folder, trainer)
     assert len(away.hits) == ATTEMPTS
     assert found is not None
     assert found.model.fingerprint == snapshot.model.fingerprint

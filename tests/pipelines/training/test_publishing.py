@@ -11,7 +11,7 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.tracking.registry import champion_of
 from pipelines.tracking.server import Server, TrackingError
-from pipelines.training.champion import crown
+from pipelines.training.publishing import crown
 from pspnet_core.checkpoints.checkpoint import Checkpoint, load_checkpoint
 from pspnet_core.errors import ConfigError
 from tests.support.registered import register
