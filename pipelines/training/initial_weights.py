@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from pipelines.models.loading import MLFLOW_SCHEMES, load_model
+from pipelines.process.config_tree import differences
 from pipelines.storage import to_local
 from pipelines.tracking.model_uris import fetch_file
 from pspnet_core.checkpoints.importers import import_checkpoint
@@ -171,9 +172,7 @@ def _local_file(uri: str) -> Iterator[Path]:
 
 def _warn_of_differences(uri: str, given: PSPNetConfig, config: PSPNetConfig) -> None:
     """Warn where the weights fit a network that computes something else with them."""
-    fields = [
-        field.name for field in dataclasses.fields(config) if field.name not in ("classes", "auxiliary", "dropout")
-    ]
-    other = [f"{field} {getattr(given, field)}" for field in fields if getattr(given, field) != getattr(config, field)]
+    changed = ((name, theirs) for name, _, theirs in differences(vars(config), vars(given)))
+    other = [f"{name} {theirs}" for name, theirs in changed if name not in ("classes", "auxiliary", "dropout")]
     if other:
         log.warning("the network of %s differs from the one to train: it has %s", uri, ", ".join(other))

@@ -137,7 +137,7 @@ def test_a_damaged_one_gives_way_to_the_one_before(
 
 
 class Unreachable(LocalStore):
-    """A store that does not answer until it is told to; ``asked`` is set by the first request it refuses."""
+    """A store that does not answer until ``there`` is set; ``asked`` is set by the first request it refuses."""
 
     def __init__(self, root: Path) -> None:
         store = open_store(str(root), field="output")

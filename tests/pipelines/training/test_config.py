@@ -1,4 +1,4 @@
-"""What a training run is told: every flag reaches its part, and a mistake is found before any data is read."""
+"""Flags of training: each reaches its part, and a mistake is found before any data is read."""
 
 import math
 from pathlib import Path

@@ -65,7 +65,7 @@ def test_a_run_that_breaks_off_is_closed(
     assert MlflowClient(tracking_uri()).get_run(run_id).info.status == status
 
 
-def test_a_server_that_keeps_no_models_is_told_before_any_step(
+def test_a_server_that_keeps_no_models_is_refused_before_any_step(
     run_job: Callable[[Callable[..., None]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fit() -> None:
@@ -80,7 +80,7 @@ def test_a_server_that_keeps_no_models_is_told_before_any_step(
     assert not (tmp_path / "runs/pspnet").exists()  # the same command may be given again
 
 
-def test_a_server_that_cannot_be_used_is_told(
+def test_a_server_that_cannot_be_used_ends_the_job_in_one_line(
     run_job: Callable[[Callable[..., None]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("no folder")

@@ -152,7 +152,7 @@ def test_other_classes_leave_the_rest_of_the_network_as_it_was(data: Path, tmp_p
     assert loop.network == dataclasses.replace(theirs, **own)  # type: ignore[arg-type]
 
 
-def test_flags_that_do_not_fit_the_weights_are_told(data: Path, tmp_path: Path) -> None:
+def test_flags_that_do_not_fit_the_weights_are_refused(data: Path, tmp_path: Path) -> None:
     file = saved(drawn(lambda: MmsegPSPNet(CLASSES)), tmp_path)
     with pytest.raises(ConfigError, match=r"^init=.*: its backbone resnet18 differs; .* or leave out --backbone$"):
         begun(data, file, backbone="resnet50")
@@ -166,7 +166,7 @@ def test_flags_that_do_not_fit_the_weights_are_told(data: Path, tmp_path: Path) 
         set_up(settled, *opened(data))
 
 
-def test_flags_that_weights_bear_are_taken_and_told(
+def test_flags_that_weights_allow_are_taken_with_a_warning(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = saved(drawn(lambda: MmsegPSPNet(CLASSES, bins=(1, 2, 4))), tmp_path)
@@ -224,7 +224,7 @@ def test_other_classes_take_all_weights_but_the_classifiers(
         read_initial_weights(str(tmp_path / "three")).state(dataclasses.replace(config, classes=7, backbone="resnet34"))
 
 
-def test_a_file_that_holds_no_weights_is_told(data: Path, tmp_path: Path) -> None:
+def test_a_file_that_holds_no_weights_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "page.pth").write_text("<html>404</html>")
     with pytest.raises(ConfigError, match=r"^init=.*is no file of weights"):
         begun(data, tmp_path / "page.pth")

@@ -158,10 +158,6 @@ def test_evaluation_agrees_with_validation(trained: Trained) -> None:
     assert result["images"] == 5
     assert set(result["iou"]) == set(SCENE_CLASSES.names)
     assert {key: result[key] for key in ("miou", "macc", "aacc")} == trained.first["metrics"]
-    flipped = evaluate(
-        build(EvaluateConfig, {"data": str(trained.data), "model": trained.first["model"], "flip": True})
-    )
-    assert flipped["model"] != result["model"]
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ MEAN = (120, 115, 105)
 # Everything at once; and nothing but the crop.
 WILD = AugmentConfig(crop=24, photometric=0.5)
 STILL = AugmentConfig(crop=24, scale=(1.0, 1.0), rotate=0.0, cat_max_ratio=1.0, blur=0.0, hflip=0.0)
-# Movements only, so that a pixel can be told by its colour.
+# Movements only, so that colours identify pixels.
 MOVED = dataclasses.replace(STILL, scale=(0.5, 2.0), rotate=10.0, hflip=0.5)
 SHEET = ROOT / "docs" / "augmentation_sheet.py"
 Bytes = NDArray[np.uint8]
