@@ -22,6 +22,7 @@ from pipelines.cluster.session import ray_session
 from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.demo import draw_dataset
 from pipelines.training.loading import Crops, Rank, load_by_ray, load_by_threads
+from pspnet_core.network.pspnet import IMAGENET_MEAN
 from pspnet_core.training.augment import AugmentConfig
 
 BATCH = 8
@@ -94,7 +95,8 @@ def run(folder: Path, data: Path | None = None) -> dict[str, Figures]:
         dataset=dataset,
         pairs=pairs,
         blocks=(1,) * len(pairs),
-        augment=AugmentConfig(crop=(CROP, CROP)),
+        augment=AugmentConfig(crop=CROP),
+        mean=IMAGENET_MEAN,
         batch=BATCH,
         seed=0,
     )

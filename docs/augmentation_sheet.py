@@ -20,7 +20,7 @@ from pspnet_core.training.augment import AugmentConfig, Draw, apply, augment
 
 OUTPUT = Path(__file__).with_name("images") / "augmentation.png"
 SCENE = 17
-CONFIG = AugmentConfig(crop=(120, 120), photometric=1.0)
+CONFIG = AugmentConfig(crop=120, photometric=1.0)
 ANY = dataclasses.replace(CONFIG, cat_max_ratio=1.0)
 
 # A close look at the foot of the scene is all road; the second place has more to see.
@@ -56,9 +56,7 @@ def draw_sheet() -> Image.Image:
     pairs: dict[str, Pair] = {"the sample": (image, mask)}
     pairs |= {title: apply(image, mask, config, draw) for title, (config, draw) in SINGLE.items()}
     pairs |= {f"all of it, seed {seed}": augment(image, mask, CONFIG, seed) for seed in SEEDS}
-    return contact_sheet(
-        list(pairs.values()), SCENE_CLASSES, columns=3, tile_width=CONFIG.crop[1], captions=list(pairs)
-    )
+    return contact_sheet(list(pairs.values()), SCENE_CLASSES, columns=3, tile_width=CONFIG.crop, captions=list(pairs))
 
 
 if __name__ == "__main__":

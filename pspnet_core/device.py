@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import check_choice
 
 
 def best_device() -> torch.device:
@@ -52,8 +52,7 @@ def training_dtype(device: torch.device, precision: str = "auto") -> torch.dtype
     Raises:
         ConfigError: for another one.
     """
-    if precision not in PRECISIONS:
-        raise ConfigError("precision", precision, f"choose one of {', '.join(PRECISIONS)}")
+    check_choice("precision", precision, PRECISIONS)
     formats = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
     return inference_dtype(device) if precision == "auto" else formats[precision]
 

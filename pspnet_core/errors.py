@@ -10,7 +10,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Collection, Mapping
 
 
 class PspnetError(Exception):
@@ -35,6 +36,35 @@ class ConfigError(PspnetError, ValueError):
 
     def __str__(self) -> str:
         return _one_line(f"{self.field}={self.value}: {self.remedy}")
+
+
+def check(passed: bool, field: str, value: object, remedy: str) -> None:
+    """Raise a ConfigError for a value that has not passed its test."""
+    if not passed:
+        raise ConfigError(field, value, remedy)
+
+
+def check_choice(field: str, value: object, choices: Collection[object]) -> None:
+    """Raise a ConfigError for a value that is none of the choices, which the error lists."""
+    check(value in choices, field, value, f"choose one of {', '.join(map(str, choices))}")
+
+
+def check_positive(**values: float) -> None:
+    """Raise a ConfigError for the first value that is not positive and finite; a name is its flag's."""
+    for name, value in values.items():
+        check(0 < value < math.inf, name, value, "give a positive number")
+
+
+def check_not_negative(**values: float) -> None:
+    """Raise a ConfigError for the first value that is negative or not finite."""
+    for name, value in values.items():
+        check(0 <= value < math.inf, name, value, "give a number of at least 0")
+
+
+def check_below_1(**values: float) -> None:
+    """Raise a ConfigError for the first value that is not in [0, 1)."""
+    for name, value in values.items():
+        check(0 <= value < 1, name, value, "give a number of at least 0 and below 1")
 
 
 class Terminated(PspnetError):

@@ -22,16 +22,17 @@ from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
 from pipelines.tracking.server import local_tracking
-from pipelines.training.config import OptimiserConfig, ScheduleConfig, StepConfig, TrainConfig
+from pipelines.training.config import StepConfig, TrainConfig
 from pipelines.training.initial_weights import NetworkConfig
 from pipelines.training.job import train
-from pipelines.training.loading import AugmentationConfig
 from pipelines.training.scaling import ScalingConfig
 from pspnet_core.errors import ConfigError
 from pspnet_core.images import run_lengths
 from pspnet_core.images.decoding import decode_image
 from pspnet_core.images.masks import to_png
 from pspnet_core.images.overlays import contact_sheet
+from pspnet_core.training.augment import AugmentConfig
+from pspnet_core.training.optim import OptimiserConfig, ScheduleConfig
 
 CLASS_SHARES = """
 SELECT s.name AS class, count(*) AS images, round(100.0 * sum(s.pixels) / sum(sum(s.pixels)) OVER (), 2) AS percent
@@ -143,7 +144,7 @@ def _train_config(config: DemoConfig, root: Path) -> TrainConfig:
         name="street-scenes",
         seed=config.seed,
         network=NetworkConfig(backbone="resnet18", output_stride=16),
-        augmentation=AugmentationConfig(crop=112, scale=(0.9, 1.2)),
+        augmentation=AugmentConfig(crop=112, scale=(0.9, 1.2)),
         optimiser=OptimiserConfig(kind="adamw", lr=2e-3, head_lr_factor=1.0, weight_decay=0.01),
         schedule=ScheduleConfig(epochs=config.epochs, warmup=20),
         step=StepConfig(class_balance=0.4),

@@ -17,10 +17,9 @@ from pipelines.datasets.dataset import Dataset, Pair
 from pipelines.evaluation.scoring import BATCH, Compared, chunked, compare
 from pipelines.evaluation.tables import IMAGE_SCORES, image_row, worst_first
 from pipelines.models.loading import check_rgb
-from pipelines.process.config_tree import check_positive
 from pipelines.storage.arrow import from_ipc, to_ipc
 from pspnet_core.checkpoints.checkpoint import Checkpoint
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import ConfigError, check_positive
 from pspnet_core.inference.segmenter import Segmenter
 from pspnet_core.metrics.confusion import BoundaryCounts, ConfusionMatrix, Scores
 from pspnet_core.threads import map_ahead

@@ -7,7 +7,6 @@ run. A leaf ``kind`` goes by the name of its part: ``config.loss.kind`` is ``--l
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 
@@ -87,27 +86,6 @@ def flatten(config: DataclassInstance, part: str = "") -> dict[str, Any]:
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Name and both values of each entry of ``one`` that is another in ``other``."""
     return ((name, value, other[name]) for name, value in one.items() if value != other[name])
-
-
-def check_positive(**values: float) -> None:
-    """Raise a ConfigError for the first value that is not positive and finite; a name is its flag's."""
-    for name, value in values.items():
-        if not 0 < value < math.inf:
-            raise ConfigError(name, value, "give a positive number")
-
-
-def check_not_negative(**values: float) -> None:
-    """Raise a ConfigError for the first value that is negative or not finite."""
-    for name, value in values.items():
-        if not 0 <= value < math.inf:
-            raise ConfigError(name, value, "give a number of at least 0")
-
-
-def check_below_1(**values: float) -> None:
-    """Raise a ConfigError for the first value that is not in [0, 1)."""
-    for name, value in values.items():
-        if not 0 <= value < 1:
-            raise ConfigError(name, value, "give a number of at least 0 and below 1")
 
 
 def _flat_name(name: str, part: str) -> str:

@@ -20,18 +20,18 @@ import threading
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 import safetensors.torch
 from safetensors import SafetensorError
 from torch import Tensor
 
-from pipelines.process.config_tree import check_not_negative, check_positive
+from pipelines.process.background import Worker
 from pipelines.process.retrying import Outage, Retries
 from pipelines.storage import ObjectMissing, Store, TransientStorageError, to_local
 from pipelines.training.patience import PATIENCE_S
 from pspnet_core.checkpoints.checkpoint import Checkpoint, load_checkpoint
-from pspnet_core.errors import ConfigError, PspnetError
+from pspnet_core.errors import ConfigError, PspnetError, check_not_negative, check_positive
 
 log = logging.getLogger(__name__)
 MODEL_FOLDER = "model"
@@ -62,18 +62,18 @@ class CheckpointConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunProgress:
-    """Where a run was, in plain numbers. Order, augmentation, dropout and learning rate are functions of the step."""
+    """Progress of a run in plain numbers. Order, augmentation, dropout and learning rate are functions of the step."""
 
     step: int
     """Steps done since the start."""
     workers: int = 1
-    """How many took the last step."""
+    """Number of those that took the last step."""
     loss: float = 0.0
     """Sum of the losses of the steps of the epoch that is under way."""
     scaler: dict[str, Any] = field(default_factory=dict)
     """State of the gradient scaler of float16; empty for other formats."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """What was reported of the epoch that this step ends; empty in the middle of one."""
+    """Metrics of the epoch that this step ends; empty in the middle of one."""
     unsent: list[Any] = field(default_factory=list)
     """Metric points that the tracking server had not taken yet."""
 
@@ -93,7 +93,7 @@ class Snapshot:
     optimiser: dict[str, Tensor] = field(repr=False)
     progress: RunProgress
     folder: str | None = None
-    """Where it was read, relative to the store."""
+    """Folder that it was read from, relative to the store."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,6 +109,9 @@ class SavedCheckpoint:
         return f"{self.folder}/{MODEL_FOLDER}"
 
 
+EntryT = TypeVar("EntryT", Snapshot, SavedCheckpoint)
+
+
 class CheckpointFolder:
     """The checkpoints of one run. Cheap to pickle.
 
@@ -122,11 +125,11 @@ class CheckpointFolder:
 
     @property
     def path(self) -> str:
-        """Where they are, relative to the store."""
+        """Folder of the checkpoints, relative to the store."""
         return f"{self.name}/checkpoints"
 
     def entries(self) -> list[SavedCheckpoint]:
-        """The complete checkpoints, oldest first, without those that another process deletes at that moment."""
+        """List the complete checkpoints, oldest first, without those that another process deletes meanwhile."""
         entries = []
         for item in self.store.list(self.path, suffixes={PROGRESS_FILE}):
             with contextlib.suppress(ObjectMissing):
@@ -134,13 +137,12 @@ class CheckpointFolder:
         return sorted(entries, key=lambda entry: (entry.progress.step, entry.progress.score, entry.folder))
 
     def entry(self, folder: str) -> SavedCheckpoint:
-        """The checkpoint in a folder. Raises as ``Store.read`` when it is not complete."""
-        return SavedCheckpoint(
-            folder=folder, progress=RunProgress(**json.loads(self.store.read(f"{folder}/{PROGRESS_FILE}")))
-        )
+        """Read the progress of the checkpoint in a folder. Raises as ``Store.read`` when it is not complete."""
+        progress = json.loads(self.store.read(f"{folder}/{PROGRESS_FILE}"))
+        return SavedCheckpoint(folder=folder, progress=RunProgress(**progress))
 
     def new(self, snapshot: Snapshot) -> SavedCheckpoint:
-        """Where a snapshot will be."""
+        """Choose the folder of a snapshot; its name is drawn."""
         folder = f"{self.path}/{snapshot.progress.step:09d}-{uuid.uuid4().hex[:8]}"
         return SavedCheckpoint(folder=folder, progress=snapshot.progress)
 
@@ -150,7 +152,7 @@ class CheckpointFolder:
             self.store.put_if_absent(f"{entry.folder}/{path}", data)
 
     def newest(self) -> Snapshot | None:
-        """The newest checkpoint that can be read; None when there is none at all.
+        """Read the newest checkpoint that is not damaged; None when there is none at all.
 
         Raises:
             ConfigError: when there are some and all of them are damaged.
@@ -167,7 +169,7 @@ class CheckpointFolder:
         return None
 
     def read(self, entry: SavedCheckpoint) -> Snapshot:
-        """What ``write`` wrote.
+        """Read what ``write`` wrote.
 
         Raises:
             ConfigError: when a file is damaged.
@@ -203,8 +205,8 @@ def _folder(key: str) -> str:
     return "/".join(key.split("/")[:3])
 
 
-def best(entries: Iterable[SavedCheckpoint]) -> list[SavedCheckpoint]:
-    """The entry of the highest mIoU, the first of several; none where nothing was scored."""
+def best(entries: Iterable[EntryT]) -> list[EntryT]:
+    """Choose the one of the highest mIoU, the first of several; none where nothing was scored."""
     scored = [entry for entry in entries if entry.progress.score > -math.inf]
     return [max(scored, key=lambda entry: (entry.progress.score, -entry.progress.step))] if scored else []
 
@@ -221,6 +223,8 @@ def _files(snapshot: Snapshot) -> Iterator[tuple[str, bytes]]:
 
 _MENDABLE = (TransientStorageError, ConfigError)
 _RETRIES = Retries(attempts=0, longest_wait=30.0)
+IDLE_S = 60.0
+"""Seconds that the thread of a ``CheckpointWriter`` sleeps; a snapshot wakes it."""
 
 
 class CheckpointWriter:
@@ -238,31 +242,27 @@ class CheckpointWriter:
     def __init__(self, folder: CheckpointFolder, *, keep: int, patience: float = PATIENCE_S) -> None:
         self._folder, self._keep, self._patience = folder, keep, patience
         self._outage = Outage("the storage of checkpoints", "training goes on, and they are written later")
+        self._lock = threading.Lock()  # guards _waiting
         self._waiting: list[Snapshot] = []
-        self._changed = threading.Condition()
         self._closing = False
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="checkpoints", daemon=True)
-        self._thread.start()
+        self._worker = Worker(self._turn, name="checkpoints")
 
     def submit(self, snapshot: Snapshot) -> None:
         """Queue a snapshot; it replaces waiting ones that are neither the newest nor the best."""
-        with self._changed:
-            self._raise_failure()
-            self._waiting = _worth_writing([*self._waiting, snapshot])
-            self._changed.notify()
+        self._raise_failure()
+        with self._lock:
+            self._waiting = _newest_and_best([*self._waiting, snapshot])
+        self._worker.wake()
 
     def close(self) -> None:
-        """Return when everything is written.
+        """Wait until everything is written.
 
         Raises:
             CheckpointLost: storage did not take it within the patience.
         """
-        with self._changed:
-            self._closing = True
-            self._changed.notify()
-        self._thread.join(self._patience)
-        if self._thread.is_alive():
+        self._closing = True
+        self._worker.wake()
+        if not self._worker.join(self._patience):
             steps = ", ".join(str(snapshot.progress.step) for snapshot in self._waiting)
             where = self._folder.store.uri_of(self._folder.path)
             raise CheckpointLost(
@@ -271,21 +271,15 @@ class CheckpointWriter:
         self._raise_failure()
 
     def _raise_failure(self) -> None:
-        if self._failure is not None:
-            raise self._failure
+        if self._worker.failure is not None:
+            raise self._worker.failure
 
-    def _run(self) -> None:
-        try:
-            while (snapshot := self._next()) is not None:
-                self._persist(snapshot)
-        except BaseException as error:  # handed to the training thread, which raises it
-            self._failure = error
-
-    def _next(self) -> Snapshot | None:
-        """What to write next, oldest first; None when there is nothing more to come."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._waiting or self._closing)
-            return self._waiting[0] if self._waiting else None
+    def _turn(self) -> float | None:
+        """Write what waits, oldest first; the last turn is the one that begins after ``close``."""
+        closing = self._closing  # before the look: nothing is submitted after it
+        while self._waiting:
+            self._persist(self._waiting[0])
+        return None if closing else IDLE_S
 
     def _persist(self, snapshot: Snapshot) -> None:
         """Try until it is written, or something newer makes it worthless."""
@@ -299,7 +293,7 @@ class CheckpointWriter:
             )
         except _MENDABLE:
             log.info("the checkpoint of step %d gives way to a newer one", snapshot.progress.step)
-        with self._changed:
+        with self._lock:
             self._waiting = [entry for entry in self._waiting if entry is not snapshot]
         try:
             self._folder.prune(self._keep)
@@ -307,8 +301,7 @@ class CheckpointWriter:
             log.warning("old checkpoints could not be deleted, the next time they will: %s", error)
 
 
-def _worth_writing(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
-    """The newest, and the best of those that were scored, in their order."""
-    scored = [snapshot for snapshot in snapshots if snapshot.progress.score > -math.inf]
-    wanted = [snapshots[-1], *([max(scored, key=lambda snapshot: snapshot.progress.score)] if scored else [])]
+def _newest_and_best(snapshots: Sequence[Snapshot]) -> list[Snapshot]:
+    """Keep the newest, and the best of those that were scored, in their order."""
+    wanted = [snapshots[-1], *best(snapshots)]
     return [snapshot for snapshot in snapshots if snapshot in wanted]

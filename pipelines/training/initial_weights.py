@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from pipelines.models.loading import MLFLOW_SCHEMES, load_model
-from pipelines.process.config_tree import check_below_1
+from pipelines.process.config_tree import differences
 from pipelines.storage import to_local
 from pipelines.tracking.model_uris import fetch_file
 from pspnet_core.checkpoints.importers import import_checkpoint
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import ConfigError, check, check_below_1
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 
 log = logging.getLogger(__name__)
@@ -46,7 +47,7 @@ class NetworkConfig:
         check_below_1(dropout=self.dropout)
 
     def resolve(self, classes: int, *, auxiliary: bool = True, start: "InitialWeights | None" = None) -> PSPNetConfig:
-        """The network for this many classes; ``start`` decides what the flags leave open.
+        """Build the network's config for this many classes; ``start`` decides what the flags leave open.
 
         Raises:
             ConfigError: when the weights of ``start`` are those of another backbone or stem, or not for RGB images.
@@ -59,12 +60,12 @@ class NetworkConfig:
         given = {name: value for name, value in vars(self).items() if value is not None and name != "init"}
         given |= {"classes": classes, "auxiliary": auxiliary}
         network = PSPNetConfig(**(start.shared if start else {}) | given)
-        if network.bands != 3:
-            raise ConfigError("init", self.init, f"takes {network.bands} bands; image files are read as 3, RGB")
+        bands = f"takes {network.bands} bands; image files are read as 3, RGB"
+        check(network.bands == 3, "init", self.init, bands)
         return network
 
     def settled(self, network: PSPNetConfig) -> "NetworkConfig":
-        """The same with every setting filled in."""
+        """Fill in every setting from a network."""
         return dataclasses.replace(self, **{name: getattr(network, name) for name in vars(self) if name != "init"})
 
 
@@ -91,14 +92,15 @@ class InitialWeights:
         return {name: getattr(self.config, name) for name in names}
 
     def state(self, config: PSPNetConfig) -> dict[str, Tensor]:
-        """State of a network of this config; what these weights have nothing for is freshly initialised.
+        """Build the state of a network of this config; what these weights have nothing for is freshly initialised.
 
         Raises:
             ConfigError: when the weights do not fit the network.
         """
         model = PSPNet(config)
         own, fresh = model.state_dict(), self._fresh(model)
-        wrong = [name for name in own.keys() - fresh if not _same_shape(own[name], self.weights.get(name))]
+        shapes = {name: tensor.shape for name, tensor in self.weights.items()}
+        wrong = [name for name in own.keys() - fresh if shapes.get(name) != own[name].shape]
         if wrong:
             remedy = f"its {min(wrong)} differs; start from the same backbone, stem and classes"
             raise ConfigError("init", self.uri, remedy)
@@ -107,7 +109,7 @@ class InitialWeights:
         return {name: own[name] if name in fresh else self.weights[name] for name in own}
 
     def _fresh(self, model: PSPNet) -> set[str]:
-        """Names of the model's weights that are initialised anew.
+        """Name the model's weights that are initialised anew.
 
         Beside a bare backbone these are all others, else the classifiers of other classes and an auxiliary head that
         is missing here.
@@ -115,12 +117,17 @@ class InitialWeights:
         names = model.state_dict().keys()
         if self.backbone_only:
             return {name for name in names if not name.startswith("backbone.")}
-        fresh: set[str] = set()
-        if self.config.classes != model.config.classes:
-            fresh |= _classifier_weights(model)
-            counts = f"it has {self.config.classes} classes, the data {model.config.classes}"
-            listed = ", ".join(sorted(fresh))
-            log.info("weights of %s loaded but for the classifiers (%s): %s", self.uri, counts, listed)
+        with torch.device("meta"):
+            alike = PSPNet(dataclasses.replace(model.config, classes=self.config.classes)).state_dict()
+        fresh = {name for name, tensor in model.state_dict().items() if tensor.shape != alike[name].shape}
+        if fresh:
+            log.info(
+                "weights of %s loaded but for the classifiers (it has %d classes, the data %d): %s",
+                self.uri,
+                self.config.classes,
+                model.config.classes,
+                ", ".join(sorted(fresh)),
+            )
         if model.config.auxiliary and not self.config.auxiliary:
             fresh |= {name for name in names if name.startswith("auxiliary.")}
             log.info("%s has no auxiliary head: that one starts afresh", self.uri)
@@ -136,8 +143,8 @@ def read_initial_weights(uri: str, *, bins: tuple[int, ...] | None = None) -> In
     Args:
         uri: a checkpoint (any model URI), or a file (``.pth``, ``.pt`` or ``.safetensors``, local or remote) of another
             project: ImageNet weights of the backbone or a whole PSPNet, see ``importers``.
-        bins: sizes of the grids of another project's PSPNet, which leave no trace in its weights; by default what
-            ``importers`` takes for granted.
+        bins: sizes of the grids of another project's PSPNet, which leave no trace in its weights; by default those that
+            ``importers`` assumes.
 
     Raises:
         ConfigError: when there are no such weights.
@@ -163,23 +170,9 @@ def _local_file(uri: str) -> Iterator[Path]:
         yield fetch_file(uri, folder, field="init")
 
 
-def _classifier_weights(model: PSPNet) -> set[str]:
-    """Names of the weights whose size is the number of classes: those of the last convolution of each head."""
-    convolutions = [name for name, module in model.named_modules() if isinstance(module, nn.Conv2d)]
-    heads = ([name for name in convolutions if name.startswith(head)][-1:] for head in ("decoder.", "auxiliary."))
-    prefixes = tuple(f"{name}." for found in heads for name in found)
-    return {name for name in model.state_dict() if name.startswith(prefixes)}
-
-
 def _warn_of_differences(uri: str, given: PSPNetConfig, config: PSPNetConfig) -> None:
-    """Weights may fit a network that computes something else with them."""
-    fields = [
-        field.name for field in dataclasses.fields(config) if field.name not in ("classes", "auxiliary", "dropout")
-    ]
-    other = [f"{field} {getattr(given, field)}" for field in fields if getattr(given, field) != getattr(config, field)]
+    """Warn where the weights fit a network that computes something else with them."""
+    changed = ((name, theirs) for name, _, theirs in differences(vars(config), vars(given)))
+    other = [f"{name} {theirs}" for name, theirs in changed if name not in ("classes", "auxiliary", "dropout")]
     if other:
         log.warning("the network of %s differs from the one to train: it has %s", uri, ", ".join(other))
-
-
-def _same_shape(own: Tensor, other: Tensor | None) -> bool:
-    return other is not None and other.shape == own.shape

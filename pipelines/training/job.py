@@ -5,6 +5,7 @@ checkpoint logged and registered in MLflow.
 """
 
 import dataclasses
+import functools
 import os
 from typing import Any
 
@@ -33,7 +34,7 @@ START_TIMEOUT_S, ELASTIC_START_TIMEOUT_S = "600", "30"
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """Run the training.
+    """Train a model and register it.
 
     Returns:
         ``run_id``, ``model`` (``models:/name/version``), ``metrics`` (``miou``, ``macc``, ``aacc`` of the best epoch),
@@ -68,7 +69,7 @@ def _fit(setup: Setup, scaling: Scaling, folder: CheckpointFolder, run: Run) -> 
     os.environ.setdefault("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", patience)
     try:
         with own_sigint():
-            result: Any = _trainer(setup, scaling, folder, run).fit()
+            result: Any = _torch_trainer(setup, scaling, folder, run).fit()
     except ray.train.TrainingFailedError as error:
         raise TrainingFailed(f"training failed: {_cause(error)}") from error
     if reason := result.return_value:
@@ -78,11 +79,10 @@ def _fit(setup: Setup, scaling: Scaling, folder: CheckpointFolder, run: Run) -> 
         raise TrainingFailed(f"training stopped: {reason}; {last}; {remedy}")
 
 
-def _trainer(setup: Setup, scaling: Scaling, folder: CheckpointFolder, run: Run) -> TorchTrainer:
+def _torch_trainer(setup: Setup, scaling: Scaling, folder: CheckpointFolder, run: Run) -> TorchTrainer:
     config = setup.config
     return TorchTrainer(
-        train_loop,  # type: ignore[arg-type]  # Train V2 hands on what it returns
-        train_loop_config={"setup": setup, "folder": folder, "run": run},
+        functools.partial(train_loop, setup, folder, run),  # type: ignore[arg-type]  # Train V2 hands on what it returns
         scaling_config=scaling.for_ray(config.scaling.resize_interval),
         run_config=RunConfig(  # type: ignore[call-arg]  # typed as Train V1, which V2 replaces at import
             name=config.name,
@@ -96,7 +96,7 @@ def _trainer(setup: Setup, scaling: Scaling, folder: CheckpointFolder, run: Run)
 
 
 def _cause(error: ray.train.TrainingFailedError) -> str:
-    """The first worker's own words."""
+    """Quote the first worker's error."""
     failures = getattr(error, "worker_failures", None) or {}
     return " ".join(str(next(iter(failures.values()), error)).strip().splitlines()[-1:])
 
@@ -105,7 +105,7 @@ class EpochPrinter(UserCallback):
     """Prints a line for each epoch, from Ray Train's controller process."""
 
     def after_report(self, run_context: Any, metrics: list[dict[str, Any]], checkpoint: Any) -> None:
-        """Called with every worker's metrics, which are the same."""
+        """Print the metrics, which are the same of every worker."""
         total = metrics[0]
         shown = "  ".join(f"{key} {total[key]:.4g}" for key in ("loss", "miou", "aacc", "images_per_second"))
         print(f"epoch {total['epoch']}  {shown}", flush=True)

@@ -27,8 +27,6 @@ from torch import Tensor
 
 from pipelines.cluster.ray_data import blocks_of, quiet_ray_data
 from pipelines.datasets.dataset import Dataset, Mask, Pair
-from pipelines.process.config_tree import check_positive
-from pspnet_core.network.pspnet import IMAGENET_MEAN
 from pspnet_core.threads import map_ahead
 from pspnet_core.training.augment import AugmentConfig, augment
 
@@ -42,36 +40,6 @@ TASK_STEPS = 8
 """Steps that one task of Ray Data makes: long enough that starting it does not matter."""
 TASK_CPUS = 0.1
 """CPUs that a task of Ray Data claims where the workers leave it no whole one."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class AugmentationConfig:
-    """How a training crop is made."""
-
-    crop: int = 473
-    """Side of the square training crop, in pixels."""
-    image_scale: float = 1.0
-    """Factor on the images' size, in training and in inference alike: 0.5 works at half resolution."""
-    scale: tuple[float, float] = (0.5, 2.0)
-    """Range of the random scale in training."""
-    rotate: float = 10.0
-    """Largest rotation in training either way, in degrees; half the crops are rotated."""
-    blur: float = 0.5
-    """Share of blurred crops."""
-    hflip: float = 0.5
-    """Share of crops that are flipped left to right."""
-    cat_max_ratio: float = 0.75
-    """Largest share of a crop's labelled pixels that one class may have, if ten tries find such a crop."""
-    photometric: float = 0.0
-    """Share of crops whose brightness, contrast, saturation and hue are changed."""
-
-    def __post_init__(self) -> None:
-        check_positive(crop=self.crop, image_scale=self.image_scale)
-        self.of(ignore=255)
-
-    def of(self, *, ignore: int, mean: tuple[float, ...] = IMAGENET_MEAN) -> AugmentConfig:
-        """The settings of the core's augmentation; padding is the network's mean colour and the ignore id."""
-        return AugmentConfig(**vars(self) | {"crop": (self.crop, self.crop), "mean": mean, "ignore": ignore})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +64,7 @@ class Crops:
     Attributes:
         pairs: the training split.
         blocks: sizes of the runs of pairs that are cheap to read together, as ``Dataset.blocks`` gives.
+        mean: the network's mean colour, RGB, which crops are padded with.
         batch: images per step over all workers.
     """
 
@@ -103,6 +72,7 @@ class Crops:
     pairs: tuple[Pair, ...]
     blocks: tuple[int, ...]
     augment: AugmentConfig
+    mean: tuple[float, ...]
     batch: int
     seed: int
     _orders: dict[int, NDArray[np.int64]] = field(default_factory=dict, repr=False, compare=False)
@@ -116,7 +86,7 @@ class Crops:
         return len(self.pairs) // self.batch
 
     def samples(self, step: int) -> NDArray[np.int64]:
-        """Positions ``(batch,)`` among the pairs of what a step takes, over all workers."""
+        """Positions among the pairs of a step's samples over all workers: ``(batch,)``."""
         epoch, number = divmod(step, self.steps)
         if epoch not in self._orders:
             self._orders.clear()  # the steps come one after another
@@ -132,13 +102,14 @@ class Crops:
         return [(step, int(sample)) for sample in self.samples(step)[rank.index :: rank.world]]
 
     def crop(self, step: int, sample: int) -> Crop:
-        """One augmented crop. Raises as ``Dataset.read``."""
+        """Make one augmented crop. Raises as ``Dataset.read``."""
         image, mask = self.dataset.read(self.pairs[sample])
-        return augment(image, mask, self.augment, (self.seed, step // self.steps, sample))
+        seed, ignore = (self.seed, step // self.steps, sample), self.dataset.classes.ignore
+        return augment(image, mask, self.augment, seed, mean=self.mean, ignore=ignore)
 
 
 def epoch_order(blocks: Sequence[int], *, seed: int, epoch: int, window: int = WINDOW) -> NDArray[np.int64]:
-    """The order in which an epoch visits its samples: blocks are shuffled, then the samples within windows of blocks.
+    """Shuffle the samples of an epoch: blocks are shuffled, then the samples within windows of blocks.
 
     Args:
         blocks: samples of each block; where all are 1 the order is a permutation like any other.
@@ -162,7 +133,7 @@ def epoch_order(blocks: Sequence[int], *, seed: int, epoch: int, window: int = W
 
 @contextlib.contextmanager
 def load_by_threads(crops: Crops, rank: Rank, start: int, stop: int, *, threads: int) -> Iterator[Iterator[Batch]]:
-    """A worker's batches of the steps ``start .. stop - 1``, made in its own threads (the codecs release the GIL)."""
+    """Make a worker's batches of the steps ``start .. stop - 1`` in its own threads (the codecs release the GIL)."""
 
     part = len(range(rank.index, crops.batch, rank.world))
     places = itertools.chain.from_iterable(crops.mine(step, rank) for step in range(start, stop))
@@ -171,7 +142,7 @@ def load_by_threads(crops: Crops, rank: Rank, start: int, stop: int, *, threads:
         # Putting a batch together takes milliseconds, too: it is done before it is asked for.
         sizes = itertools.repeat(part, stop - start)
         try:
-            yield map_ahead(collector, lambda size: _batch(*_stacked(itertools.islice(made, size))), sizes, depth=1)
+            yield map_ahead(collector, lambda size: _to_batch(*_stack(itertools.islice(made, size))), sizes, depth=1)
         finally:
             pool.shutdown(wait=False, cancel_futures=True)
             collector.shutdown(wait=False, cancel_futures=True)
@@ -179,7 +150,7 @@ def load_by_threads(crops: Crops, rank: Rank, start: int, stop: int, *, threads:
 
 @contextlib.contextmanager
 def load_by_ray(crops: Crops, rank: Rank, start: int, stop: int, *, cpus: float) -> Iterator[Iterator[Batch]]:
-    """As ``load_by_threads``, made by tasks of Ray Data on CPUs anywhere in the cluster.
+    """Make the batches of ``load_by_threads`` by tasks of Ray Data, on CPUs anywhere in the cluster.
 
     Args:
         cpus: CPUs that each task claims.
@@ -191,10 +162,10 @@ def load_by_ray(crops: Crops, rank: Rank, start: int, stop: int, *, cpus: float)
     handed = [ray.put(crops)]  # in a list, so that it arrives as a reference
 
     def make(rows: Any) -> Iterator[dict[str, NDArray[Any]]]:
-        here = _unpacked(handed[0])
+        here = _fetch(handed[0])
         for first in rows["id"] * TASK_STEPS + start:
             for step in range(first, min(first + TASK_STEPS, stop)):
-                images, masks = _stacked([here.crop(*place) for place in here.mine(step, rank)])
+                images, masks = _stack([here.crop(*place) for place in here.mine(step, rank)])
                 yield {"images": images[None], "masks": masks[None]}
 
     tasks = -(-(stop - start) // TASK_STEPS)
@@ -205,7 +176,7 @@ def load_by_ray(crops: Crops, rank: Rank, start: int, stop: int, *, cpus: float)
     def take(step: int) -> Batch:
         row = cast("dict[str, NDArray[Any]]", BlockAccessor.for_block(next(found)).to_numpy())
         # Copies, since what lies in the object store must not be written to; by NumPy, which wakes no other threads.
-        return _batch(row["images"][0].copy(), row["masks"][0].copy())
+        return _to_batch(row["images"][0].copy(), row["masks"][0].copy())
 
     # Fetching and copying take milliseconds, too: a batch is there before it is asked for.
     with ThreadPoolExecutor(1) as collector:
@@ -217,17 +188,17 @@ def load_by_ray(crops: Crops, rank: Rank, start: int, stop: int, *, cpus: float)
 
 
 @functools.lru_cache(maxsize=1)
-def _unpacked(crops: "ray.ObjectRef[Crops]") -> Crops:
-    """What a worker of Ray Data makes crops from, fetched once per process."""
+def _fetch(crops: "ray.ObjectRef[Crops]") -> Crops:
+    """Fetch what a worker of Ray Data makes crops from, once per process."""
     return ray.get(crops)
 
 
-def _stacked(crops: Iterable[Crop]) -> Crop:
-    """Images ``(b, h, w, 3)`` and masks ``(b, h, w)``."""
+def _stack(crops: Iterable[Crop]) -> Crop:
+    """Stack crops to images ``(b, h, w, 3)`` and masks ``(b, h, w)``."""
     images, masks = zip(*crops, strict=True)
     return np.stack(images), np.stack(masks)
 
 
-def _batch(images: NDArray[np.uint8], masks: Mask) -> Batch:
-    """What ``_stacked`` gave, as tensors over the same memory."""
+def _to_batch(images: NDArray[np.uint8], masks: Mask) -> Batch:
+    """Turn what ``_stack`` gave into tensors over the same memory."""
     return Batch(torch.from_numpy(images).permute(0, 3, 1, 2), torch.from_numpy(masks))

@@ -19,7 +19,7 @@ PATIENCE_S = 600.0
 
 
 class Patience:
-    """Repeats what storage does not answer, until it does or the outage has lasted too long.
+    """Repeats calls that storage does not answer, until it does or the outage has lasted too long.
 
     An outage is that of all threads: a call that comes late in it has no patience of its own. Safe to share between
     threads; a copy in another process starts afresh.
@@ -37,7 +37,7 @@ class Patience:
         return type(self), (self.seconds,)
 
     def outlast(self, action: Callable[[], T]) -> T:
-        """``action()``, which must bear being repeated.
+        """Call ``action``, which must bear being repeated, until storage answers.
 
         Raises:
             TransientStorageError: the outage has lasted too long.
@@ -61,5 +61,5 @@ class _PatientReader:
 
 
 def patient(dataset: Dataset, *, seconds: float = PATIENCE_S) -> Dataset:
-    """The same data set, of which ``read`` and ``fetch`` outlast an outage of so many seconds."""
+    """Let a data set's ``read`` and ``fetch`` outlast an outage of so many seconds."""
     return dataclasses.replace(dataset, reader=_PatientReader(dataset.reader, Patience(seconds)))

@@ -34,15 +34,11 @@ class Record:
     @contextlib.contextmanager
     def opened(cls, run: Run, folder: CheckpointFolder, newest: Snapshot | None, *, keep: int) -> Iterator["Record"]:
         """Open the record of a run that starts or resumes from its newest checkpoint; on leaving, write what waits."""
-        with MetricsLog(run) as metrics:
+        with MetricsLog(run) as metrics, contextlib.closing(CheckpointWriter(folder, keep=keep)) as writer:
             if newest:
                 metrics.restore(newest.progress.unsent)
-            writer = CheckpointWriter(folder, keep=keep)
-            try:
-                with log_system_metrics(metrics):
-                    yield cls(metrics, writer)
-            finally:
-                writer.close()
+            with log_system_metrics(metrics):
+                yield cls(metrics, writer)
 
     def step(self, number: int, metrics: Mapping[str, float]) -> None:
         """Log a step's metrics as ``step/<name>``; steps count from 1 over the whole run."""
@@ -62,7 +58,7 @@ class Record:
         self.metrics.add_file(f"examples/epoch-{number:04d}.png", validation_sheet(examples, classes))
 
     def save(self, snapshot: Snapshot) -> None:
-        """Have a checkpoint written; it carries what the tracking server has not taken yet."""
+        """Queue a checkpoint; it carries what the tracking server has not taken yet."""
         progress = dataclasses.replace(snapshot.progress, unsent=self.metrics.pending())
         self.writer.submit(dataclasses.replace(snapshot, progress=progress))
 
@@ -85,33 +81,30 @@ class Clock:
 
     def timed(self, batches: Iterator[T]) -> Iterator[T]:
         """Pass batches on and measure how long each takes to come."""
-        while True:
-            asked = time.perf_counter()
-            try:
-                batch = next(batches)
-            except StopIteration:
-                return
+        asked = time.perf_counter()
+        for batch in batches:
             self.waited = time.perf_counter() - asked
             yield batch
+            asked = time.perf_counter()
 
     def tick(self) -> None:
-        """A step has ended."""
+        """Count a step that has ended."""
         now = time.perf_counter()
         self.took, self._since = now - self._since, now
         self.seconds += self.took
         self.steps += 1
 
     def restart(self) -> None:
-        """Count from here on, after time that belongs to no step."""
+        """Start counting again, after time that belongs to no step."""
         self.seconds, self.steps, self._since = 0.0, 0, time.perf_counter()
 
     @property
     def images_per_second(self) -> float:
-        """Over all workers, since the start or the last ``restart``."""
+        """Speed of all workers together, since the start or the last ``restart``."""
         return self.batch * self.steps / self.seconds if self.seconds else 0.0
 
     def metrics(self) -> dict[str, float]:
-        """Of the last step: images per second, milliseconds of waiting for data, MB of memory of this worker."""
+        """Metrics of the last step: images per second, milliseconds of waiting for data, MB of this worker's memory."""
         return {
             "images_per_second": self.batch / self.took,
             "data_wait_ms": 1000 * self.waited,
@@ -120,7 +113,7 @@ class Clock:
 
 
 def peak_memory_mb() -> float:
-    """The most that this process held at a time: on the GPU where it has one, else resident in memory."""
+    """Peak memory of this process in MB: of the GPU where it has one, else resident memory."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**20
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss

@@ -11,10 +11,9 @@ from pipelines.process.config_tree import differences, flatten
 from pipelines.storage import Store
 from pipelines.tracking.registry import check_keeps_models
 from pipelines.tracking.runs import Run, resume_run, start_run
-from pipelines.training.config import OptimiserConfig, ScheduleConfig
-from pipelines.training.loading import AugmentationConfig
+from pipelines.training.config import TrainConfig
 from pipelines.training.setup import Setup
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import ConfigError, check
 from pspnet_core.network.pspnet import PSPNetConfig
 
 log = logging.getLogger(__name__)
@@ -28,40 +27,30 @@ class RunRecord:
     Attributes:
         data: root of the data.
         classes: names of the classes, by id.
+        network: what the config's flags and its --init make of it.
     """
 
     run_id: str
     data: str
-    layout: str
     classes: tuple[str, ...]
-    batch: int
-    seed: int
     network: PSPNetConfig
-    augmentation: AugmentationConfig
-    optimiser: OptimiserConfig
-    schedule: ScheduleConfig
+    config: TrainConfig
 
     @classmethod
     def of(cls, setup: Setup, run_id: str) -> "RunRecord":
-        """The record of a run that begins now."""
-        config = setup.config
+        """Record a run that begins now."""
         return cls(
             run_id=run_id,
             data=setup.dataset.store.root,
-            layout=config.dataset.layout,
             classes=setup.dataset.classes.names,
-            batch=config.step.batch,
-            seed=config.seed,
             network=setup.network,
-            augmentation=config.augmentation,
-            optimiser=config.optimiser,
-            schedule=config.schedule,
+            config=setup.config,
         )
 
     @property
     def shape(self) -> dict[str, Any]:
         """Flags that must be equal, because saved weights, momenta and averages fit no others."""
-        network = self.network
+        network, config = self.network, self.config
         return {
             "backbone": network.backbone,
             "stem": network.stem,
@@ -69,25 +58,25 @@ class RunRecord:
             "bins": list(network.bins),
             "aux_weight": "on" if network.auxiliary else "off",
             "data": self.data,
-            "layout": self.layout,
+            "layout": config.dataset.layout,
             "classes": network.classes,
-            "batch": self.batch,
-            "optimiser": self.optimiser.kind,
-            "ema": self.optimiser.ema,
+            "batch": config.step.batch,
+            "optimiser": config.optimiser.kind,
+            "ema": config.optimiser.ema,
         }
 
     @property
     def course(self) -> dict[str, Any]:
         """Flags that decide the images, crops, learning rate and update of a step."""
-        parts = (self.augmentation, self.optimiser, self.schedule)
-        return {"seed": self.seed} | {name: value for part in parts for name, value in flatten(part).items()}
+        parts = (self.config.augmentation, self.config.optimiser, self.config.schedule)
+        return {"seed": self.config.seed} | {name: value for part in parts for name, value in flatten(part).items()}
 
 
 RECORD = TypeAdapter(RunRecord)
 
 
 def open_run(setup: Setup, output: Store) -> tuple[Run, bool]:
-    """Start or resume the run; returns it, and whether it is new in MLflow.
+    """Start or resume the run; return it, and whether it is new in MLflow.
 
     Raises:
         ConfigError: there is a run already, or the one to resume had another shape.
@@ -95,9 +84,8 @@ def open_run(setup: Setup, output: Store) -> tuple[Run, bool]:
     config = setup.config
     path, place = f"{config.name}/config.json", output.uri_of(config.name)
     if output.exists(path):
-        if not config.resume:
-            remedy = "add --resume to go on with it, or choose another --name or --output"
-            raise ConfigError("output", place, f"holds a run already; {remedy}")
+        remedy = "add --resume to go on with it, or choose another --name or --output"
+        check(config.resume, "output", place, f"holds a run already; {remedy}")
         before = _read_record(output, path)
         check_resumable(before, RunRecord.of(setup, before.run_id), init=config.network.init)
         check_keeps_models(EXPERIMENT)
@@ -128,14 +116,12 @@ def check_resumable(before: RunRecord, now: RunRecord, *, init: str | None) -> N
     for flag, value, old in differences(now.shape, before.shape):
         raise ConfigError(flag, value, f"the run to resume has {old}; give that, or another --name")
     # Only --init changes the other fields; dropout may differ.
-    if dataclasses.replace(before.network, dropout=now.network.dropout) != now.network:
-        remedy = "the run to resume has another network; give the --init that it began with, or another --name"
-        raise ConfigError("init", init, remedy)
+    remedy = "the run to resume has another network; give the --init that it began with, or another --name"
+    check(dataclasses.replace(before.network, dropout=now.network.dropout) == now.network, "init", init, remedy)
     # Other classes of the same number, or in another order, would load without an error.
     for index, (new, old) in enumerate(zip(now.classes, before.classes, strict=True)):
-        if new != old:
-            remedy = f"class {index} of the run to resume is {old}; give its classes in its order, or another --name"
-            raise ConfigError("classes", new, remedy)
+        remedy = f"class {index} of the run to resume is {old}; give its classes in its order, or another --name"
+        check(new == old, "classes", new, remedy)
     changes = [
         f"--{flag.replace('_', '-')} {value} (before: {old})"
         for flag, value, old in differences(now.course, before.course)

@@ -6,9 +6,8 @@ import ray
 from ray.train import ScalingConfig as RayScaling
 
 from pipelines.cluster.resources import ActorResources, WorkerRange, divide, living_nodes
-from pipelines.process.config_tree import check_not_negative, check_positive
 from pipelines.training.loading import TASK_CPUS
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import check_choice, check_not_negative, check_positive
 
 LOADERS = ("auto", "threads", "ray")
 LOADER_RESERVE = 0.2
@@ -34,8 +33,7 @@ class ScalingConfig:
     def __post_init__(self) -> None:
         check_not_negative(max_failures=self.max_failures)
         check_positive(resize_interval=self.resize_interval)
-        if self.loader not in LOADERS:
-            raise ConfigError("loader", self.loader, f"choose one of {', '.join(LOADERS)}")
+        check_choice("loader", self.loader, LOADERS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +47,7 @@ class Scaling:
 
     @classmethod
     def of(cls, config: ScalingConfig, workers: WorkerRange) -> "Scaling":
-        """On the connected cluster: a fixed number of workers shares its CPUs, of a range each has one of its own."""
+        """Divide the connected cluster: a fixed number of workers shares its CPUs, those of a range have one each."""
         resources = ray.cluster_resources()
         has_gpus = resources.get("GPU", 0) > 0
         by_ray = config.loader == "ray" or (config.loader == "auto" and has_gpus and config.gpus != 0)
@@ -68,7 +66,7 @@ class Scaling:
         return self.workers.low < self.workers.high
 
     def for_ray(self, resize_interval: float) -> RayScaling:
-        """The same for Ray Train."""
+        """Translate to Ray Train's."""
         resources = {"CPU": self.actor.cpus} | ({"GPU": self.actor.gpus} if self.actor.gpus else {})
         return RayScaling(  # type: ignore[call-arg]  # typed as Train V1, which V2 replaces at import
             num_workers=(self.workers.low, self.workers.high) if self.elastic else self.workers.high,  # type: ignore[arg-type]

@@ -2,18 +2,19 @@
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
-from pipelines.datasets.data_card import DataCard, check
+from pipelines.datasets import data_card
+from pipelines.datasets.data_card import DataCard
 from pipelines.datasets.dataset import Dataset, Pair
 from pipelines.training.config import TrainConfig
 from pipelines.training.initial_weights import read_initial_weights
 from pipelines.training.loading import Crops
 from pipelines.training.patience import patient
 from pspnet_core.checkpoints.settings import InferenceSettings
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import check
 from pspnet_core.network.pspnet import PSPNetConfig
 
 log = logging.getLogger(__name__)
@@ -40,18 +41,18 @@ class Setup:
 
     @property
     def dataset(self) -> Dataset:
-        """Where the images of both splits come from."""
+        """Data set of both splits."""
         return self.crops.dataset
 
     @property
     def inference(self) -> InferenceSettings:
-        """How the trained model labels: at the size that it learnt at."""
+        """Settings that the trained model labels by: at the size that it learnt at."""
         size = self.config.augmentation.image_scale
         return InferenceSettings(resize="scale", size=size) if size != 1 else InferenceSettings()
 
     @property
     def steps(self) -> int:
-        """Steps of the whole run."""
+        """Number of steps of the whole run."""
         return self.config.schedule.epochs * self.crops.steps
 
     def validates(self, step: int) -> bool:
@@ -65,22 +66,21 @@ class Setup:
 
 
 def check_data(config: TrainConfig, dataset: Dataset) -> DataCard:
-    """The card of both splits, every pair of which is read.
+    """Read every pair of both splits; return their card.
 
     Raises:
         ConfigError: for a pair that cannot be learnt from, a split too small for the batch, or a crop that no image
             fills at any scale.
     """
     pairs, val, batch = dataset.split(config.train), dataset.split(config.val), config.step.batch
-    if len(pairs) < batch:
-        raise ConfigError("batch", batch, f"the {config.train} split has {len(pairs)} images; give a smaller batch")
+    enough = f"the {config.train} split has {len(pairs)} images; give a smaller batch"
+    check(len(pairs) >= batch, "batch", batch, enough)
     log.info("checking %d training and %d validation pairs", len(pairs), len(val))
-    card = check(dataset, [*pairs, *val])
+    card = data_card.check(dataset, [*pairs, *val])
     crops = config.augmentation
     largest = crops.image_scale * crops.scale[1] * max(card.splits[config.train].largest)
-    if largest < crops.crop:
-        size = f"even {crops.scale[1]:g} times as large the largest image has {largest:.0f} pixels"
-        raise ConfigError("crop", crops.crop, f"{size}; give a smaller crop")
+    size = f"even {crops.scale[1]:g} times as large the largest image has {largest:.0f} pixels"
+    check(largest >= crops.crop, "crop", crops.crop, f"{size}; give a smaller crop")
     return card
 
 
@@ -96,12 +96,13 @@ def set_up(config: TrainConfig, dataset: Dataset, card: DataCard) -> Setup:
     if config.step.norm == "frozen" and not init:
         log.warning("norm=frozen without --init: a fresh network's statistics (mean 0, variance 1) normalise nothing")
     return Setup(
-        config=config.settled(network),
+        config=replace(config, network=config.network.settled(network)),
         crops=Crops(
             dataset=patient(dataset),
             pairs=dataset.split(config.train),
             blocks=dataset.blocks(config.train),
-            augment=config.augmentation.of(ignore=dataset.classes.ignore, mean=network.mean),
+            augment=config.augmentation,
+            mean=network.mean,
             batch=config.step.batch,
             seed=config.seed,
         ),

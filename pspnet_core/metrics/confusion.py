@@ -6,7 +6,9 @@ images. Shapes: ``C`` classes, ``H W`` pixels.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,21 +16,25 @@ from numpy.typing import NDArray
 from pspnet_core.images.masks import Ids
 from pspnet_core.metrics.boundaries import boundary_region, boundary_width
 
+CountsT = TypeVar("CountsT", bound="_Counts")
 
-class ConfusionMatrix:
-    """Counts of pixels by target class (row) and predicted class (column).
 
-    Attributes:
-        counts: (C, C) int64.
+class _Counts(ABC):
+    """Counts of pixels by class, the last axis of ``counts``; those of parts add up with ``+``.
+
+    Args:
+        classes: how many there are.
+        counts: taken elsewhere, such as the sum over workers; by default none yet.
+
+    Raises:
+        ValueError: for counts of another shape.
     """
 
-    def __init__(self, classes: int, counts: NDArray[np.int64] | None = None) -> None:
-        """Start empty, or from counts taken elsewhere, such as the sum over workers.
+    rows: int | None = None
+    """Rows of ``counts``; None for as many as classes."""
 
-        Raises:
-            ValueError: when the counts are not (C, C).
-        """
-        shape = (classes, classes)
+    def __init__(self, classes: int, counts: NDArray[np.int64] | None = None) -> None:
+        shape = (self.rows or classes, classes)
         # Row by row in memory, so that update can count in a flat view.
         self.counts = np.zeros(shape, np.int64) if counts is None else np.array(counts, np.int64, order="C")
         if self.counts.shape != shape:
@@ -36,8 +42,32 @@ class ConfusionMatrix:
 
     @property
     def classes(self) -> int:
-        """How many classes there are."""
-        return len(self.counts)
+        """Number of classes."""
+        return len(self.counts[0])
+
+    def __add__(self: CountsT, other: CountsT) -> CountsT:
+        if type(other) is not type(self):
+            return NotImplemented
+        if other.classes != self.classes:
+            raise ValueError(f"cannot add counts of {self.classes} and {other.classes} classes")
+        return type(self)(self.classes, self.counts + other.counts)
+
+    @abstractmethod
+    def iou(self) -> NDArray[np.float64]:
+        """Return each class's intersection over union: (C,) float64, 0 to 1; NaN for a class in neither mask."""
+
+    @property
+    def miou(self) -> float:
+        """Mean of :meth:`iou` over the classes that have one; NaN when none has."""
+        return _mean(self.iou())
+
+
+class ConfusionMatrix(_Counts):
+    """Counts of pixels by target class (row) and predicted class (column).
+
+    Attributes:
+        counts: (C, C) int64.
+    """
 
     def update(self, prediction: Ids, target: Ids, ignore: int) -> None:
         """Count the pixels of one or more masks.
@@ -56,13 +86,6 @@ class ConfusionMatrix:
         index += columns
         # In place: no array of C * C for each image, which with thousands of classes would cost most of the time.
         np.add.at(self.counts.reshape(-1), index, 1)
-
-    def __add__(self, other: ConfusionMatrix) -> ConfusionMatrix:
-        if not isinstance(other, ConfusionMatrix):
-            return NotImplemented
-        if other.classes != self.classes:
-            raise ValueError(f"cannot add matrices of {self.classes} and {other.classes} classes")
-        return ConfusionMatrix(self.classes, self.counts + other.counts)
 
     def iou(self) -> NDArray[np.float64]:
         """Return each class's intersection over union: (C,) float64, 0 to 1.
@@ -87,11 +110,6 @@ class ConfusionMatrix:
         return _ratio(2 * self.counts.diagonal(), self.counts.sum(axis=0) + self.counts.sum(axis=1))
 
     @property
-    def miou(self) -> float:
-        """Mean of :meth:`iou` over the classes that have one; NaN when none has."""
-        return _mean(self.iou())
-
-    @property
     def mdice(self) -> float:
         """Mean of :meth:`dice` over the classes that have one; NaN when none has."""
         return _mean(self.dice())
@@ -107,28 +125,14 @@ class ConfusionMatrix:
         return float(_ratio(self.counts.trace().reshape(1), self.counts.sum().reshape(1))[0])
 
 
-class BoundaryCounts:
+class BoundaryCounts(_Counts):
     """Counts of pixels in the boundary regions of each class, for boundary IoU (see ``boundaries.py``).
 
     Attributes:
         counts: (2, C) int64, intersection and union of the regions in predictions and targets.
     """
 
-    def __init__(self, classes: int, counts: NDArray[np.int64] | None = None) -> None:
-        """Start empty, or from counts taken elsewhere, such as the sum over workers.
-
-        Raises:
-            ValueError: when the counts are not (2, C).
-        """
-        shape = (2, classes)
-        self.counts = np.zeros(shape, np.int64) if counts is None else np.array(counts, np.int64)
-        if self.counts.shape != shape:
-            raise ValueError(f"boundary counts of shape {self.counts.shape} for {classes} classes")
-
-    @property
-    def classes(self) -> int:
-        """How many classes there are."""
-        return len(self.counts[0])
+    rows = 2
 
     def update(self, prediction: Ids, target: Ids, ignore: int) -> None:
         """Count the pixels of one image.
@@ -164,24 +168,12 @@ class BoundaryCounts:
     def _areas(self, labels: Ids) -> NDArray[np.int64]:
         return np.bincount(labels, minlength=self.classes + 1)[: self.classes]
 
-    def __add__(self, other: BoundaryCounts) -> BoundaryCounts:
-        if not isinstance(other, BoundaryCounts):
-            return NotImplemented
-        if other.classes != self.classes:
-            raise ValueError(f"cannot add boundary counts of {self.classes} and {other.classes} classes")
-        return BoundaryCounts(self.classes, self.counts + other.counts)
-
     def iou(self) -> NDArray[np.float64]:
         """Return each class's boundary IoU: (C,) float64, 0 to 1.
 
         NaN for a class that is neither in the targets nor in the predictions.
         """
         return _ratio(self.counts[0], self.counts[1])
-
-    @property
-    def miou(self) -> float:
-        """Mean of :meth:`iou` over the classes that have one; NaN when none has."""
-        return _mean(self.iou())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -193,7 +185,7 @@ class Scores:
 
     @classmethod
     def empty(cls, classes: int) -> Scores:
-        """Nothing counted yet."""
+        """Start with nothing counted."""
         return cls(confusion=ConfusionMatrix(classes), boundary=BoundaryCounts(classes))
 
     def update(self, prediction: Ids, target: Ids, ignore: int) -> None:
@@ -202,8 +194,6 @@ class Scores:
         self.confusion.update(prediction, target, ignore)
 
     def __add__(self, other: Scores) -> Scores:
-        if not isinstance(other, Scores):
-            return NotImplemented
         return Scores(confusion=self.confusion + other.confusion, boundary=self.boundary + other.boundary)
 
 

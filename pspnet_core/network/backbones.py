@@ -91,7 +91,7 @@ def _shortcut(inputs: int, outputs: int, stride: int, *, avg_down: bool) -> nn.S
 
 @dataclass(frozen=True, kw_only=True)
 class BackboneSpec:
-    """What distinguishes one residual network from another: the block and how many of them each stage has."""
+    """Row of ``BACKBONES``: the block of a residual network, and how many of them each stage has."""
 
     block: type[BasicBlock] | type[Bottleneck]
     blocks: tuple[int, int, int, int]
@@ -128,11 +128,6 @@ class ResNet(nn.Module):
         dilations: of stages 3 and 4; by default those that make up for the strides they have lost.
         avg_down: whether shortcuts average before their convolution instead of striding it (ResNet-D).
     """
-
-    layer1: nn.Sequential
-    layer2: nn.Sequential
-    layer3: nn.Sequential
-    layer4: nn.Sequential
 
     def __init__(
         self,

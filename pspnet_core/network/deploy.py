@@ -48,7 +48,7 @@ def deploy(
     device: torch.device | None = None,
     winograd: bool | None = None,
 ) -> ModuleT:
-    """A copy of a network for inference only: the same logits in less time.
+    """Copy a network for inference only: the same logits in less time.
 
     BatchNorm is folded into the convolutions, the fusion's weight is split, the auxiliary head is dropped, and weights
     and activations are ``dtype``, channels last. Normalisation and interpolation stay float32.
@@ -61,7 +61,7 @@ def deploy(
     """
     deployed = copy.deepcopy(model).to(device=device).eval().requires_grad_(False)
     deployed.auxiliary = None  # type: ignore[assignment]
-    _replace(deployed, lambda child: isinstance(child, PyramidFusion), SplitFusion)
+    replace_modules(deployed, lambda child: isinstance(child, PyramidFusion), SplitFusion)
     _fold_norms(deployed)
     for part in deployed.children():  # not the model's own buffers: mean and standard deviation need float32
         part.to(dtype=dtype)
@@ -69,17 +69,19 @@ def deploy(
     if winograd is None:
         winograd = dtype == torch.float32 and next(deployed.parameters()).device.type == "cpu"
     if winograd:
-        _replace(deployed, lambda child: isinstance(child, nn.Conv2d) and WinogradConv2d.suits(child), WinogradConv2d)
+        replace_modules(
+            deployed, lambda child: isinstance(child, nn.Conv2d) and WinogradConv2d.suits(child), WinogradConv2d
+        )
     return deployed.requires_grad_(False)
 
 
-def _replace(module: nn.Module, wanted: Callable[[nn.Module], bool], build: Callable[[Any], nn.Module]) -> None:
+def replace_modules(module: nn.Module, wanted: Callable[[nn.Module], bool], build: Callable[[Any], nn.Module]) -> None:
     """Put ``build(child)`` in the place of every wanted child, at any depth."""
     for name, child in list(module.named_children()):
         if wanted(child):
             setattr(module, name, build(child))
         else:
-            _replace(child, wanted, build)
+            replace_modules(child, wanted, build)
 
 
 def _fold_norms(module: nn.Module) -> tuple[nn.Module, str] | None:

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import check, check_choice
 from pspnet_core.network.backbones import BACKBONES, STEMS, Dilation, OutputStride, ResNet, Stem
 from pspnet_core.network.fusion import PyramidFusion
 from pspnet_core.network.interpolation import pooling_matrix
@@ -81,37 +81,31 @@ class PSPNetConfig:
         return len(self.mean)
 
     def __post_init__(self) -> None:
-        if self.classes < 2:
-            raise ConfigError("classes", self.classes, "a segmentation needs at least 2 classes")
-        if self.classes > 65535:
-            raise ConfigError("classes", self.classes, "at most 65535 classes fit a 16-bit mask")
-        if self.backbone not in BACKBONES:
-            raise ConfigError("backbone", self.backbone, f"choose one of {', '.join(BACKBONES)}")
-        for field, allowed in _CHOICES.items():
-            if getattr(self, field) not in allowed:
-                choices = ", ".join(str(choice) for choice in allowed)
-                raise ConfigError(field, getattr(self, field), f"choose one of {choices}")
-        if not self.bins or min(self.bins) < 1:
-            raise ConfigError("bins", self.bins, "give positive grid sizes, such as 1 2 3 6")
-        if not set(self.biased_bins) <= set(self.bins):
-            raise ConfigError("biased_bins", self.biased_bins, f"choose among the bins {self.bins}")
+        check(self.classes >= 2, "classes", self.classes, "a segmentation needs at least 2 classes")
+        check(self.classes <= 65535, "classes", self.classes, "at most 65535 classes fit a 16-bit mask")
+        for field, choices in _CHOICES.items():
+            check_choice(field, getattr(self, field), choices)
+        check(min(self.bins, default=0) >= 1, "bins", self.bins, "give positive grid sizes, such as 1 2 3 6")
+        among = f"choose among the bins {self.bins}"
+        check(set(self.biased_bins) <= set(self.bins), "biased_bins", self.biased_bins, among)
         for field in ("bin_width", "fusion_width", "auxiliary_width"):
-            if (getattr(self, field) or 1) < 1:
-                raise ConfigError(field, getattr(self, field), "give a positive number of channels, or none")
-        if self.dilations is not None and (len(tuple(self.dilations)) != 2 or min(self.dilations) < 1):
-            raise ConfigError("dilations", self.dilations, "give two positive numbers, for stages 3 and 4")
+            width = getattr(self, field)
+            check((width or 1) >= 1, field, width, "give a positive number of channels, or none")
+        spreads: tuple[int, ...] = (1, 1) if self.dilations is None else tuple(self.dilations)
+        two = "give two positive numbers, for stages 3 and 4"
+        check(len(spreads) == 2 and min(spreads) >= 1, "dilations", self.dilations, two)
         for field in ("fusion_kernel", "classifier_kernel"):
-            if getattr(self, field) < 1 or getattr(self, field) % 2 == 0:
-                raise ConfigError(field, getattr(self, field), "give an odd size, such as 3")
-        if not 0 <= self.dropout < 1:
-            raise ConfigError("dropout", self.dropout, "choose a share in [0, 1)")
-        if not self.mean or not all(math.isfinite(value) for value in self.mean):
-            raise ConfigError("mean", self.mean, "give a number for each band: red, green and blue")
-        if len(self.std) != len(self.mean) or not all(0 < value < math.inf for value in self.std):
-            raise ConfigError("std", self.std, f"give a positive number for each of the {len(self.mean)} bands of mean")
+            side = getattr(self, field)
+            check(side >= 1 and side % 2 == 1, field, side, "give an odd size, such as 3")
+        check(0 <= self.dropout < 1, "dropout", self.dropout, "choose a share in [0, 1)")
+        finite = bool(self.mean) and all(map(math.isfinite, self.mean))
+        check(finite, "mean", self.mean, "give a number for each band: red, green and blue")
+        each = f"give a positive number for each of the {self.bands} bands of mean"
+        check(len(self.std) == self.bands and all(0 < value < math.inf for value in self.std), "std", self.std, each)
 
 
 _CHOICES: dict[str, Sequence[object]] = {
+    "backbone": tuple(BACKBONES),
     "stem": tuple(STEMS),
     "stages": (2, 3, 4),
     "output_stride": (8, 16, 32),

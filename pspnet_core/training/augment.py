@@ -9,8 +9,8 @@ or, where it gets smaller, from its antialiased reduction; then it is blurred an
 The recipe is that of PSPNet (section 5.1; hszhao/semseg, ``util/transform.py``), with the category limit and the
 photometric distortion of mmsegmentation (``RandomCrop``, ``PhotoMetricDistortion``).
 
-Shapes: ``H W`` pixels of the sample, ``h w`` pixels of the crop. Points are ``(x, y)``; the pixel in the corner
-reaches from 0 to 1, its centre is at 0.5.
+Shapes: ``H W`` pixels of the sample, ``h w`` pixels of the crop, as many either way. Points are ``(x, y)``; the pixel
+in the corner reaches from 0 to 1, its centre is at 0.5.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import check, check_positive
 
 Mask = NDArray[np.uint8] | NDArray[np.uint16]
 _Points = NDArray[np.float64]
@@ -49,6 +49,10 @@ _CONTRAST = (0.5, 1.5)
 _SATURATION = (0.5, 1.5)
 _HUE = 36.0
 
+# Colour and id of the padding where the caller names no others: ImageNet's mean, and the usual id of no label.
+_MEAN = (123.675, 116.28, 103.53)
+_IGNORE = 255
+
 # The colours (17, 17, 17, 3) for which the distortion is computed; Pillow interpolates between them. Indexed blue,
 # green, red, as Color3DLUT wants its table.
 _GRID = np.stack(np.meshgrid(*[np.linspace(0, 255, 17)] * 3, indexing="ij")[::-1], axis=-1)
@@ -56,47 +60,35 @@ _GRID = np.stack(np.meshgrid(*[np.linspace(0, 255, 17)] * 3, indexing="ij")[::-1
 
 @dataclass(frozen=True, kw_only=True)
 class AugmentConfig:
-    """Ranges of the random changes, and the size of what comes out."""
+    """Size of a training crop, and the ranges of its random changes."""
 
-    crop: tuple[int, int]
-    """Height and width of the crop in pixels."""
+    crop: int = 473
+    """Side of the square training crop, in pixels."""
     image_scale: float = 1.0
-    """Size of the unscaled sample relative to the file: 0.5 trains at half resolution."""
+    """Factor on the images' size, in training and in inference alike: 0.5 works at half resolution."""
     scale: tuple[float, float] = (0.5, 2.0)
-    """Range of the random scale, drawn log-uniformly."""
+    """Range of the random scale in training, drawn log-uniformly."""
     rotate: float = 10.0
-    """Largest rotation either way, in degrees; half the samples are rotated."""
-    cat_max_ratio: float = 0.75
-    """Largest share of one class among the labelled pixels of a crop; 1 takes any crop."""
+    """Largest rotation in training either way, in degrees; half the crops are rotated."""
     blur: float = 0.5
-    """Share of blurred samples."""
+    """Share of blurred crops."""
     hflip: float = 0.5
-    """Share of samples that are flipped left to right."""
+    """Share of crops that are flipped left to right."""
+    cat_max_ratio: float = 0.75
+    """Largest share of a crop's labelled pixels that one class may have, if ten tries find such a crop."""
     photometric: float = 0.0
-    """Share of samples with distorted colours."""
-    mean: tuple[float, float, float] = (123.675, 116.28, 103.53)
-    """Colour of the padding, RGB, range [0, 255]."""
-    ignore: int = 255
-    """Id of the padding in the mask, and of pixels without a label."""
+    """Share of crops whose brightness, contrast, saturation and hue are changed."""
 
     def __post_init__(self) -> None:
-        if min(self.crop) < 1:
-            raise ConfigError("crop", self.crop, "give a positive height and width")
-        if not 0 < self.scale[0] <= self.scale[1] < math.inf:
-            raise ConfigError("scale", self.scale, "give a positive range, smaller number first")
-        if not 0 < self.image_scale < math.inf:
-            raise ConfigError("image_scale", self.image_scale, "give a positive factor, such as 0.5")
-        if not 0 <= self.rotate <= 180:
-            raise ConfigError("rotate", self.rotate, "choose an angle in 0..180 degrees")
-        if not 0 < self.cat_max_ratio <= 1:
-            raise ConfigError("cat_max_ratio", self.cat_max_ratio, "choose a share above 0, at most 1")
-        for share in ("blur", "hflip", "photometric"):
-            if not 0 <= getattr(self, share) <= 1:
-                raise ConfigError(share, getattr(self, share), "choose a share in 0..1")
-        if not all(0 <= level <= 255 for level in self.mean):
-            raise ConfigError("mean", self.mean, "give red, green and blue in 0..255")
-        if not 0 <= self.ignore <= 65535:
-            raise ConfigError("ignore", self.ignore, "choose an id in 0..65535")
+        check_positive(crop=self.crop, image_scale=self.image_scale)
+        ordered = 0 < self.scale[0] <= self.scale[1] < math.inf
+        check(ordered, "scale", self.scale, "give a positive range, smaller number first")
+        check(0 <= self.rotate <= 180, "rotate", self.rotate, "choose an angle in 0..180 degrees")
+        limit = self.cat_max_ratio
+        check(0 < limit <= 1, "cat_max_ratio", limit, "choose a share above 0, at most 1")
+        for name in ("blur", "hflip", "photometric"):
+            share = getattr(self, name)
+            check(0 <= share <= 1, name, share, "choose a share in 0..1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,14 +123,22 @@ class Draw:
 
 
 def augment(
-    image: NDArray[np.uint8], mask: Mask, config: AugmentConfig, seed: int | Sequence[int]
+    image: NDArray[np.uint8],
+    mask: Mask,
+    config: AugmentConfig,
+    seed: int | Sequence[int],
+    *,
+    mean: Sequence[float] = _MEAN,
+    ignore: int = _IGNORE,
 ) -> tuple[NDArray[np.uint8], Mask]:
-    """One augmented crop; the same arguments give the same crop.
+    """Make one augmented crop; the same arguments give the same crop.
 
     Args:
         image: ``(H, W, 3)`` uint8 RGB.
         mask: ``(H, W)`` uint8 or uint16 class ids.
         seed: a non-negative integer, or several.
+        mean: colour of the padding, RGB; of each value that part counts which lies in [0, 255].
+        ignore: id of the padding in the mask, and of pixels without a label, 0 to 65535.
 
     Returns:
         Image ``(h, w, 3)`` uint8 RGB and mask ``(h, w)`` of the type that came in, or of the next wider one that
@@ -147,7 +147,7 @@ def augment(
     Raises:
         ValueError: when the sizes of image and mask differ.
     """
-    return apply(image, mask, config, plan(config, seed))
+    return apply(image, mask, config, plan(config, seed), mean=mean, ignore=ignore)
 
 
 def plan(config: AugmentConfig, seed: int | Sequence[int]) -> Draw:
@@ -185,13 +185,20 @@ def plan(config: AugmentConfig, seed: int | Sequence[int]) -> Draw:
     )
 
 
-def apply(image: NDArray[np.uint8], mask: Mask, config: AugmentConfig, draw: Draw) -> tuple[NDArray[np.uint8], Mask]:
-    """The crop that a draw gives.
+def apply(
+    image: NDArray[np.uint8],
+    mask: Mask,
+    config: AugmentConfig,
+    draw: Draw,
+    *,
+    mean: Sequence[float] = _MEAN,
+    ignore: int = _IGNORE,
+) -> tuple[NDArray[np.uint8], Mask]:
+    """Make the crop that a draw describes.
 
     Args:
-        image: ``(H, W, 3)`` uint8 RGB.
-        mask: ``(H, W)`` uint8 or uint16 class ids.
-        config: of it, ``crop``, ``image_scale``, ``cat_max_ratio``, ``mean`` and ``ignore`` count.
+        image, mask, mean, ignore: as for :func:`augment`.
+        config: of it, ``crop``, ``image_scale`` and ``cat_max_ratio`` count.
 
     Returns:
         As :func:`augment`.
@@ -201,27 +208,27 @@ def apply(image: NDArray[np.uint8], mask: Mask, config: AugmentConfig, draw: Dra
     """
     if image.shape != (*mask.shape, 3):
         raise ValueError(f"image of shape {image.shape}, mask of shape {mask.shape}")
-    ids = np.result_type(mask.dtype, np.min_scalar_type(config.ignore))
+    ids = np.result_type(mask.dtype, np.min_scalar_type(ignore))
     # Pillow resamples 8-bit ("L") and 32-bit ("I") single channels; 16-bit ids travel in the latter.
     labels = Image.fromarray(mask if ids == np.uint8 else mask.astype(np.int32))
-    view, labels = _choose(labels, config, draw)
-    pixels = _cut_image(image, view, config, draw)
+    view, labels = _choose(labels, config, draw, ignore)
+    pixels = _cut_image(image, view, mean, draw)
     cut: Mask = np.asarray(labels).astype(ids, copy=False)
     if draw.hflip:
         return _flip(pixels), _flip(cut)
     return pixels, cut.copy()  # Pillow's memory must not be written to
 
 
-def _cut_image(image: _Pixels, view: _View, config: AugmentConfig, draw: Draw) -> _Pixels:
-    """The image in the window, on padding."""
+def _cut_image(image: _Pixels, view: _View, mean: Sequence[float], draw: Draw) -> _Pixels:
+    """Cut the window out of the image, on padding."""
     box = view.covered()
     if box.empty:
-        return _padding(view, config)
+        return _padding(view, mean)
     crop = _read(image, view, box, draw)
     filled = view.fills(box)
     if filled and box.size == view.crop:
         return crop
-    padded = _padding(view, config)
+    padded = _padding(view, mean)
     if filled:
         padded[box.pixels] = crop
     else:
@@ -232,7 +239,7 @@ def _cut_image(image: _Pixels, view: _View, config: AugmentConfig, draw: Draw) -
 
 
 def _read(image: _Pixels, view: _View, box: _Box, draw: Draw) -> _Pixels:
-    """The image in a box of the window; its edge goes on where the box reaches beyond it."""
+    """Read the image in a box of the window; its edge goes on where the box reaches beyond it."""
     part, matrix = _part(image, view)
     # The centre of the box's first pixel, half a pixel from its start, is (0, 0) there.
     matrix[:, 2] += matrix[:, :2] @ (box.left + 0.5, box.top + 0.5) - 0.5
@@ -248,10 +255,10 @@ def _read(image: _Pixels, view: _View, box: _Box, draw: Draw) -> _Pixels:
     return pixels
 
 
-def _padding(view: _View, config: AugmentConfig) -> _Pixels:
-    """A crop of nothing but the mean colour."""
+def _padding(view: _View, mean: Sequence[float]) -> _Pixels:
+    """Make a crop of nothing but the mean colour."""
     width, height = view.crop
-    row = np.tile(np.round(config.mean).astype(np.uint8), (width, 1))
+    row = np.tile(np.round(np.clip(mean, 0, 255)).astype(np.uint8), (width, 1))
     return np.tile(row, (height, 1, 1))
 
 
@@ -345,10 +352,6 @@ class _View:
         """The same matrix to points of the sample itself, which has this size."""
         return self.affine() * (np.array(size) / self.scaled)[:, None]
 
-    def enlarges(self, size: tuple[int, int]) -> bool:
-        """Whether the scaled sample is at least as large as the sample of this size."""
-        return bool((np.array(self.scaled) >= size).all())
-
     def box(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
         """First and last ``(x, y)``, not included, of the scaled pixels that the crop needs; one pixel or more."""
         affine = self.affine()
@@ -382,21 +385,21 @@ def _corners(low: tuple[float, float], high: tuple[float, float]) -> _Points:
     return np.array([[left, right, left, right], [top, top, bottom, bottom]])
 
 
-def _choose(labels: Image.Image, config: AugmentConfig, draw: Draw) -> tuple[_View, Image.Image]:
-    """The first window that keeps ``cat_max_ratio``, or the last of them, and the mask there."""
-    height, width = config.crop
+def _choose(labels: Image.Image, config: AugmentConfig, draw: Draw, ignore: int) -> tuple[_View, Image.Image]:
+    """Choose the first window that keeps ``cat_max_ratio``, else the last; return it with the mask there."""
+    side = config.crop
     factor = config.image_scale * draw.scale
     scaled = max(1, round(labels.width * factor)), max(1, round(labels.height * factor))
     places = draw.places if config.cat_max_ratio < 1 else draw.places[:1]
-    corners = [(_offset(scaled[0] - width, across), _offset(scaled[1] - height, down)) for down, across in places]
-    views = [_View(crop=(width, height), scaled=scaled, corner=corner, angle=draw.angle) for corner in corners]
+    corners = [(_offset(scaled[0] - side, across), _offset(scaled[1] - side, down)) for down, across in places]
+    views = [_View(crop=(side, side), scaled=scaled, corner=corner, angle=draw.angle) for corner in corners]
     # Without room to move all of them are the same, which is looked at once.
     *tries, last = dict.fromkeys(views)
     for view in tries:
-        cut = _nearest(labels, view, fill=config.ignore)
-        if _keeps_cat_max_ratio(cut, config):
+        cut = _nearest(labels, view, fill=ignore)
+        if _keeps_cat_max_ratio(cut, config.cat_max_ratio, ignore):
             return view, cut
-    return last, _nearest(labels, last, fill=config.ignore)
+    return last, _nearest(labels, last, fill=ignore)
 
 
 def _offset(slack: int, place: float) -> int:
@@ -405,25 +408,25 @@ def _offset(slack: int, place: float) -> int:
 
 
 def _nearest(labels: Image.Image, view: _View, *, fill: int) -> Image.Image:
-    """One channel in the window, read from the sample itself by nearest neighbour."""
+    """Read one channel in the window from the sample itself by nearest neighbour."""
     matrix = view.onto(labels.size).ravel().tolist()
     return labels.transform(view.crop, Image.Transform.AFFINE, matrix, Image.Resampling.NEAREST, fillcolor=fill)
 
 
-def _keeps_cat_max_ratio(labels: Image.Image, config: AugmentConfig) -> bool:
+def _keeps_cat_max_ratio(labels: Image.Image, limit: float, ignore: int) -> bool:
     """Whether there are labelled pixels, and no class has more than its share of them."""
     if labels.mode == "L":
         counts = np.array(labels.histogram())
     else:
-        counts = np.bincount(np.asarray(labels).ravel(), minlength=config.ignore + 1)
-    counts[config.ignore] = 0
-    return bool(0 < counts.max() <= config.cat_max_ratio * counts.sum())
+        counts = np.bincount(np.asarray(labels).ravel(), minlength=ignore + 1)
+    counts[ignore] = 0
+    return bool(0 < counts.max() <= limit * counts.sum())
 
 
 def _part(image: _Pixels, view: _View) -> tuple[_Pixels, _Points]:
-    """The pixels that the crop needs, of the image or of its reduction, and the matrix from the crop to them."""
+    """Cut the pixels that the crop needs out of the image or its reduction; with the matrix from the crop to them."""
     height, width, _ = image.shape
-    if view.enlarges((width, height)):
+    if view.scaled[0] >= width and view.scaled[1] >= height:
         part, start = _source_part(image, view)
         matrix = view.onto((width, height))
     else:

@@ -7,8 +7,6 @@ import torch
 from torch import nn
 from torch.optim.swa_utils import get_ema_multi_avg_fn
 
-from pspnet_core.errors import ConfigError
-
 ModelT = TypeVar("ModelT", bound=nn.Module)
 
 
@@ -24,14 +22,9 @@ class WeightAverage(Generic[ModelT]):
     Args:
         model: what to average; the average starts at its weights.
         decay: share of the average that a step leaves, in (0, 1); 0.999 remembers about 1000 steps.
-
-    Raises:
-        ConfigError: for a decay outside of (0, 1).
     """
 
     def __init__(self, model: ModelT, decay: float) -> None:
-        if not 0 < decay < 1:
-            raise ConfigError("ema", decay, "choose a decay in (0, 1), such as 0.999")
         self.decay = decay
         self.model: ModelT = copy.deepcopy(model).eval().requires_grad_(False)
 

@@ -1,8 +1,8 @@
 """Training losses: one function and one row of ``LOSSES`` each, and the PSPNet loss, main plus weighted auxiliary.
 
-Every loss takes float logits ``(B, C, H, W)`` and integer class ids ``(B, H, W)`` with an id to leave out, and returns
-a mean over what counts: a scalar in float32 or wider, whatever the type of the logits. Where nothing counts it is zero
-with a zero gradient, never NaN.
+Every loss takes float logits ``(B, C, H, W)`` in float32 or wider, int64 class ids ``(B, H, W)`` and an id to leave
+out, which may lie beyond ``C``, the weights ``(C,)`` of the classes or None for equal ones, and the config. It returns
+a mean over what counts, a scalar. Where nothing counts it is zero with a zero gradient, never NaN.
 
 A step may be spread over workers and over several passes of one worker. Its loss is then the mean of the parts' losses,
 each weighted by its share of ``valid_weight``, which is known from the targets alone. For cross-entropy and focal loss
@@ -11,25 +11,22 @@ that is exactly the mean over all pixels of the step; OHEM, Dice and Lovasz-soft
 Shapes: ``B`` batch, ``C`` classes, ``H W`` pixels, ``P`` pixels that count.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import check, check_choice
 from pspnet_core.network.pspnet import Logits
-
-AUX_WEIGHT = 0.4  # paper, section 3.3
 
 
 @dataclass(frozen=True, kw_only=True)
 class LossConfig:
-    """Which loss, and its settings; a setting of another loss has no effect."""
+    """Kind of the loss, and its settings; a setting of another loss has no effect."""
 
     kind: str = "cross_entropy"
     """cross_entropy, ohem (cross-entropy of the hard pixels), focal, dice or lovasz: a row of LOSSES."""
@@ -41,97 +38,71 @@ class LossConfig:
     """ohem: pixels of a batch that are kept at least, at least 1."""
     focal_gamma: float = 2.0
     """focal: how much easy pixels are played down; 0 gives cross-entropy."""
-    aux_weight: float = AUX_WEIGHT
+    aux_weight: float = 0.4  # paper, section 3.3
     """Weight of the auxiliary loss beside the main loss; a network trained with 0 has no auxiliary head."""
 
     def __post_init__(self) -> None:
-        if self.kind not in LOSSES:
-            raise ConfigError("loss", self.kind, f"choose one of {', '.join(LOSSES)}")
-        if not 0 <= self.label_smoothing < 1:
-            raise ConfigError("label_smoothing", self.label_smoothing, "choose a share in [0, 1), such as 0.1")
-        if self.label_smoothing and self.kind not in SMOOTHED:
-            raise ConfigError(
-                "label_smoothing", self.label_smoothing, f"works with {' and '.join(SMOOTHED)}; give 0 or one of them"
-            )
-        if not 0 < self.ohem_thresh <= 1:
-            raise ConfigError("ohem_thresh", self.ohem_thresh, "choose a probability in (0, 1], such as 0.7")
-        if self.ohem_min_kept < 1:
-            raise ConfigError("ohem_min_kept", self.ohem_min_kept, "keep at least 1 pixel")
-        if not 0 <= self.focal_gamma < math.inf:
-            raise ConfigError("focal_gamma", self.focal_gamma, "give a number of at least 0, such as 2")
-        if not 0 <= self.aux_weight < math.inf:
-            raise ConfigError("aux_weight", self.aux_weight, "give a weight of at least 0, such as 0.4")
+        check_choice("loss", self.kind, LOSSES)
+        smoothing = self.label_smoothing
+        check(0 <= smoothing < 1, "label_smoothing", smoothing, "choose a share in [0, 1), such as 0.1")
+        fits, remedy = self.kind in SMOOTHED, f"works with {' and '.join(SMOOTHED)}; give 0 or one of them"
+        check(not smoothing or fits, "label_smoothing", smoothing, remedy)
+        thresh = self.ohem_thresh
+        check(0 < thresh <= 1, "ohem_thresh", thresh, "choose a probability in (0, 1], such as 0.7")
+        check(self.ohem_min_kept >= 1, "ohem_min_kept", self.ohem_min_kept, "keep at least 1 pixel")
+        gamma, aux = self.focal_gamma, self.aux_weight
+        check(0 <= gamma < math.inf, "focal_gamma", gamma, "give a number of at least 0, such as 2")
+        check(0 <= aux < math.inf, "aux_weight", aux, "give a weight of at least 0, such as 0.4")
 
 
 def pspnet_loss(
-    logits: Logits, target: Tensor, *, ignore: int, weight: Tensor | None = None, config: LossConfig | None = None
+    logits: Logits, target: Tensor, *, config: LossConfig, ignore: int, weight: Tensor | None = None
 ) -> Tensor:
-    """Main loss plus 0.4 times the auxiliary loss (paper, section 3.3).
+    """Main loss plus the weighted auxiliary loss (paper, section 3.3).
 
     Args:
-        logits: main and auxiliary ``(B, C, H, W)`` float; without the latter the main loss is all.
-        target, ignore, weight: as for ``cross_entropy``.
-        config: another loss, or another weight of the auxiliary one.
-    """
-    config = config or LossConfig()
-    loss = LOSSES[config.kind](config)
-    total = loss(logits.main, target, ignore=ignore, weight=weight)
-    if logits.aux is None:
-        return total
-    return total + config.aux_weight * loss(logits.aux, target, ignore=ignore, weight=weight)
-
-
-def cross_entropy(
-    logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None = None, label_smoothing: float = 0.0
-) -> Tensor:
-    """Mean cross-entropy over the pixels that count.
-
-    Args:
-        logits: ``(B, C, H, W)`` float.
+        logits: main and auxiliary ``(B, C, H, W)`` float of any width; without the latter the main loss is all.
         target: ``(B, H, W)`` integer class ids; ``ignore`` marks pixels that do not count.
         ignore: the id to leave out; may be any id, also one beyond ``C``.
         weight: ``(C,)`` weight of each class, or None for equal weights.
-        label_smoothing: share of the label that is spread evenly over all classes (Szegedy et al., "Rethinking the
-            Inception Architecture for Computer Vision", CVPR 2016, section 7), in [0, 1).
 
     Returns:
-        A scalar; zero, with zero gradient, when every pixel is ignored.
+        A scalar in float32 or wider.
     """
-    logits, target, weight = _widen(logits, target, weight)
-    total = _cross_entropy(
-        logits, target, weight=weight, ignore_index=ignore, label_smoothing=label_smoothing, reduction="sum"
-    )
+
+    def loss(scores: Tensor) -> Tensor:
+        wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+        weights = None if weight is None else weight.to(wide.dtype)
+        return LOSSES[config.kind](wide, target.long(), ignore, weights, config)
+
+    total = loss(logits.main)
+    return total if logits.aux is None else total + config.aux_weight * loss(logits.aux)
+
+
+def cross_entropy(logits: Tensor, target: Tensor, ignore: int, weight: Tensor | None, config: LossConfig) -> Tensor:
+    """Mean cross-entropy over the pixels that count.
+
+    Label smoothing spreads a share of the label evenly over all classes (Szegedy et al., "Rethinking the Inception
+    Architecture for Computer Vision", CVPR 2016, section 7).
+    """
+    options = {"weight": weight, "ignore_index": ignore, "label_smoothing": config.label_smoothing}
+    total = _cross_entropy(logits, target, reduction="sum", **options)
     return _divide(total, valid_weight(target, ignore=ignore, weight=weight))
 
 
-def ohem(
-    logits: Tensor,
-    target: Tensor,
-    *,
-    ignore: int,
-    weight: Tensor | None = None,
-    thresh: float = 0.7,
-    min_kept: int = 100_000,
-    label_smoothing: float = 0.0,
-) -> Tensor:
+def ohem(logits: Tensor, target: Tensor, ignore: int, weight: Tensor | None, config: LossConfig) -> Tensor:
     """Mean cross-entropy over the hard pixels of the batch: online hard example mining.
 
     Shrivastava et al., "Training Region-based Object Detectors with Online Hard Example Mining" (CVPR 2016), applied to
-    pixels. A pixel is hard when its true class has a probability below ``thresh``. When fewer than ``min_kept`` pixels
-    are, the ``min_kept`` hardest are taken, with pixels as hard as the last of them, so that the order in memory does
-    not matter. Each worker chooses among its own pixels.
-
-    Args:
-        logits, target, ignore, weight, label_smoothing: as for ``cross_entropy``. Weights do not make a pixel harder.
-        thresh: in (0, 1].
-        min_kept: at least 1; all pixels that count are taken when there are no more than that.
+    pixels. A pixel is hard when its true class has a probability below ``ohem_thresh``. When fewer than
+    ``ohem_min_kept`` pixels are, that many of the hardest are taken, with pixels as hard as the last of them, so that
+    the order in memory does not matter; all that count are taken when there are no more. Weights do not make a pixel
+    harder. Each worker chooses among its own pixels.
     """
-    logits, target, weight = _widen(logits, target, weight)
-    losses = _cross_entropy(
-        logits, target, weight=weight, ignore_index=ignore, label_smoothing=label_smoothing, reduction="none"
-    )
+    options = {"weight": weight, "ignore_index": ignore, "label_smoothing": config.label_smoothing}
+    losses = _cross_entropy(logits, target, reduction="none", **options)
     weights = pixel_weights(target, ignore=ignore, weight=weight)
-    hard = _hard_pixels(logits.detach(), target, ignore=ignore, thresh=thresh, min_kept=min_kept)
+    hard = _hard_pixels(logits.detach(), target, ignore, config)
     return _divide(torch.where(hard, losses, 0).sum(), torch.where(hard, weights, 0).sum())
 
 
@@ -143,44 +114,35 @@ def _cross_entropy(logits: Tensor, target: Tensor, **options: Any) -> Tensor:
     return losses.view(target.shape) if losses.ndim else losses
 
 
-def _hard_pixels(logits: Tensor, target: Tensor, *, ignore: int, thresh: float, min_kept: int) -> Tensor:
+def _hard_pixels(logits: Tensor, target: Tensor, ignore: int, config: LossConfig) -> Tensor:
     """``(B, H, W)`` bool: which pixels ``ohem`` takes; where there are too few also ignored ones, of no weight."""
     # The probability of the true class, and 1 where ignored: harder than nothing.
     truth = torch.exp(-_cross_entropy(logits, target, ignore_index=ignore, reduction="none"))
-    last = truth.flatten().kthvalue(min(min_kept, truth.numel())).values
-    return (truth < thresh) | (truth <= last)
+    last = truth.flatten().kthvalue(min(config.ohem_min_kept, truth.numel())).values
+    return (truth < config.ohem_thresh) | (truth <= last)
 
 
-def focal(logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None = None, gamma: float = 2.0) -> Tensor:
+def focal(logits: Tensor, target: Tensor, ignore: int, weight: Tensor | None, config: LossConfig) -> Tensor:
     """Mean of ``-(1 - p) ** gamma * log(p)`` over the pixels that count, ``p`` the true class's probability.
 
     Lin et al., "Focal Loss for Dense Object Detection" (ICCV 2017), equation 5, with probabilities by softmax and the
-    class weights as alpha.
-
-    Args:
-        logits, target, ignore, weight: as for ``cross_entropy``.
-        gamma: at least 0; 0 gives cross-entropy.
+    class weights as alpha. A gamma of 0 gives cross-entropy.
     """
-    logits, target, weight = _widen(logits, target, weight)
     surprise = _cross_entropy(logits, target, ignore_index=ignore, reduction="none")
     # 1 - p without cancellation; kept off 0, where the slope of a power below 1 is infinite.
     doubt = -torch.expm1(-surprise)
-    factor = doubt.clamp_min(torch.finfo(doubt.dtype).tiny) ** gamma
+    factor = doubt.clamp_min(torch.finfo(doubt.dtype).tiny) ** config.focal_gamma
     weights = pixel_weights(target, ignore=ignore, weight=weight)
     return _divide((weights * factor * surprise).sum(), weights.sum())
 
 
-def dice(logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None = None) -> Tensor:
+def dice(logits: Tensor, target: Tensor, ignore: int, weight: Tensor | None, config: LossConfig) -> Tensor:
     """Mean of ``1 - Dice`` over the classes that the target holds.
 
     Milletari et al., "V-Net" (3DV 2016), section 3: ``2 sum(p g) / (sum(p ** 2) + sum(g ** 2))``, for each class over
-    all pixels of the batch that count, ``p`` its probability and ``g`` 1 where it is the truth.
-
-    Args:
-        logits, target, ignore: as for ``cross_entropy``.
-        weight: ``(C,)`` weight of each class in the mean.
+    all pixels of the batch that count, ``p`` its probability and ``g`` 1 where it is the truth. Weights are
+    those of the classes in the mean.
     """
-    logits, target, weight = _widen(logits, target, weight)
     probabilities, truth = _counted_pixels(logits, target, ignore)
     pixels = truth.bincount(minlength=logits.shape[1])
     hits = probabilities.gather(1, truth[:, None]).squeeze(1)
@@ -190,15 +152,12 @@ def dice(logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None =
     return _class_mean(1 - 2 * overlap[present] / size[present], present, weight)
 
 
-def lovasz(logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None = None) -> Tensor:
+def lovasz(logits: Tensor, target: Tensor, ignore: int, weight: Tensor | None, config: LossConfig) -> Tensor:
     """Lovasz-softmax: the convex surrogate of ``1 - IoU``, its mean over the classes that the target holds.
 
     Berman et al., "The Lovasz-Softmax loss" (CVPR 2018), equations 9 to 12, over all pixels of the batch that count.
-
-    Args:
-        logits, target, ignore, weight: as for ``dice``.
+    Weights are those of the classes in the mean.
     """
-    logits, target, weight = _widen(logits, target, weight)
     probabilities, truth = _counted_pixels(logits, target, ignore)
     present = truth.unique()
     surrogates = [_lovasz_extension(probabilities[:, label], truth == label) for label in present.tolist()]
@@ -217,29 +176,23 @@ def _lovasz_extension(probability: Tensor, truth: Tensor) -> Tensor:
     return errors @ jaccard.diff(prepend=jaccard.new_zeros(1))
 
 
-class PixelLoss(Protocol):
-    """A loss with its settings filled in."""
+Loss = Callable[[Tensor, Tensor, int, Tensor | None, LossConfig], Tensor]
 
-    def __call__(self, logits: Tensor, target: Tensor, *, ignore: int, weight: Tensor | None) -> Tensor: ...
-
-
-LOSSES: dict[str, Callable[[LossConfig], PixelLoss]] = {
-    "cross_entropy": lambda config: functools.partial(cross_entropy, label_smoothing=config.label_smoothing),
-    "ohem": lambda config: functools.partial(
-        ohem, thresh=config.ohem_thresh, min_kept=config.ohem_min_kept, label_smoothing=config.label_smoothing
-    ),
-    "focal": lambda config: functools.partial(focal, gamma=config.focal_gamma),
-    "dice": lambda config: dice,
-    "lovasz": lambda config: lovasz,
+LOSSES: dict[str, Loss] = {
+    "cross_entropy": cross_entropy,
+    "ohem": ohem,
+    "focal": focal,
+    "dice": dice,
+    "lovasz": lovasz,
 }
 SMOOTHED = ("cross_entropy", "ohem")
 
 
 def valid_weight(target: Tensor, *, ignore: int, weight: Tensor | None = None) -> Tensor:
-    """How much a target counts: its pixels that are not ignored, or the sum of their classes' weights.
+    """Weight of a target: its pixels that are not ignored, or the sum of their classes' weights.
 
     Args:
-        target, ignore, weight: as for ``cross_entropy``.
+        target, ignore, weight: as for ``pspnet_loss``.
 
     Returns:
         A float64 scalar (float32 cannot count beyond 2 ** 24).
@@ -272,12 +225,6 @@ def class_weights(pixels: Tensor, *, power: float) -> Tensor:
     weight = torch.where(present, frequency.clamp_min(1e-12) ** -power, torch.ones_like(frequency))
     scale = (weight * frequency).sum()
     return torch.where(present, weight / scale.clamp_min(1e-12), torch.ones_like(weight)).float()
-
-
-def _widen(logits: Tensor, target: Tensor, weight: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Logits and weights in float32 or wider, class ids in int64."""
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    return logits, target.long(), None if weight is None else weight.to(logits.dtype)
 
 
 def _divide(total: Tensor, count: Tensor) -> Tensor:

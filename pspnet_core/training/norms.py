@@ -6,7 +6,8 @@ None of it changes the names or shapes of the weights, so a checkpoint does not 
 import torch
 from torch import nn
 
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import check, check_choice
+from pspnet_core.network.deploy import replace_modules
 
 NORMS = {
     "auto": "sync on several GPUs, else batch",
@@ -37,26 +38,15 @@ def set_norm(model: nn.Module, norm: str, *, workers: int, device: torch.device)
     """
     check_norm(norm, gpu=device.type == "cuda")
     if norm == "frozen":
-        _replace(model)
+        replace_modules(model, lambda child: isinstance(child, nn.BatchNorm2d), _frozen)
     elif norm == "sync" or (norm == "auto" and workers > 1 and device.type == "cuda"):
         nn.SyncBatchNorm.convert_sync_batchnorm(model)
 
 
 def check_norm(norm: str, *, gpu: bool = True) -> None:
     """Raise ConfigError for an unknown norm, or for one that needs a GPU where there is none."""
-    if norm not in NORMS:
-        raise ConfigError("norm", norm, f"choose one of {', '.join(NORMS)}")
-    if norm == "sync" and not gpu:
-        raise ConfigError("norm", norm, "torch has it on GPUs only; give auto, batch or frozen")
-
-
-def _replace(module: nn.Module) -> None:
-    """Put a frozen layer in place of every BatchNorm below ``module``."""
-    for name, child in module.named_children():
-        if isinstance(child, nn.BatchNorm2d):
-            setattr(module, name, _frozen(child))
-        else:
-            _replace(child)
+    check_choice("norm", norm, NORMS)
+    check(norm != "sync" or gpu, "norm", norm, "torch has it on GPUs only; give auto, batch or frozen")
 
 
 def _frozen(layer: nn.BatchNorm2d) -> FrozenBatchNorm2d:

@@ -11,17 +11,17 @@ from torch import Tensor
 
 from pipelines.training.loading import Rank
 from pipelines.training.setup import Setup
-from pipelines.training.worker import Worker
+from pipelines.training.trainer import Trainer
 
 
-def make_worker(setup: Setup, rank: int = 0, world: int = 1) -> Worker:
-    """A worker on the CPU; all of one setup start with the same weights."""
+def make_trainer(setup: Setup, rank: int = 0, world: int = 1) -> Trainer:
+    """A trainer on the CPU; all of one setup start with the same weights."""
     torch.manual_seed(0)
-    return Worker(setup, Rank(index=rank, world=world), torch.device("cpu"))
+    return Trainer(setup, Rank(index=rank, world=world), torch.device("cpu"))
 
 
 def take_steps(rank: int, setups: Sequence[Setup], batches: Sequence[tuple[Tensor, Tensor]], folder: str) -> None:
-    """Join the others, and take one step by each setup with a fresh worker.
+    """Join the others, and take one step by each setup with a fresh trainer.
 
     Args:
         batches: images and masks of each process.
@@ -32,8 +32,8 @@ def take_steps(rank: int, setups: Sequence[Setup], batches: Sequence[tuple[Tenso
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=world)
     results = []
     for setup in setups:
-        worker = make_worker(setup, rank, world)
-        loss = worker.step(*batches[rank], lr=0.1)
-        results.append((loss, worker.model.state_dict()))
+        trainer = make_trainer(setup, rank, world)
+        loss = trainer.step(*batches[rank], lr=0.1)
+        results.append((loss, trainer.model.state_dict()))
     torch.save(results, Path(folder) / f"{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -32,7 +32,7 @@ from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 @pytest.fixture(scope="module")
 def snapshot() -> Snapshot:
     torch.manual_seed(0)
-    config = PSPNetConfig(classes=2, backbone="resnet18", output_stride=32, bins=(1, 2), auxiliary=False)
+    config = PSPNetConfig(classes=2, backbone="resnet18", stages=2, bins=(1, 2), auxiliary=False)
     model = Checkpoint.from_model(PSPNet(config), name="tiny", classes=ClassTable.from_json({"names": ["a", "b"]}))
     optimiser = {"decoder.1.weight.momentum_buffer": torch.randn(2, 3, generator=torch.Generator().manual_seed(1))}
     return Snapshot(model=model, weights=None, optimiser=optimiser, progress=RunProgress(step=0))
@@ -137,7 +137,7 @@ def test_a_damaged_one_gives_way_to_the_one_before(
 
 
 class Unreachable(LocalStore):
-    """A store that does not answer until it is told to; ``asked`` is set by the first request it refuses."""
+    """A store that does not answer until ``there`` is set; ``asked`` is set by the first request it refuses."""
 
     def __init__(self, root: Path) -> None:
         store = open_store(str(root), field="output")

@@ -1,4 +1,4 @@
-"""What a training run is told: every flag reaches its part, and a mistake is found before any data is read."""
+"""Flags of training: each reaches its part, and a mistake is found before any data is read."""
 
 import math
 from pathlib import Path
@@ -13,6 +13,7 @@ from pipelines.process.config_tree import build
 from pipelines.training.config import TrainConfig
 from pipelines.training.setup import check_data, set_up
 from pspnet_core.errors import ConfigError
+from pspnet_core.training.augment import AugmentConfig
 from pspnet_core.training.losses import LossConfig
 from tests.support.paths import ROOT
 
@@ -126,28 +127,33 @@ def test_flags_reach_the_parts() -> None:
     )
     network = config.network.resolve(classes=3, auxiliary=config.auxiliary)
     assert (network.classes, network.auxiliary) == (3, False)
-    augment = config.augmentation.of(ignore=9)
-    assert (augment.crop, augment.scale, augment.image_scale, augment.ignore) == ((473, 473), (1.0, 1.5), 0.5, 9)
+    assert config.augmentation == AugmentConfig(scale=(1.0, 1.5), image_scale=0.5)
 
 
-def test_frozen_statistics_of_a_fresh_network_are_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    draw_dataset(tmp_path, train=4, val=2, seed=0)
-    config = build(TrainConfig, SMALL | {"data": str(tmp_path), "output": "b", "norm": "frozen"})
+def test_frozen_statistics_of_a_fresh_network_are_warned_of(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = build(TrainConfig, SMALL | {"data": str(data), "norm": "frozen"})
     with caplog.at_level("WARNING", "pipelines.training.setup"):
         dataset = config.dataset.open()
         set_up(config, dataset, check_data(config, dataset))
     assert "norm=frozen without --init" in caplog.text
 
 
-def test_a_crop_that_no_image_fills(tmp_path: Path) -> None:
-    draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
-    config = build(TrainConfig, SMALL | {"crop": 500, "data": str(tmp_path / "data"), "output": str(tmp_path / "runs")})
-    with pytest.raises(ConfigError, match=r"crop=500: even 2 times as large the largest image has 160 pixels"):
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"crop": 500}, "crop=500: even 2 times as large the largest image has 160 pixels"),
+        ({"batch": 8}, "batch=8: the train split has 4 images"),
+    ],
+)
+def test_flags_that_do_not_fit_the_data(data: Path, changes: dict[str, Any], line: str) -> None:
+    config = build(TrainConfig, SMALL | {"data": str(data)} | changes)
+    with pytest.raises(ConfigError) as caught:
         check_data(config, config.dataset.open())
+    assert line in str(caught.value)
 
 
-def test_more_images_per_step_than_there_are(tmp_path: Path) -> None:
-    draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
-    config = build(TrainConfig, SMALL | {"batch": 8, "data": str(tmp_path / "data"), "output": str(tmp_path / "runs")})
-    with pytest.raises(ConfigError, match=r"batch=8: the train split has 4 images"):
-        check_data(config, config.dataset.open())
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("scenes")
+    draw_dataset(folder, train=4, val=2, seed=0)
+    return folder

@@ -19,15 +19,16 @@ from pipelines.demo.demo import draw_dataset
 from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.process.config_tree import build
 from pipelines.training.config import TrainConfig
-from pipelines.training.initial_weights import NetworkConfig
+from pipelines.training.initial_weights import NetworkConfig, read_initial_weights
 from pipelines.training.loading import Rank
 from pipelines.training.resume import RECORD, RunRecord, check_resumable
 from pipelines.training.setup import Setup, check_data, set_up
-from pipelines.training.worker import Worker
+from pipelines.training.trainer import Trainer
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.checkpoints.importers import IMPORTERS, import_checkpoint
 from pspnet_core.errors import ConfigError
-from pspnet_core.network.pspnet import IMAGENET_MEAN, IMAGENET_STD
+from pspnet_core.images.classes import ClassTable
+from pspnet_core.network.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, PSPNetConfig
 from tests.support.public_models import RESNET18, MmsegPSPNet, SemsegPSPNet, SmpPSPNet, TorchvisionResNet, randomise
 
 CLASSES = len(SCENE_CLASSES)
@@ -101,7 +102,7 @@ def pixels(side: int) -> Tensor:
 
 @torch.no_grad()
 def assert_same_logits(loop: Setup, theirs: nn.Module, side: int) -> None:
-    model = Worker(loop, Rank(), CPU).model.eval()
+    model = Trainer(loop, Rank(), CPU).model.eval()
     mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (loop.network.mean, loop.network.std))
     expected, auxiliary = theirs((pixels(side) - mean) / std)
     found = model(pixels(side))
@@ -127,7 +128,7 @@ def test_the_network_is_what_its_weights_were_made_for(name: str, data: Path, tm
         ((110.0, 120.0, 130.0), (50.0, 60.0, 70.0)) if changed else (IMAGENET_MEAN, IMAGENET_STD)
     )
     # Crops are padded with what the network takes for the mean, and its head for training is there whatever theirs was.
-    assert loop.crops.augment.mean == loop.network.mean
+    assert loop.crops.mean == loop.network.mean
     assert loop.network.auxiliary
     # What is said of the run names the network as it is.
     settled = loop.config.network
@@ -151,7 +152,7 @@ def test_other_classes_leave_the_rest_of_the_network_as_it_was(data: Path, tmp_p
     assert loop.network == dataclasses.replace(theirs, **own)  # type: ignore[arg-type]
 
 
-def test_flags_that_do_not_fit_the_weights_are_told(data: Path, tmp_path: Path) -> None:
+def test_flags_that_do_not_fit_the_weights_are_refused(data: Path, tmp_path: Path) -> None:
     file = saved(drawn(lambda: MmsegPSPNet(CLASSES)), tmp_path)
     with pytest.raises(ConfigError, match=r"^init=.*: its backbone resnet18 differs; .* or leave out --backbone$"):
         begun(data, file, backbone="resnet50")
@@ -165,7 +166,7 @@ def test_flags_that_do_not_fit_the_weights_are_told(data: Path, tmp_path: Path) 
         set_up(settled, *opened(data))
 
 
-def test_flags_that_weights_bear_are_taken_and_told(
+def test_flags_that_weights_allow_are_taken_with_a_warning(
     data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     file = saved(drawn(lambda: MmsegPSPNet(CLASSES, bins=(1, 2, 4))), tmp_path)
@@ -189,8 +190,44 @@ def test_a_bare_backbone_brings_its_layers_and_nothing_else(data: Path, tmp_path
     torch.save(theirs, tmp_path / "theirs.pth")
     loop = begun(data, tmp_path / "theirs.pth", output_stride=16)
     assert loop.network == NetworkConfig(backbone="resnet18", output_stride=16).resolve(CLASSES)
-    own = Worker(loop, Rank(), CPU).model.backbone.state_dict()
+    own = Trainer(loop, Rank(), CPU).model.backbone.state_dict()
     assert all(tensor.equal(theirs[name]) for name, tensor in own.items())
+
+
+@pytest.mark.parametrize("auxiliary", [True, False])
+def test_other_classes_take_all_weights_but_the_classifiers(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, auxiliary: bool
+) -> None:
+    config = PSPNetConfig(classes=3, backbone="resnet18", output_stride=32, bins=(1, 2), auxiliary=auxiliary)
+    names = [f"class {index}" for index in range(3)]
+    given = Checkpoint.from_model(PSPNet(config), name="three", classes=ClassTable.from_json({"names": names}))
+    given.save(tmp_path / "three")
+    torch.manual_seed(1)
+    with caplog.at_level("INFO", "pipelines.training.initial_weights"):
+        found = read_initial_weights(str(tmp_path / "three")).state(dataclasses.replace(config, classes=7))
+    fresh = {name for name, tensor in given.weights.items() if tensor.shape[:1] == (3,) and tensor.ndim in (1, 4)}
+    assert fresh == {name for name in found if name.startswith(("decoder.1.", "auxiliary.4."))}
+    assert len(fresh) == (4 if auxiliary else 2)
+    assert all(found[name].shape == (7, *given.weights[name].shape[1:]) for name in fresh)
+    assert all(found[name].equal(tensor) for name, tensor in given.weights.items() if name not in fresh)
+    PSPNet(dataclasses.replace(config, classes=7)).load_state_dict(found)
+    (record,) = caplog.records
+    assert "but for the classifiers (it has 3 classes, the data 7): " in record.getMessage()
+    assert all(name in record.getMessage() for name in fresh)
+    # Another network is refused all the same, and named where its weights would fit.
+    caplog.clear()
+    read_initial_weights(str(tmp_path / "three")).state(dataclasses.replace(config, align_corners=True))
+    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+        f"the network of {tmp_path / 'three'} differs from the one to train: it has align_corners False"
+    ]
+    with pytest.raises(ConfigError, match="differs; start from the same backbone"):
+        read_initial_weights(str(tmp_path / "three")).state(dataclasses.replace(config, classes=7, backbone="resnet34"))
+
+
+def test_a_file_that_holds_no_weights_is_refused(data: Path, tmp_path: Path) -> None:
+    (tmp_path / "page.pth").write_text("<html>404</html>")
+    with pytest.raises(ConfigError, match=r"^init=.*is no file of weights"):
+        begun(data, tmp_path / "page.pth")
 
 
 @pytest.mark.parametrize("resumed_with", [True, False])

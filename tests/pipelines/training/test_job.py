@@ -8,11 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from mlflow.tracking import MlflowClient
-from PIL import Image
 
 from pipelines.datasets.layouts import DataConfig
 from pipelines.demo.demo import draw_dataset
@@ -24,13 +21,11 @@ from pipelines.storage import open_store
 from pipelines.tracking.server import TrackingError, local_tracking, tracking_uri
 from pipelines.training.checkpointing import CheckpointFolder
 from pipelines.training.config import TrainConfig
-from pipelines.training.initial_weights import read_initial_weights
 from pipelines.training.job import train
 from pipelines.training.publishing import TrainingFailed
-from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import ConfigError
-from pspnet_core.images.classes import ClassTable
-from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
+from pspnet_core.network.pspnet import PSPNet
+from tests.support.in_process import replace_ray
 
 pytestmark = pytest.mark.usefixtures("ray_cluster")
 SMALL: dict[str, Any] = {
@@ -53,7 +48,7 @@ SMALL: dict[str, Any] = {
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
-    """One epoch, then the same run resumed for a second one."""
+    """One epoch by two workers of Ray, then the same run resumed for a second one by one worker without Ray."""
 
     data: Path
     output: Path
@@ -72,7 +67,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_tracking: Path, ray_
     config = build(TrainConfig, SMALL | {"data": str(folder / "data"), "output": str(folder / "runs")})
     with local_tracking(folder):
         first = train(config)
-        resumed = train(build(TrainConfig, flatten(config) | {"epochs": 2, "resume": True}))
+        with pytest.MonkeyPatch.context() as patch:
+            replace_ray(patch)
+            resumed = train(build(TrainConfig, flatten(config) | {"epochs": 2, "resume": True, "workers": "1"}))
         server = tracking_uri()
     return Trained(data=folder / "data", output=folder / "runs", tracking=server, first=first, resumed=resumed)
 
@@ -161,23 +158,21 @@ def test_evaluation_agrees_with_validation(trained: Trained) -> None:
     assert result["images"] == 5
     assert set(result["iou"]) == set(SCENE_CLASSES.names)
     assert {key: result[key] for key in ("miou", "macc", "aacc")} == trained.first["metrics"]
-    flipped = evaluate(
-        build(EvaluateConfig, {"data": str(trained.data), "model": trained.first["model"], "flip": True})
-    )
-    assert flipped["model"] != result["model"]
 
 
-def test_a_run_is_not_overwritten(trained: Trained) -> None:
-    with pytest.raises(ConfigError, match=r"holds a run already; add --resume"):
-        train(trained.config())
-    with pytest.raises(ConfigError, match=r"backbone=resnet34: the run to resume has resnet18"):
-        train(trained.config(resume=True, backbone="resnet34"))
-    with pytest.raises(ConfigError, match=r"bins=\[1\]: the run to resume has \[1, 2\]"):
-        train(trained.config(resume=True, bins=(1,)))
-    with pytest.raises(ConfigError, match=r"ema=0.0: the run to resume has 0.5"):
-        train(trained.config(resume=True, ema=0.0))
-    with pytest.raises(ConfigError, match=r"aux_weight=off: the run to resume has on"):
-        train(trained.config(resume=True, aux_weight=0.0))
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"resume": False}, r"holds a run already; add --resume"),
+        ({"backbone": "resnet34"}, r"backbone=resnet34: the run to resume has resnet18"),
+        ({"bins": (1,)}, r"bins=\[1\]: the run to resume has \[1, 2\]"),
+        ({"ema": 0.0}, r"ema=0.0: the run to resume has 0.5"),
+        ({"aux_weight": 0.0}, r"aux_weight=off: the run to resume has on"),
+    ],
+)
+def test_a_run_is_not_overwritten(trained: Trained, changes: dict[str, Any], line: str) -> None:
+    with pytest.raises(ConfigError, match=line):
+        train(trained.config(**{"resume": True} | changes))
 
 
 @pytest.mark.parametrize(
@@ -232,76 +227,6 @@ def test_a_start_from_other_weights_must_fit(trained: Trained, tmp_path: Path) -
     assert not (tmp_path / "runs").exists()
 
 
-def test_weights_of_a_checkpoint_and_of_a_backbone_file(trained: Trained, tmp_path: Path) -> None:
-    import safetensors.torch
-
-    checkpoint = load_model(trained.first["model"])
-    whole = read_initial_weights(trained.first["model"]).state(checkpoint.config)
-    assert all(tensor.equal(checkpoint.weights[name]) for name, tensor in whole.items())
-    prefix = "backbone."
-    backbone = {name.removeprefix(prefix): t for name, t in checkpoint.weights.items() if name.startswith(prefix)}
-    safetensors.torch.save_file(backbone, tmp_path / "imagenet.safetensors")
-    started = read_initial_weights(str(tmp_path / "imagenet.safetensors")).state(checkpoint.config)
-    assert all(started[prefix + name].equal(tensor) for name, tensor in backbone.items())
-
-
-@pytest.mark.parametrize("auxiliary", [True, False])
-def test_other_classes_take_all_weights_but_the_classifiers(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture, auxiliary: bool
-) -> None:
-    config = PSPNetConfig(classes=3, backbone="resnet18", output_stride=32, bins=(1, 2), auxiliary=auxiliary)
-    names = [f"class {index}" for index in range(3)]
-    given = Checkpoint.from_model(PSPNet(config), name="three", classes=ClassTable.from_json({"names": names}))
-    given.save(tmp_path / "three")
-    torch.manual_seed(1)
-    with caplog.at_level("INFO", "pipelines.training.initial_weights"):
-        found = read_initial_weights(str(tmp_path / "three")).state(dataclasses.replace(config, classes=7))
-    fresh = {name for name, tensor in given.weights.items() if tensor.shape[:1] == (3,) and tensor.ndim in (1, 4)}
-    assert fresh == {name for name in found if name.startswith(("decoder.1.", "auxiliary.4."))}
-    assert len(fresh) == (4 if auxiliary else 2)
-    assert all(found[name].shape == (7, *given.weights[name].shape[1:]) for name in fresh)
-    assert all(found[name].equal(tensor) for name, tensor in given.weights.items() if name not in fresh)
-    PSPNet(dataclasses.replace(config, classes=7)).load_state_dict(found)
-    (record,) = caplog.records
-    assert "but for the classifiers (it has 3 classes, the data 7): " in record.getMessage()
-    assert all(name in record.getMessage() for name in fresh)
-    # Another network is refused all the same, and named where its weights would fit.
-    caplog.clear()
-    read_initial_weights(str(tmp_path / "three")).state(dataclasses.replace(config, align_corners=True))
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
-        f"the network of {tmp_path / 'three'} differs from the one to train: it has align_corners False"
-    ]
-    with pytest.raises(ConfigError, match="differs; start from the same backbone"):
-        read_initial_weights(str(tmp_path / "three")).state(dataclasses.replace(config, classes=7, backbone="resnet34"))
-
-
-def test_a_stray_id_is_found_before_anything_is_written(tmp_path: Path) -> None:
-    draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
-    mask = next((tmp_path / "data/masks/val").iterdir())
-    Image.fromarray(np.full((120, 160), 77, np.uint8)).save(mask)
-    config = build(TrainConfig, SMALL | {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs")})
-    with pytest.raises(ConfigError, match=rf"{mask.name}: holds id 77"):
-        train(config)
-    assert not (tmp_path / "runs").exists()
-
-
-def test_a_tracking_server_that_cannot_be_used_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "file").write_text("no folder")
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")
-    draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
-    config = build(TrainConfig, SMALL | {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs")})
-    with pytest.raises(TrackingError, match="cannot be used") as caught:
-        train(config)
-    assert "\n" not in str(caught.value)
-    assert not (tmp_path / "runs" / "scenes").exists()  # the same command may be given again
-
-
-def test_a_file_that_holds_no_weights_is_told(trained: Trained, tmp_path: Path) -> None:
-    (tmp_path / "page.pth").write_text("<html>404</html>")
-    with pytest.raises(ConfigError, match=r"^init=.*is no file of weights"):
-        read_initial_weights(str(tmp_path / "page.pth")).state(load_model(trained.first["model"]).config)
-
-
 @pytest.mark.usefixtures("tracking_home")
 def test_training_that_blows_up_ends_at_once(tmp_path: Path) -> None:
     """At once, not after as many tries as failures are allowed; what was good before it is kept."""
@@ -330,11 +255,3 @@ def test_training_that_blows_up_ends_at_once(tmp_path: Path) -> None:
     progress = json.loads((Path(found[3]).parent / "progress.json").read_text())
     assert progress["step"] == int(found[1]) - 1
     assert all(tensor.isfinite().all() for tensor in load_model(found[3]).weights.values())
-
-
-@pytest.mark.parametrize("uri", ["models:/nobody@newest", "models:/nobody/3", f"runs:/{'0' * 32}/model"])
-@pytest.mark.usefixtures("tracking_home")
-def test_an_unknown_model_is_told_in_one_line(uri: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        load_model(uri)
-    assert str(caught.value).startswith(f"model={uri}: MLflow at sqlite:")

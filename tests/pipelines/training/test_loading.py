@@ -4,8 +4,6 @@ import functools
 import itertools
 import pickle
 import threading
-from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +18,7 @@ from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.demo import draw_dataset
 from pipelines.training.loading import TASK_STEPS, Batch, Crops, Rank, epoch_order, load_by_ray, load_by_threads
-from pspnet_core.threads import map_ahead
+from pspnet_core.network.pspnet import IMAGENET_MEAN
 from pspnet_core.training.augment import AugmentConfig
 
 BATCH = 4
@@ -33,13 +31,14 @@ def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
     return open_dataset(str(folder), "folder")
 
 
-def make_crops(dataset: Dataset, *, seed: int = 0, crop: tuple[int, int] = (32, 40), blocks: Any = None) -> Crops:
+def make_crops(dataset: Dataset, *, seed: int = 0, crop: int = 32, blocks: Any = None) -> Crops:
     pairs = dataset.split("train")
     return Crops(
         dataset=dataset,
         pairs=pairs,
         blocks=blocks or (1,) * len(pairs),
         augment=AugmentConfig(crop=crop),
+        mean=IMAGENET_MEAN,
         batch=BATCH,
         seed=seed,
     )
@@ -59,8 +58,8 @@ def test_shapes_and_the_last_partial_batch(dataset: Dataset) -> None:
     crops = make_crops(dataset)
     assert crops.steps == 2  # 11 images make two batches of 4
     images, masks = by_threads(crops, 0, 1)[0]
-    assert (images.shape, images.dtype) == ((BATCH, 3, 32, 40), torch.uint8)
-    assert (masks.shape, masks.dtype) == ((BATCH, 32, 40), torch.uint8)
+    assert (images.shape, images.dtype) == ((BATCH, 3, 32, 32), torch.uint8)
+    assert (masks.shape, masks.dtype) == ((BATCH, 32, 32), torch.uint8)
 
 
 def test_a_step_is_the_same_again_and_another_is_not(dataset: Dataset) -> None:
@@ -83,7 +82,7 @@ def test_the_keys_of_a_step_are_those_of_its_images(dataset: Dataset) -> None:
 @pytest.mark.parametrize("world", [2, 3, 4])
 def test_workers_share_the_same_steps(dataset: Dataset, world: int) -> None:
     """Also where the batch does not divide evenly."""
-    crops = make_crops(dataset, seed=3, crop=(16, 16))
+    crops = make_crops(dataset, seed=3, crop=16)
     alone = by_threads(crops, 10, 12)
     shared = [by_threads(crops, 10, 12, rank=rank, world=world) for rank in range(world)]
     for step, expected in enumerate(alone):
@@ -135,7 +134,7 @@ def test_an_epoch_visits_every_sample_once(blocks: list[int], seed: int, epoch: 
 @given(st.lists(st.integers(1, 9), min_size=2, max_size=60), st.integers(0, 2**31), st.integers(1, 40))
 @settings(deadline=None, derandomize=True)
 def test_few_blocks_are_open_at_a_time(blocks: list[int], seed: int, window: int) -> None:
-    """A block's samples lie within a window: whoever reads in this order needs no block again once it has passed."""
+    """A block's samples lie within a window: a reader in this order needs no block again once it has passed."""
     owner = np.repeat(np.arange(len(blocks)), blocks)
     order = owner[epoch_order(blocks, seed=seed, epoch=0, window=window)]
     for block, size in enumerate(blocks):
@@ -148,22 +147,3 @@ def test_single_samples_are_shuffled_throughout() -> None:
     """However small the window: the mean distance from the old place is a third of the whole, as for any shuffle."""
     order = epoch_order((1,) * 9000, seed=0, epoch=0, window=10)
     assert np.abs(order - np.arange(9000)).mean() == pytest.approx(3000, rel=0.03)
-
-
-@given(st.lists(st.integers(), max_size=40), st.integers(0, 8))
-@settings(deadline=None, derandomize=True)
-def test_working_ahead_keeps_order_and_bound(items: list[int], depth: int) -> None:
-    taken = 0
-
-    def source() -> Iterator[int]:
-        nonlocal taken
-        for item in items:
-            taken += 1
-            yield item
-
-    with ThreadPoolExecutor(2) as pool:
-        results = []
-        for result in map_ahead(pool, lambda item: item * 2, source(), depth=depth):
-            results.append(result)
-            assert taken <= len(results) + depth
-    assert results == [item * 2 for item in items]

@@ -16,21 +16,21 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.demo.scenes import draw_scene
 from pspnet_core.errors import ConfigError
 from pspnet_core.training.augment import AugmentConfig, Draw, Mask, apply, augment, distort_colors, plan
 from tests.support.paths import ROOT
 
 MEAN = (120, 115, 105)
 # Everything at once; and nothing but the crop.
-WILD = AugmentConfig(crop=(24, 20), photometric=0.5, mean=MEAN)
-STILL = AugmentConfig(crop=(24, 20), scale=(1.0, 1.0), rotate=0.0, cat_max_ratio=1.0, blur=0.0, hflip=0.0, mean=MEAN)
-# Movements only, so that a pixel can be told by its colour.
+WILD = AugmentConfig(crop=24, photometric=0.5)
+STILL = AugmentConfig(crop=24, scale=(1.0, 1.0), rotate=0.0, cat_max_ratio=1.0, blur=0.0, hflip=0.0)
+# Movements only, so that colours identify pixels.
 MOVED = dataclasses.replace(STILL, scale=(0.5, 2.0), rotate=10.0, hflip=0.5)
 SHEET = ROOT / "docs" / "augmentation_sheet.py"
 Bytes = NDArray[np.uint8]
 
-SIZES = st.tuples(st.integers(1, 40), st.integers(1, 40))
+SIDES = st.integers(1, 40)
+SIZES = st.tuples(SIDES, SIDES)
 SEEDS = st.integers(0, 2**32)
 
 
@@ -52,25 +52,25 @@ def _places(height: int, width: int) -> tuple[Bytes, Mask]:
 @given(
     seed=SEEDS,
     size=SIZES,
-    crop=SIZES,
+    crop=SIDES,
     dtype=st.sampled_from([np.uint8, np.uint16, np.int32]),
     ignore=st.sampled_from([0, 11, 255]),
     rotate=st.sampled_from([10.0, 180.0]),
 )
 @settings(deadline=None, derandomize=True)
 def test_any_sample_gives_a_crop_of_known_ids_again_and_again(
-    seed: int, size: tuple[int, int], crop: tuple[int, int], dtype: Any, ignore: int, rotate: float
+    seed: int, size: tuple[int, int], crop: int, dtype: Any, ignore: int, rotate: float
 ) -> None:
     image, mask = _noise(seed, *size, dtype)
     before = image.copy(), mask.copy()
-    config = dataclasses.replace(WILD, crop=crop, ignore=ignore, rotate=rotate)
-    pixels, ids = augment(image, mask, config, seed)
-    assert pixels.shape == (*crop, 3)
+    config = dataclasses.replace(WILD, crop=crop, rotate=rotate)
+    pixels, ids = augment(image, mask, config, seed, ignore=ignore)
+    assert pixels.shape == (crop, crop, 3)
     assert pixels.dtype == np.uint8
-    assert ids.shape == crop
+    assert ids.shape == (crop, crop)
     assert ids.dtype == dtype
     assert set(ids.ravel()) <= set(mask.ravel()) | {ignore}
-    again = augment(image, mask, config, seed)
+    again = augment(image, mask, config, seed, ignore=ignore)
     np.testing.assert_array_equal(pixels, again[0])
     np.testing.assert_array_equal(ids, again[1])
     np.testing.assert_array_equal(image, before[0])
@@ -101,15 +101,12 @@ def test_sizes_that_differ_are_refused() -> None:
 # --- where the pixels go --------------------------------------------------------------------------
 
 
-@given(seed=SEEDS, size=st.tuples(st.integers(8, 51), st.integers(8, 51)), crop=SIZES)
+@given(seed=SEEDS, size=st.tuples(st.integers(8, 51), st.integers(8, 51)), crop=SIDES)
 @settings(deadline=None, derandomize=True, max_examples=80)
-def test_every_pixel_has_the_colour_of_the_place_that_its_id_names(
-    seed: int, size: tuple[int, int], crop: tuple[int, int]
-) -> None:
+def test_every_pixel_has_the_colour_of_the_place_that_its_id_names(seed: int, size: tuple[int, int], crop: int) -> None:
     """Half a pixel is the mask's rounding; the rest is that of the colours, 1.5 levels of 5 to the pixel."""
     image, mask = _places(*size)
-    config = dataclasses.replace(MOVED, crop=crop, ignore=65535)
-    pixels, ids = augment(image, mask, config, seed)
+    pixels, ids = augment(image, mask, dataclasses.replace(MOVED, crop=crop), seed, ignore=65535)
     y, x = np.divmod(ids.astype(int), size[1])
     # Towards the rim the filter has neighbours on one side only, and the ramp bends.
     inner = (ids != 65535) & (y >= 3) & (y < size[0] - 3) & (x >= 3) & (x < size[1] - 3)
@@ -117,23 +114,23 @@ def test_every_pixel_has_the_colour_of_the_place_that_its_id_names(
     assert (np.abs(shifts) <= 0.5 + 0.3).all()
 
 
-@given(seed=SEEDS, size=SIZES, crop=SIZES, rotate=st.sampled_from([0.0, 10.0, 180.0]), base=st.sampled_from([1.0, 0.7]))
+@given(seed=SEEDS, size=SIZES, crop=SIDES, rotate=st.sampled_from([0.0, 10.0, 180.0]), base=st.sampled_from([1.0, 0.7]))
 @settings(deadline=None, derandomize=True)
 def test_the_mask_is_the_map_read_pixel_by_pixel(
-    seed: int, size: tuple[int, int], crop: tuple[int, int], rotate: float, base: float
+    seed: int, size: tuple[int, int], crop: int, rotate: float, base: float
 ) -> None:
     """Each pixel of the crop, walked back to the sample: mirrored, shifted, turned and scaled one after the other."""
     image, mask = _places(*size)
-    config = dataclasses.replace(MOVED, crop=crop, rotate=rotate, image_scale=base, ignore=65535)
+    config = dataclasses.replace(MOVED, crop=crop, rotate=rotate, image_scale=base)
     draw = plan(config, seed)
-    _, ids = apply(image, mask, config, draw)
+    _, ids = apply(image, mask, config, draw, ignore=65535)
     height, width = (max(1, round(side * base * draw.scale)) for side in size)
     top, left = (
-        math.floor(place * (side - cut + 1)) if side >= cut else -math.ceil((cut - side) / 2)
-        for place, side, cut in zip(draw.places[0], (height, width), crop, strict=True)
+        math.floor(place * (side - crop + 1)) if side >= crop else -math.ceil((crop - side) / 2)
+        for place, side in zip(draw.places[0], (height, width), strict=True)
     )
-    for row, column in np.ndindex(*crop):
-        x = left + (crop[1] - column - 0.5 if draw.hflip else column + 0.5)
+    for row, column in np.ndindex(crop, crop):
+        x = left + (crop - column - 0.5 if draw.hflip else column + 0.5)
         turned = (complex(x, top + row + 0.5) - complex(width, height) / 2) * cmath.exp(1j * math.radians(draw.angle))
         x = (turned.real + width / 2) * size[1] / width
         y = (turned.imag + height / 2) * size[0] / height
@@ -147,22 +144,22 @@ def test_the_mask_is_the_map_read_pixel_by_pixel(
 @pytest.mark.parametrize("seed", range(12))
 def test_the_image_is_that_of_the_whole_sample_resized_turned_and_cut(seed: int, base: float) -> None:
     image, mask = _noise(seed, 120, 161)
-    config = dataclasses.replace(MOVED, crop=(70, 81), hflip=0.0, image_scale=base)
+    config = dataclasses.replace(MOVED, crop=75, hflip=0.0, image_scale=base)
     draw = plan(config, seed)
     if base * draw.scale >= 1:
         draw = dataclasses.replace(draw, angle=0.0)  # see the next test
-    pixels, ids = apply(image, mask, config, draw)
+    pixels, ids = apply(image, mask, config, draw, mean=MEAN)
     size = round(161 * base * draw.scale), round(120 * base * draw.scale)
     whole = Image.fromarray(image).resize(size, Image.Resampling.BILINEAR)
     whole = whole.rotate(draw.angle, Image.Resampling.BILINEAR, fillcolor=MEAN)
     left, top = (
-        math.floor(place * (side - cut + 1)) if side >= cut else -math.ceil((cut - side) / 2)
-        for place, side, cut in zip(draw.places[0][::-1], size, (81, 70), strict=True)
+        math.floor(place * (side - 74)) if side >= 75 else -math.ceil((75 - side) / 2)
+        for place, side in zip(draw.places[0][::-1], size, strict=True)
     )
-    expected = Image.new("RGB", (81, 70), MEAN)
+    expected = Image.new("RGB", (75, 75), MEAN)
     expected.paste(whole, (-left, -top))
     # Image.rotate cuts off the corners that turn out of the frame; here they stay.
-    y, x = np.indices((70, 81)) + np.array([top, left])[:, None, None]
+    y, x = np.indices((75, 75)) + np.array([top, left])[:, None, None]
     seen = (ids != 255) & (y >= 0) & (y < size[1]) & (x >= 0) & (x < size[0])
     difference = np.abs(pixels.astype(int) - np.asarray(expected))[seen]
     assert seen.mean() > 0.1
@@ -175,10 +172,10 @@ def test_the_image_is_that_of_the_whole_sample_resized_turned_and_cut(seed: int,
 def test_an_enlarged_and_turned_image_is_read_between_its_own_pixels(seed: int) -> None:
     image, mask = _noise(seed, 60, 71)
     draw = dataclasses.replace(plan(MOVED, seed), scale=1.7, angle=seed - 5.5, hflip=False)
-    pixels, _ = apply(image, mask, dataclasses.replace(MOVED, crop=(70, 81)), draw)
+    pixels, _ = apply(image, mask, dataclasses.replace(MOVED, crop=75), draw)
     width, height = round(71 * 1.7), round(60 * 1.7)
-    left, top = math.floor(draw.places[0][1] * (width - 80)), math.floor(draw.places[0][0] * (height - 69))
-    y, x = np.indices((70, 81)) + 0.5
+    left, top = math.floor(draw.places[0][1] * (width - 74)), math.floor(draw.places[0][0] * (height - 74))
+    y, x = np.indices((75, 75)) + 0.5
     points = (x + left + 1j * (y + top) - complex(width, height) / 2) * np.exp(1j * math.radians(draw.angle))
     x, y = (points.real + width / 2) * 71 / width - 0.5, (points.imag + height / 2) * 60 / height - 0.5
     inside = (x > 0) & (y > 0) & (x < 70) & (y < 59)
@@ -190,61 +187,22 @@ def test_an_enlarged_and_turned_image_is_read_between_its_own_pixels(seed: int) 
     assert inside.mean() > 0.5
 
 
-@pytest.mark.parametrize("angle", [0.0, 7.0])
-def test_scaling_down_averages_instead_of_picking(angle: float) -> None:
-    """Stripes one pixel wide become an even grey."""
-    image = np.zeros((80, 80, 3), np.uint8)
-    image[:, ::2] = 255
-    pixels, _ = apply(image, np.zeros((80, 80), np.uint8), STILL, Draw(scale=0.5, angle=angle))
-    assert np.abs(pixels.astype(int) - 127).max() <= 2
-
-
-@pytest.mark.parametrize("change", [{"rotate": 10.0}, {"scale": (0.5, 2.0)}], ids=str)
-def test_no_change_shifts_the_mask_against_the_image(change: dict[str, Any]) -> None:
-    """The centre of a square moves alike in both: within the mask's rounding each time, exactly on average."""
-    mask = np.zeros((60, 60), np.uint8)
-    mask[10:22, 30:46] = 1
-    image = np.repeat(mask[..., None] * np.uint8(200), 3, axis=2)
-    config = dataclasses.replace(STILL, crop=(120, 120), mean=(0, 0, 0), ignore=0, **change)
-    centres, shifts = set(), []
-    for seed in range(40):
-        pixels, ids = augment(image, mask, config, seed)
-        centre = _centre(pixels[..., 0].astype(float))
-        centres.add(tuple(np.round(centre, 1)))
-        shifts.append(_centre(ids.astype(float)) - centre)
-    assert len(centres) > 10
-    assert np.abs(shifts).max() <= 0.6
-    assert np.abs(np.mean(shifts, axis=0)).max() < 0.1
-
-
-def _centre(weight: NDArray[np.float64]) -> NDArray[np.float64]:
-    y, x = np.indices(weight.shape)
-    return np.array([(weight * y).sum() / weight.sum(), (weight * x).sum() / weight.sum()])
-
-
 def test_the_window_may_be_anywhere() -> None:
     """Each pixel's colour is its place, so the crop tells where it was cut; every place comes up."""
-    image, mask = _places(26, 23)
+    image, mask = _places(26, 27)
     starts = set()
     for seed in range(200):
         pixels, ids = augment(image, mask, STILL, seed)
         left, top = (int(value) // 5 for value in pixels[0, 0, :2])
         starts.add((top, left))
-        np.testing.assert_array_equal(pixels, image[top : top + 24, left : left + 20])
-        np.testing.assert_array_equal(ids, mask[top : top + 24, left : left + 20])
+        np.testing.assert_array_equal(pixels, image[top : top + 24, left : left + 24])
+        np.testing.assert_array_equal(ids, mask[top : top + 24, left : left + 24])
     assert starts == {(top, left) for top in range(3) for left in range(4)}
-
-
-def test_mirror_swaps_left_and_right_in_both() -> None:
-    image, mask = _noise(0, 24, 20)
-    pixels, ids = apply(image, mask, STILL, Draw(hflip=True))
-    np.testing.assert_array_equal(pixels, image[:, ::-1])
-    np.testing.assert_array_equal(ids, mask[:, ::-1])
 
 
 def test_a_positive_angle_turns_counter_clockwise() -> None:
     image, mask = _noise(0, 20, 20)
-    pixels, ids = apply(image, mask, dataclasses.replace(STILL, crop=(20, 20)), Draw(angle=90.0))
+    pixels, ids = apply(image, mask, dataclasses.replace(STILL, crop=20), Draw(angle=90.0))
     np.testing.assert_array_equal(ids, np.rot90(mask))
     np.testing.assert_array_equal(pixels, np.rot90(image))
 
@@ -255,10 +213,10 @@ def test_a_positive_angle_turns_counter_clockwise() -> None:
 @pytest.mark.parametrize("size", [(10, 8), (11, 9), (1, 1), (24, 9), (10, 20), (23, 19), (1, 20)])
 def test_a_small_sample_is_centred_on_padding(size: tuple[int, int]) -> None:
     image, mask = _noise(1, *size)
-    pixels, ids = augment(image, mask, STILL, 0)
-    top, left = -(-(24 - size[0]) // 2), -(-(20 - size[1]) // 2)
-    expected_pixels = np.full((24, 20, 3), MEAN, np.uint8)
-    expected_ids = np.full((24, 20), 255, np.uint8)
+    pixels, ids = augment(image, mask, STILL, 0, mean=MEAN)
+    top, left = -(-(24 - size[0]) // 2), -(-(24 - size[1]) // 2)
+    expected_pixels = np.full((24, 24, 3), MEAN, np.uint8)
+    expected_ids = np.full((24, 24), 255, np.uint8)
     expected_pixels[top : top + size[0], left : left + size[1]] = image
     expected_ids[top : top + size[0], left : left + size[1]] = mask
     np.testing.assert_array_equal(pixels, expected_pixels)
@@ -269,9 +227,9 @@ def test_a_small_sample_is_centred_on_padding(size: tuple[int, int]) -> None:
 @settings(deadline=None, derandomize=True)
 def test_padding_is_the_mean_whatever_else_changes(seed: int, size: tuple[int, int]) -> None:
     """Neither blur nor distortion touch it, and it does not bleed into the sample."""
-    config = dataclasses.replace(WILD, crop=(40, 40), blur=1.0, photometric=1.0)
+    config = dataclasses.replace(WILD, crop=40, blur=1.0, photometric=1.0)
     image, mask = np.full((*size, 3), 255, np.uint8), np.zeros(size, np.uint8)
-    pixels, ids = augment(image, mask, config, seed)
+    pixels, ids = augment(image, mask, config, seed, mean=MEAN)
     assert (pixels[ids == 255] == MEAN).all()
     # A white sample is white, or grey after the distortion, up to its rim.
     inside = pixels[ids == 0]
@@ -279,31 +237,24 @@ def test_padding_is_the_mean_whatever_else_changes(seed: int, size: tuple[int, i
     assert (inside.max(-1) == inside.min(-1)).all()
 
 
-def test_padding_has_the_rounded_mean() -> None:
+@pytest.mark.parametrize(
+    ("mean", "color"), [((123.675, 116.28, 103.53), [124, 116, 104]), ((-3.0, 300.0, 7.4), [0, 255, 7])]
+)
+def test_padding_has_the_rounded_mean(mean: tuple[float, ...], color: list[int]) -> None:
     image, mask = _noise(0, 10, 10)
-    config = dataclasses.replace(STILL, mean=(123.675, 116.28, 103.53))
-    assert augment(image, mask, config, 0)[0][0, 0].tolist() == [124, 116, 104]
+    assert augment(image, mask, STILL, 0, mean=mean)[0][0, 0].tolist() == color
 
 
 def test_a_window_that_turned_out_of_the_sample_is_padding() -> None:
     image, mask = np.zeros((10, 400, 3), np.uint8), np.zeros((10, 400), np.uint8)
-    pixels, ids = apply(image, mask, STILL, Draw(angle=90.0, places=((0.5, 0.99),)))
+    pixels, ids = apply(image, mask, STILL, Draw(angle=90.0, places=((0.5, 0.99),)), mean=MEAN)
     assert (ids == 255).all()
     assert (pixels == MEAN).all()
 
 
-@pytest.mark.parametrize("seed", range(6))
-def test_ids_of_16_bits_survive(seed: int) -> None:
-    image, mask = _noise(seed, 30, 30, np.uint16, 65000)
-    _, ids = augment(image, mask, dataclasses.replace(WILD, ignore=65535), seed)
-    assert ids.dtype == np.uint16
-    assert set(ids.ravel()) <= set(mask.ravel()) | {65535}
-    assert ids[ids != 65535].max() > 255
-
-
 def test_an_ignore_id_that_needs_16_bits_is_not_clipped() -> None:
     image, mask = _noise(0, 10, 10)
-    _, ids = augment(image, mask, dataclasses.replace(STILL, ignore=1000), 0)
+    _, ids = augment(image, mask, STILL, 0, ignore=1000)
     assert ids.dtype == np.uint16
     assert ids[0, 0] == 1000
     assert set(ids.ravel()) == set(mask.ravel()) | {1000}
@@ -324,7 +275,7 @@ def test_the_first_window_that_keeps_the_cap_is_taken(dtype: Any) -> None:
     grid = np.random.default_rng(5).choice(np.array([0, 0, 0, 1, 2, 255], dtype), (6, 8))
     mask = grid.repeat(16, 0).repeat(16, 1)
     image, _ = _noise(0, *mask.shape)
-    config = dataclasses.replace(MOVED, cat_max_ratio=0.5, crop=(28, 24))
+    config = dataclasses.replace(MOVED, cat_max_ratio=0.5, crop=26)
     taken = []
     for seed in range(60):
         draw = plan(config, seed)
@@ -335,15 +286,7 @@ def test_the_first_window_that_keeps_the_cap_is_taken(dtype: Any) -> None:
         pixels, ids = apply(image, mask, config, draw)
         np.testing.assert_array_equal(ids, windows[taken[-1]][1])
         np.testing.assert_array_equal(pixels, windows[taken[-1]][0])
-    assert {0, 1, 2} <= set(taken)
-
-
-def test_without_a_good_window_the_last_is_taken() -> None:
-    image, mask = _places(60, 50)
-    mask = np.zeros_like(mask)
-    draw = Draw(places=((0.0, 0.0), (0.5, 0.0), (0.9, 0.9)))
-    last = apply(image, mask, STILL, dataclasses.replace(draw, places=draw.places[-1:]))
-    np.testing.assert_array_equal(apply(image, mask, dataclasses.replace(STILL, cat_max_ratio=0.9), draw)[0], last[0])
+    assert {0, 1, 2, 9} <= set(taken)
 
 
 def test_a_window_without_labels_is_passed_over() -> None:
@@ -352,14 +295,14 @@ def test_a_window_without_labels_is_passed_over() -> None:
     mask[:30] = 255
     draw = Draw(places=((0.0, 0.0), (0.99, 0.0), (0.0, 0.0)))
     _, ids = apply(image, mask, dataclasses.replace(STILL, cat_max_ratio=0.9), draw)
-    np.testing.assert_array_equal(ids, mask[36:, :20])
+    np.testing.assert_array_equal(ids, mask[36:, :24])
 
 
 def test_a_cap_of_1_takes_the_first_window() -> None:
     image, mask = _places(60, 50)
     draw = Draw(places=((0.0, 0.0), (0.9, 0.9)))
     pixels, _ = apply(image, np.full_like(mask, 255), STILL, draw)
-    np.testing.assert_array_equal(pixels, image[:24, :20])
+    np.testing.assert_array_equal(pixels, image[:24, :24])
 
 
 # --- blur and colours -----------------------------------------------------------------------------
@@ -367,10 +310,10 @@ def test_a_cap_of_1_takes_the_first_window() -> None:
 
 @pytest.mark.parametrize("deviation", [0.1, 0.3, 0.5, 0.8, 1.0])
 def test_blur_spreads_a_point_like_a_gaussian_and_leaves_the_mask(deviation: float) -> None:
-    image, mask = np.zeros((24, 20, 3), np.uint8), _noise(0, 24, 20)[1]
+    image, mask = np.zeros((24, 24, 3), np.uint8), _noise(0, 24, 24)[1]
     image[12, 10] = 255
     pixels, ids = apply(image, mask, STILL, Draw(blur=deviation))
-    y, x = np.indices((24, 20))
+    y, x = np.indices((24, 24))
     bell = np.exp(-((y - 12) ** 2 + (x - 10) ** 2) / (2 * deviation**2))
     np.testing.assert_allclose(pixels[..., 1], 255 * bell / bell.sum(), atol=2)
     np.testing.assert_array_equal(ids, mask)
@@ -409,7 +352,7 @@ def test_distorted_colours_are_those_of_colorsys(draw: Draw, color: tuple[float,
 @settings(deadline=None, derandomize=True, max_examples=30)
 def test_a_distorted_image_has_these_colours_and_its_mask_is_unchanged(draw: Draw, seed: int) -> None:
     """Pillow interpolates between the colours of a grid 16 levels wide: half a level off on average."""
-    image, mask = _noise(seed, 24, 20)
+    image, mask = _noise(seed, 24, 24)
     pixels, ids = apply(image, mask, STILL, draw)
     expected = np.array([_distorted(color, draw) for color in image.reshape(-1, 3).astype(float)])
     difference = np.abs(pixels.reshape(-1, 3) - expected)
@@ -418,23 +361,11 @@ def test_a_distorted_image_has_these_colours_and_its_mask_is_unchanged(draw: Dra
     np.testing.assert_array_equal(ids, mask)
 
 
-@pytest.mark.parametrize(
-    "draw", [Draw(brightness=20.0), Draw(contrast=0.8), Draw(saturation=0.5), Draw(hue=30.0)], ids=repr
-)
-def test_each_colour_change_is_async(draw: Draw) -> None:
-    image, mask = draw_scene(3, width=40, height=40)
-    config = dataclasses.replace(STILL, crop=(40, 40))
-    pixels, _ = apply(image, mask, config, draw)
-    expected = np.array([_distorted(color, draw) for color in image.reshape(-1, 3).astype(float)])
-    assert np.abs(pixels.reshape(-1, 3) - expected).mean() < 1
-    assert np.abs(pixels.astype(int) - image).mean() > 3
-
-
 def test_grey_stays_grey() -> None:
     """Between the colours of the grid it may get a little darker, never coloured."""
-    grey = np.repeat(np.arange(256, dtype=np.uint8)[:, None, None], 3, axis=2)
-    config = dataclasses.replace(STILL, crop=(256, 1))
-    pixels, _ = apply(grey, np.zeros((256, 1), np.uint8), config, Draw(saturation=1.5, hue=30.0))
+    grey = np.repeat(np.arange(256, dtype=np.uint8).reshape(16, 16, 1), 3, axis=2)
+    config = dataclasses.replace(STILL, crop=16)
+    pixels, _ = apply(grey, np.zeros((16, 16), np.uint8), config, Draw(saturation=1.5, hue=30.0))
     assert np.ptp(pixels, axis=-1).max() <= 1
     np.testing.assert_allclose(pixels.astype(int), grey.astype(int), atol=4)
 
@@ -454,7 +385,7 @@ def test_grey_stays_grey() -> None:
         ({"photometric": 0.0}, {"brightness", "contrast", "saturation", "hue"}),
         ({"photometric": 1.0}, {"brightness", "contrast", "saturation", "hue"}),
         ({"cat_max_ratio": 1.0}, set()),
-        ({"crop": (7, 9), "image_scale": 0.5, "ignore": 3, "mean": (0, 0, 0)}, set()),
+        ({"crop": 7, "image_scale": 0.5}, set()),
     ],
     ids=lambda value: str(sorted(value)) if isinstance(value, set) else str(value),  # the same in each process
 )
@@ -479,23 +410,13 @@ def test_the_numbers_are_spread_as_they_should_be() -> None:
 
     spread([math.log2(draw.scale) for draw in draws], -1, 1)
     spread([place for draw in draws for pair in draw.places for place in pair], 0, 1)
-    spread([draw.angle for draw in draws if draw.angle], -10, 10)
-    spread([draw.blur for draw in draws if draw.blur], 0.1, 1)
-    spread([draw.brightness for draw in draws if draw.brightness], -32, 32)
-    spread([draw.contrast for draw in draws if draw.contrast != 1], 0.5, 1.5)
-    spread([draw.saturation for draw in draws if draw.saturation != 1], 0.5, 1.5)
-    spread([draw.hue for draw in draws if draw.hue], -36, 36)
-    for happened in (
-        [draw.angle != 0 for draw in draws],
-        [draw.blur != 0 for draw in draws],
-        [draw.hflip for draw in draws],
-        [draw.brightness != 0 for draw in draws],
-        [draw.contrast != 1 for draw in draws],
-        [draw.contrast_last for draw in draws],
-        [draw.saturation != 1 for draw in draws],
-        [draw.hue != 0 for draw in draws],
-    ):
-        assert 0.4 < np.mean(happened) < 0.6
+    ranges = {"angle": (-10, 10), "blur": (0.1, 1), "brightness": (-32, 32), "contrast": (0.5, 1.5)}
+    ranges |= {"saturation": (0.5, 1.5), "hue": (-36, 36)}
+    for field in (*ranges, "hflip", "contrast_last"):
+        changed = [value for draw in draws if (value := getattr(draw, field)) != getattr(Draw(), field)]
+        assert 0.4 < len(changed) / len(draws) < 0.6
+        if field in ranges:
+            spread(changed, *ranges[field])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.25, 1.0])
@@ -508,23 +429,13 @@ def test_shares_are_kept(share: float) -> None:
     assert np.mean([draw.distorts for draw in draws]) == pytest.approx(share * 15 / 16, abs=0.06)
 
 
-def test_the_paper_distorts_no_colours() -> None:
-    assert not any(plan(AugmentConfig(crop=(8, 8)), seed).distorts for seed in range(50))
-
-
-def test_base_scales_every_sample() -> None:
-    image, mask = _noise(0, 48, 40)
-    _, ids = augment(image, mask, dataclasses.replace(STILL, image_scale=0.5), 0)
-    np.testing.assert_array_equal(ids, np.asarray(Image.fromarray(mask).resize((20, 24), Image.Resampling.NEAREST)))
-
-
 # --- configuration and documentation --------------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        ({"crop": (0, 5)}, "crop"),
+        ({"crop": 0}, "crop"),
         ({"image_scale": 0.0}, "image_scale"),
         ({"image_scale": math.inf}, "image_scale"),
         ({"scale": (0.0, 1.0)}, "scale"),
@@ -539,9 +450,6 @@ def test_base_scales_every_sample() -> None:
         ({"blur": 1.1}, "blur"),
         ({"hflip": -0.1}, "hflip"),
         ({"photometric": 2.0}, "photometric"),
-        ({"mean": (0.0, 0.0, 256.0)}, "mean"),
-        ({"ignore": -1}, "ignore"),
-        ({"ignore": 65536}, "ignore"),
     ],
 )
 def test_a_config_that_cannot_work_is_refused(change: dict[str, Any], field: str) -> None:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import math
-
 import pytest
 import torch
 from torch import nn
 
-from pspnet_core.errors import ConfigError
 from pspnet_core.training.ema import WeightAverage
 
 
@@ -66,9 +63,3 @@ def test_the_average_stands_beside_the_model() -> None:
     assert model.training and not average.model.training
     assert all(parameter.requires_grad for parameter in model.parameters())
     assert not any(parameter.requires_grad for parameter in average.model.parameters())
-
-
-@pytest.mark.parametrize("decay", [0.0, 1.0, -0.1, math.nan])
-def test_a_decay_that_averages_nothing_is_refused(decay: float) -> None:
-    with pytest.raises(ConfigError, match=r"^ema=.*: choose a decay in \(0, 1\)"):
-        WeightAverage(_model(0), decay)

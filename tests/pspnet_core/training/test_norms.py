@@ -19,7 +19,7 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 
 def _network() -> PSPNet:
     torch.manual_seed(0)
-    return PSPNet(PSPNetConfig(classes=2, backbone="resnet18", output_stride=32, dropout=0.0))
+    return PSPNet(PSPNetConfig(classes=2, backbone="resnet18", stages=2, dropout=0.0))
 
 
 def _kinds(model: nn.Module) -> set[type[nn.Module]]:

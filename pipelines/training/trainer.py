@@ -1,4 +1,4 @@
-"""A worker of a training run: its model, and the step that it takes with the others.
+"""``Trainer``: the model of one training worker, and the step that it takes with the others.
 
 One step, as in the paper: preprocess -> (initialised once) -> forward -> loss -> backward and update -> repeat.
 
@@ -32,7 +32,7 @@ from pspnet_core.device import autocast, make_deterministic, place, training_dty
 from pspnet_core.errors import PspnetError
 from pspnet_core.inference.segmenter import Segmenter
 from pspnet_core.metrics.confusion import ConfusionMatrix
-from pspnet_core.network.pspnet import Logits, PSPNet
+from pspnet_core.network.pspnet import PSPNet
 from pspnet_core.training.ema import WeightAverage
 from pspnet_core.training.losses import class_weights, pspnet_loss, valid_weight
 from pspnet_core.training.norms import set_norm
@@ -43,8 +43,8 @@ class NotFinite(PspnetError):
     """Loss, gradient or weights are NaN or infinite; what was saved before is whole."""
 
 
-class Worker:
-    """One worker's model and optimiser. Holds no connection; what happens outside of it is ``Record``'s.
+class Trainer:
+    """A worker's model and optimiser, and the steps that they take. Holds no connection; ``Record`` does.
 
     Attributes:
         steps_done: steps since the start of the run.
@@ -68,24 +68,15 @@ class Worker:
         if step.compile:
             self.model.compile()
         self.parallel = _parallel(self.model, rank, device, deterministic=step.deterministic)
-        self.optimiser = build_optimiser(
-            self.model,
-            optimiser.kind,
-            momentum=optimiser.momentum,
-            weight_decay=optimiser.weight_decay,
-            head_lr_factor=optimiser.head_lr_factor,
-        )
+        self.optimiser = build_optimiser(self.model, optimiser)
         self.dtype = training_dtype(device, step.precision)
         self.scaler = torch.amp.GradScaler(device.type, enabled=self.dtype == torch.float16)
-        self.loss_config, self.ignore = config.loss, setup.dataset.classes.ignore
+        self.ignore = setup.dataset.classes.ignore
         balance = config.step.class_balance
-        weights = class_weights(torch.tensor(setup.pixels), power=balance) if balance else None
-        self.weights = None if weights is None else weights.to(device)
+        self.weights = class_weights(torch.tensor(setup.pixels), power=balance).to(device) if balance else None
 
-    def restore(self, snapshot: Snapshot | None) -> None:
-        """Take up the state of a checkpoint; without one the run starts."""
-        if snapshot is None:
-            return
+    def restore(self, snapshot: Snapshot) -> None:
+        """Take up the state of a checkpoint."""
         raw = snapshot.weights if snapshot.weights is not None else snapshot.model.weights
         self.model.load_state_dict(raw)
         if self.average:
@@ -96,27 +87,25 @@ class Worker:
         self.steps_done, self.losses = snapshot.progress.step, snapshot.progress.loss
 
     def snapshot(self, *, model: Checkpoint, metrics: Mapping[str, float] | None = None) -> Snapshot:
-        """The state as it is now, copied to CPU memory; ``metrics`` where an epoch has just ended."""
-        progress = RunProgress(
-            step=self.steps_done,
-            workers=self.rank.world,
-            loss=self.losses,
-            scaler=self.scaler.state_dict(),
-            metrics=dict(metrics or {}),
-        )
+        """Copy the state to CPU memory; ``metrics`` where an epoch has just ended."""
         return Snapshot(
             model=model,
             weights=cpu_state_dict(self.model) if self.average else None,
             optimiser=optimiser_state(self.optimiser, self.model),
-            progress=progress,
+            progress=RunProgress(
+                step=self.steps_done,
+                workers=self.rank.world,
+                loss=self.losses,
+                scaler=self.scaler.state_dict(),
+                metrics=dict(metrics or {}),
+            ),
         )
 
     @property
     def lr(self) -> float:
         """Learning rate of the backbone in the next step."""
-        schedule = self.setup.config.schedule
-        share = poly(self.steps_done, steps=self.setup.steps, power=schedule.power, warmup=schedule.warmup)
-        return self.setup.config.optimiser.lr * share
+        config = self.setup.config
+        return config.optimiser.lr * poly(self.steps_done, self.setup.steps, config.schedule)
 
     def train_step(self, batch: Batch) -> None:
         """Take the next step of the run with this worker's part of its batch.
@@ -128,14 +117,15 @@ class Worker:
             self.losses = 0.0
         self.model.train()
         # Dropout: other on each worker, and what it was before where a step is taken again.
-        torch.manual_seed(derived_seed(self.setup.config.seed, self.steps_done, self.rank.index))
+        seeds = np.random.SeedSequence((self.setup.config.seed, self.steps_done, self.rank.index))
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
         images = batch.images.to(self.device, memory_format=training_layout(self.device))
         try:
             self.loss = float(self.step(images, batch.masks.to(self.device).long(), self.lr))
             if self.average:
                 self.average.update(self.model, self.steps_done)
             if self.setup.saves(self.steps_done + 1):
-                self._refuse_spoilt_state()
+                self._check_state()
         except NotFinite as error:
             keys = ", ".join(self.setup.crops.keys(self.steps_done))
             raise NotFinite(f"{error} at step {self.steps_done + 1} on images {keys}") from error
@@ -143,7 +133,7 @@ class Worker:
         self.steps_done += 1
 
     def step(self, images: Tensor, masks: Tensor, lr: float) -> Tensor:
-        """One step on one batch: forward (the network preprocesses its input itself), loss, backward and update.
+        """Take one step on one batch: forward (the network preprocesses its input itself), loss, backward and update.
 
         Args:
             images: ``(b, 3, h, w)`` uint8 RGB, this worker's part of the batch.
@@ -163,22 +153,24 @@ class Worker:
         shares = self._shares([targets for _, targets in parts])
         total = torch.zeros((), device=self.device)
         for number, (inputs, targets) in enumerate(parts):
-            with self._gradients_shared(last=number == len(parts) - 1):
+            with self._sync_gradients(last=number == len(parts) - 1):
                 with autocast(self.device, self.dtype):
                     logits = self.parallel(inputs)
-                loss = shares[number] * self._loss(logits, targets)
+                loss = shares[number] * pspnet_loss(
+                    logits, targets, config=self.setup.config.loss, ignore=self.ignore, weight=self.weights
+                )
                 # DDP takes the mean of the workers' gradients; the shares are made for their sum.
                 self.scaler.scale(loss * self.rank.world).backward()
             total += loss.detach()
-        self._added_up(total)
+        self._sum_over_workers(total)
         self.scaler.unscale_(self.optimiser)
-        self._refuse_infinite(total, self._clipped_norm())
+        self._check_step(total, self._clip_gradient())
         self.scaler.step(self.optimiser)
         self.scaler.update()
         return total
 
-    def _clipped_norm(self) -> Tensor:
-        """The norm of the gradient of all weights together, the same on all workers, as it was before it is clipped."""
+    def _clip_gradient(self) -> Tensor:
+        """Clip the gradient; return its norm before that, over all weights together, the same on all workers."""
         norm: Tensor
         if limit := self.setup.config.optimiser.grad_clip:
             norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), limit)
@@ -187,7 +179,7 @@ class Worker:
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(slope) for slope in slopes]))
         return norm
 
-    def _refuse_infinite(self, loss: Tensor, norm: Tensor) -> None:
+    def _check_step(self, loss: Tensor, norm: Tensor) -> None:
         """Stop before an update that would spoil the weights; both values travel from the device at once."""
         value, length = torch.stack([loss, norm]).tolist()
         if not math.isfinite(value):
@@ -196,7 +188,7 @@ class Worker:
         if not math.isfinite(length) and not self.scaler.is_enabled():
             raise NotFinite(f"the norm of the gradient is {length}")
 
-    def _refuse_spoilt_state(self) -> None:
+    def _check_state(self) -> None:
         """Stop all workers before a checkpoint whose values are not finite on one of them.
 
         Each worker has its own statistics, which overflow in a forward pass whose loss and gradient may be finite;
@@ -205,32 +197,29 @@ class Worker:
         models = [self.model, self.average.model] if self.average else [self.model]
         state = [tensor for model in models for tensor in model.state_dict().values() if tensor.is_floating_point()]
         spoilt = torch.stack([~torch.isfinite(tensor).all() for tensor in state]).sum()
-        if self._added_up(spoilt):
+        if self._sum_over_workers(spoilt):
             raise NotFinite("weights or statistics of BatchNorm are not finite")
 
-    def _loss(self, logits: Logits, targets: Tensor) -> Tensor:
-        return pspnet_loss(logits, targets, ignore=self.ignore, weight=self.weights, config=self.loss_config)
-
     def _shares(self, masks: Sequence[Tensor]) -> Tensor:
-        """Share of each of this worker's passes in the step's loss; those of all workers add up to 1."""
+        """Weigh this worker's passes in the step's loss; the shares of all workers add up to 1."""
         counts = torch.stack([valid_weight(mask, ignore=self.ignore, weight=self.weights) for mask in masks])
-        total = self._added_up(counts.sum())
+        total = self._sum_over_workers(counts.sum())
         return (counts / torch.where(total > 0, total, 1)).float()
 
-    def _added_up(self, value: Tensor) -> Tensor:
-        """The sum of a tensor over all workers, in place."""
+    def _sum_over_workers(self, value: Tensor) -> Tensor:
+        """Sum a tensor over all workers, in place."""
         if self.rank.world > 1:
             torch.distributed.all_reduce(value)
         return value
 
-    def _gradients_shared(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
-        """Gradients travel between the workers once a step, with the last pass."""
+    def _sync_gradients(self, *, last: bool) -> contextlib.AbstractContextManager[None]:
+        """Send gradients between the workers once a step, with the last pass."""
         if last or not isinstance(self.parallel, DistributedDataParallel):
             return contextlib.nullcontext()
         return self.parallel.no_sync()
 
     def current_model(self) -> Checkpoint:
-        """This worker's model as it is scored and saved: the averaged weights if there are any."""
+        """Copy this worker's model as it is scored and saved: the averaged weights if there are any."""
         return Checkpoint.from_model(
             self.average.model if self.average else self.model,
             name=self.setup.config.name,
@@ -239,26 +228,26 @@ class Worker:
         )
 
     def scored_model(self) -> Checkpoint:
-        """``current_model`` of the first worker, on every worker: each one's BatchNorm has seen other images."""
+        """Copy ``current_model`` of the first worker to every worker: each one's BatchNorm has seen other images."""
         if self.rank.world > 1:
             for buffer in (self.average.model if self.average else self.model).buffers():
                 torch.distributed.broadcast(buffer, src=0)
         return self.current_model()
 
     def segmenter(self, model: Checkpoint) -> Segmenter:
-        """What labels with a model on this worker's device; its batches are evaluation's."""
+        """Build a ``Segmenter`` of a model on this worker's device, with evaluation's batches."""
         return Segmenter(model.model, self.setup.inference, device=self.device, batch=BATCH)
 
     def validate(self, segmenter: Segmenter) -> ConfusionMatrix:
-        """Confusion matrix of the whole validation split, on every worker."""
+        """Score the whole validation split; every worker gets all counts."""
         chunks = chunked(self.setup.val)[self.rank.index :: self.rank.world]
         confusion = score(segmenter, self.setup.dataset, list(itertools.chain.from_iterable(chunks)))
-        counts = self._added_up(torch.from_numpy(confusion.counts).to(self.device))
+        counts = self._sum_over_workers(torch.from_numpy(confusion.counts).to(self.device))
         confusion.counts[:] = counts.cpu().numpy()
         return confusion
 
     def epoch_metrics(self, confusion: ConfusionMatrix) -> dict[str, float]:
-        """What is reported of the epoch that has just ended; ``iou/<class name>`` of each class that was there."""
+        """Metrics of the epoch that has just ended; ``iou/<class name>`` for each class that was there."""
         names = class_metric_names("iou", self.setup.dataset.classes.names)
         iou = {name: value for name, value in zip(names, confusion.iou().tolist(), strict=True) if np.isfinite(value)}
         return {
@@ -272,7 +261,7 @@ class Worker:
 
 
 def _parallel(model: PSPNet, rank: Rank, device: torch.device, *, deterministic: bool) -> torch.nn.Module:
-    """The model with its gradients averaged over the workers."""
+    """Wrap the model so that its gradients are averaged over the workers."""
     if rank.world == 1:
         return model
     devices = [device.index] if device.type == "cuda" else None
@@ -284,8 +273,3 @@ def _parallel(model: PSPNet, rank: Rank, device: torch.device, *, deterministic:
         # them up in another order from then on: a run that was interrupted would differ in the last bit.
         find_unused_parameters=deterministic,
     )
-
-
-def derived_seed(*parts: int) -> int:
-    """One seed out of several numbers."""
-    return int(np.random.SeedSequence(parts).generate_state(1)[0])

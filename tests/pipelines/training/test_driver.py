@@ -1,6 +1,5 @@
-"""How training's driver deals with MLflow, without a Ray: the workers' part is replaced."""
+"""Training's driver without Ray: what it makes of its workers' end, and how it deals with MLflow."""
 
-import contextlib
 import json
 import signal
 import sys
@@ -10,7 +9,6 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import ray
 from mlflow.tracking import MlflowClient
 
 from pipelines.demo.demo import draw_dataset
@@ -21,6 +19,7 @@ from pipelines.training.config import TrainConfig
 from pipelines.training.job import train
 from pspnet_core.errors import ConfigError
 from tests.support.faultproxy import FaultProxy, Rule, answer
+from tests.support.in_process import replace_ray
 
 EXPERIMENT = b'{"experiment": {"experiment_id": "3", "name": "pspnet-training"}}'
 
@@ -28,14 +27,12 @@ EXPERIMENT = b'{"experiment": {"experiment_id": "3", "name": "pspnet-training"}}
 @pytest.fixture
 def run_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Trains with a stand-in for the workers."""
-    monkeypatch.setattr(job, "ray_session", contextlib.nullcontext)
-    monkeypatch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
-    monkeypatch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
+    replace_ray(monkeypatch)
     draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
     small: dict[str, Any] = {"backbone": "resnet18", "output_stride": 32, "bins": (1, 2), "crop": 48, "batch": 4}
 
     def run(fit: Callable[..., None], **flags: Any) -> None:
-        monkeypatch.setattr(job, "_trainer", lambda *arguments: SimpleNamespace(fit=fit))
+        monkeypatch.setattr(job, "_torch_trainer", lambda *arguments: SimpleNamespace(fit=fit))
         train(build(TrainConfig, {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs")} | small | flags))
 
     return run
@@ -68,7 +65,7 @@ def test_a_run_that_breaks_off_is_closed(
     assert MlflowClient(tracking_uri()).get_run(run_id).info.status == status
 
 
-def test_a_server_that_keeps_no_models_is_told_before_any_step(
+def test_a_server_that_keeps_no_models_is_refused_before_any_step(
     run_job: Callable[[Callable[..., None]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fit() -> None:
@@ -81,6 +78,17 @@ def test_a_server_that_keeps_no_models_is_told_before_any_step(
         with pytest.raises(TrackingError, match="that the server is MLflow 3 or later"):
             run_job(fit)
     assert not (tmp_path / "runs/pspnet").exists()  # the same command may be given again
+
+
+def test_a_server_that_cannot_be_used_ends_the_job_in_one_line(
+    run_job: Callable[[Callable[..., None]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/file/mlflow.db")
+    with pytest.raises(TrackingError, match="cannot be used") as caught:
+        run_job(broken)
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs/pspnet").exists()
 
 
 @pytest.mark.usefixtures("tracking_home")
