@@ -10,6 +10,7 @@ import ray
 import ray.data
 
 from pipelines.cluster.machine import PASS_SHARE, LocalResources, machine_memory
+from pipelines.process.config_tree import check_positive
 from pspnet_core.device import best_device, total_memory
 from pspnet_core.errors import ConfigError
 
@@ -42,6 +43,25 @@ class WorkerRange:
         if low > high:
             raise ConfigError("workers", text, "the smaller number comes first")
         return cls(low=low, high=high)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ActorConfig:
+    """The actors that hold the model."""
+
+    workers: str | None = None
+    """Model actors: N or MIN:MAX; by default up to one per GPU, or one on CPUs."""
+    gpus: float | None = None
+    """GPUs per actor, fractions allowed; by default 1 when the cluster has any."""
+    batch: int = 8
+    """Most images in one forward pass, or on CPUs at a time; fewer where an actor's memory does not hold them."""
+    compile: bool = False
+    """Whether the network is compiled (CUDA graphs on GPUs): for many images of one size."""
+
+    def __post_init__(self) -> None:
+        check_positive(batch=self.batch)
+        if self.workers is not None:
+            WorkerRange.parse(self.workers)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,19 +181,19 @@ class Pool:
     actor: ActorResources
 
     @classmethod
-    def of(cls, workers: str | None, gpus: float | None, *, reserve: float) -> "Pool":
+    def of(cls, config: ActorConfig, *, reserve: float) -> "Pool":
         """The pool for ``--workers`` and ``--gpus`` on the connected cluster, once there is room for the least of it.
 
         Args:
-            gpus, reserve: as for ``divide``.
+            reserve: as for ``divide``.
 
         Raises:
             ConfigError: when the pool would wait for ever, or for long: the cluster cannot hold it, or other jobs have
                 taken what it needs. Names what is missing and what to do.
         """
-        nodes = living_nodes()
+        nodes, gpus = living_nodes(), config.gpus
         most = 0 if gpus == 0 else sum(_gpu_places(node, gpus or 1) for node in nodes)
-        wanted = WorkerRange.parse(workers) if workers else WorkerRange(low=1, high=max(1, most))
+        wanted = WorkerRange.parse(config.workers) if config.workers else WorkerRange(low=1, high=max(1, most))
         part = divide(wanted.high, gpus, reserve=reserve, resources=ray.cluster_resources(), nodes=nodes)
         pool = cls(low=wanted.low, high=wanted.high, actor=part)
         pool.await_room(arriving=most < wanted.low if part.gpus else False)

@@ -22,6 +22,7 @@ from pipelines.tracking.server import START_S, Server
 from pspnet_core.errors import ConfigError
 
 T = TypeVar("T")
+MLFLOW_SCHEMES = ("runs:/", "models:/")
 CHECKPOINT = "artifacts/checkpoint"
 """Where the checkpoint lies in a logged model."""
 

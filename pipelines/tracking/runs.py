@@ -7,6 +7,7 @@ for a server that does not answer; metrics of the work itself go through ``metri
 import dataclasses
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Mapping
@@ -22,7 +23,7 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.process.redaction import redacted, redacted_values
 from pipelines.tracking.answers import ABSENT, EXISTS
-from pipelines.tracking.model_uris import Origin
+from pipelines.tracking.model_uris import MLFLOW_SCHEMES, Origin
 from pipelines.tracking.provenance import environment, provenance
 from pipelines.tracking.server import HASTE_S, SQLITE, START_S, Server, TrackingError
 from pspnet_core.errors import Terminated
@@ -31,6 +32,22 @@ log = logging.getLogger(__name__)
 LONGEST_PARAM = 6000
 LONGEST_TAG = 5000
 BATCH = 100  # most parameters or tags of one request
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Whether and where a job on a model is logged."""
+
+    track: bool | None = None
+    """Whether the run is logged to MLflow; by default if MLFLOW_TRACKING_URI is set or the model is from there."""
+    experiment: str | None = None
+    """MLflow experiment of the run; by default pspnet-labelling or pspnet-evaluation, as the job is."""
+
+    def wanted(self, model: str) -> bool:
+        """Whether a job on this model is logged."""
+        if self.track is None:
+            return bool(os.environ.get("MLFLOW_TRACKING_URI")) or model.startswith(MLFLOW_SCHEMES)
+        return self.track
 
 
 @dataclass(frozen=True, kw_only=True)

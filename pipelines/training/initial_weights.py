@@ -11,10 +11,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pipelines.models.loading import MLFLOW_SCHEMES, load_model
+from pipelines.models.loading import load_model
 from pipelines.process.config_tree import check_below_1
 from pipelines.storage import to_local
-from pipelines.tracking.model_uris import fetch_file
+from pipelines.tracking.model_uris import MLFLOW_SCHEMES, fetch_file
 from pspnet_core.checkpoints.importers import import_checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig

@@ -413,7 +413,8 @@ def test_when_the_result_is_logged(
 ) -> None:
     if server:
         monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert parse_config(EvaluateConfig, ["--data=a", *flags]).tracked == tracked
+    config = parse_config(EvaluateConfig, ["--data=a", *flags])
+    assert config.tracking.wanted(config.model) == tracked
 
 
 def test_raw_ids_in_the_files_change_nothing(

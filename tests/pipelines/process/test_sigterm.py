@@ -16,6 +16,7 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from jobs.cli import parse_config
 from pipelines.demo.scenes import draw_scene
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
@@ -124,15 +125,9 @@ def test_a_job_that_is_told_to_end(tmp_path: Path, scene_model: Path, tracking_h
     uri = os.environ["MLFLOW_TRACKING_URI"]
     client = MlflowClient(uri)
     experiment = client.create_experiment("pspnet-labelling", str(tmp_path / "artifacts"))
-    config = LabelConfig(
-        input=str(fill(tmp_path / "bucket")),
-        output=str(tmp_path / "labels"),
-        model=str(scene_model),
-        chunk=1,
-        date="2026-01-31",
-        track=True,
-    )
-    flags = [f"--{name}={getattr(config, name)}" for name in ("input", "output", "model", "chunk", "date", "track")]
+    given = {"input": fill(tmp_path / "bucket"), "output": tmp_path / "labels", "model": scene_model, "chunk": 1}
+    flags = [f"--{name}={value}" for name, value in (given | {"date": "2026-01-31", "track": True}).items()]
+    config = parse_config(LabelConfig, flags)
     log, files = tmp_path / "log", config.output + "/masks/*/*/*.parquet"
 
     def written() -> list[Path]:

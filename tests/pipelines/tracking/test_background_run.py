@@ -18,6 +18,7 @@ from PIL import Image
 from pipelines.demo.scenes import draw_scene
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
+from pipelines.process.config_tree import build
 from pipelines.tracking import background_run as module
 from pipelines.tracking.background_run import background_run
 from pipelines.tracking.model_uris import Origin, origin_of
@@ -121,7 +122,7 @@ def config(tmp_path: Path, scene_model: Path) -> Callable[..., LabelConfig]:
 
     def make(**changes: Any) -> LabelConfig:
         places = {"input": str(fill(tmp_path / SECRET)), "output": str(tmp_path / "labels"), "model": str(scene_model)}
-        return LabelConfig(**(places | changes))
+        return build(LabelConfig, places | changes)
 
     return make
 

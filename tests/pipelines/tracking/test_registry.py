@@ -16,8 +16,10 @@ from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
 
 from pipelines.demo.scenes import SCENE_CLASSES
-from pipelines.models.loading import load_model
+from pipelines.models import loading
+from pipelines.models.loading import InferenceOverrides, load_model, load_rgb_model
 from pipelines.storage import open_store
+from pipelines.tracking.model_uris import Origin
 from pipelines.tracking.registry import (
     Champion,
     _class_tag,
@@ -198,6 +200,12 @@ def test_an_unknown_model_is_told_in_one_line(mlflow_server: MlflowServer, uri: 
     with pytest.raises(ConfigError) as caught:
         load_model(uri)
     assert str(caught.value).startswith(f"model={uri}: ")
+
+
+def test_an_error_names_the_alias_and_not_its_version(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loading, "origin_of", lambda uri: Origin(uri=str(tmp_path)))
+    with pytest.raises(ConfigError, match=r"^model=models:/street@champion: no model\.json there"):
+        load_rgb_model("models:/street@champion", InferenceOverrides())
 
 
 def test_a_run_without_a_model_is_told(mlflow_server: MlflowServer) -> None:
