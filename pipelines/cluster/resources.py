@@ -74,7 +74,9 @@ class ActorResources:
 
     def here(self) -> LocalResources:
         """What one of the actors may use on the node that this is called on."""
-        return self.on(_node_here(), machine=machine_memory(), gpu=total_memory(best_device()))
+        here = ray.get_runtime_context().get_node_id()
+        node = next(entry["Resources"] for entry in ray.nodes() if entry["NodeID"] == here)
+        return self.on(node, machine=machine_memory(), gpu=total_memory(best_device()))
 
     def on(self, node: Resources, *, machine: int, gpu: int | None = None) -> LocalResources:
         """What one of the actors may use on a node: its CPUs and its memory divided by the actors that fit on it.
@@ -100,12 +102,6 @@ class ActorResources:
 def living_nodes() -> list[Resources]:
     """What each node of the connected cluster has."""
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _node_here() -> Resources:
-    node = ray.get_runtime_context().get_node_id()
-    resources: Resources = next(entry["Resources"] for entry in ray.nodes() if entry["NodeID"] == node)
-    return resources
 
 
 def divide(

@@ -116,7 +116,7 @@ def _folder(config: EvaluateConfig, checkpoint: Checkpoint) -> EvaluationFolder 
         return None
     store = open_store(config.output, field="output")
     store.check_writable_atomically()
-    return EvaluationFolder.of(store, partition=checkpoint.partition, split=config.split)
+    return EvaluationFolder(store=store, path=f"model={checkpoint.partition}/split={config.split}")
 
 
 def _result(evaluation: Evaluation) -> dict[str, Any]:

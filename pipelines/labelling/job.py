@@ -90,10 +90,10 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
     ledger = Ledger(output, Paths(partition=checkpoint.partition))
     actors, tracking = config.actors, config.tracking
     model = ModelToLoad(checkpoint=checkpoint, batch=actors.batch, compile=actors.compile, stand_in=make_predictor)
-    experiment, tracked = tracking.experiment or EXPERIMENT, tracking.wanted(config.model)
+    background = background_run(tracking.experiment or EXPERIMENT, checkpoint.partition)
     with (
         on_sigterm() as ending,
-        background_run(experiment, checkpoint.partition, wanted=tracked) as record,
+        background if tracking.wanted(config.model) else contextlib.nullcontext() as record,
         hold_lease(output, ledger.paths.lease, wait=config.wait),
         RayExecutor(model, actors) as on_ray,
     ):

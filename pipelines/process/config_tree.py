@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import operator
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 
@@ -21,11 +22,12 @@ KIND = "kind"
 
 
 class Leaf(NamedTuple):
-    """One value of a config: its type, its field, and the dataclass that has it."""
+    """One value of a config: its type, its field, the dataclass that has it, and its place below the root."""
 
     type: Any
     field: dataclasses.Field[Any]
     owner: type[DataclassInstance]
+    path: str
 
     @property
     def required(self) -> bool:
@@ -45,9 +47,11 @@ def leaves(config_class: type[DataclassInstance], part: str = "") -> dict[str, L
     found: dict[str, Leaf] = {}
     for field in dataclasses.fields(config_class):
         if field.name in below:
-            found |= leaves(below[field.name], field.name)
+            inside = leaves(below[field.name], field.name)
+            found |= {name: leaf._replace(path=f"{field.name}.{leaf.path}") for name, leaf in inside.items()}
         else:
-            found[_flat_name(field.name, part)] = Leaf(hints[field.name], field, config_class)
+            name = part if part and field.name == KIND else field.name
+            found[name] = Leaf(hints[field.name], field, config_class, field.name)
     return found
 
 
@@ -63,25 +67,16 @@ def build(config_class: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
 
 
 def _build(config_class: type[ConfigT], values: Mapping[str, Any], part: str = "") -> ConfigT:
-    below = parts(config_class)
-    given: dict[str, Any] = {name: _build(each, values, name) for name, each in below.items()}
-    for field in dataclasses.fields(config_class):
-        name = _flat_name(field.name, part)
-        if field.name not in below and name in values:
-            given[field.name] = values[name]
+    given: dict[str, Any] = {name: _build(each, values, name) for name, each in parts(config_class).items()}
+    for name, leaf in leaves(config_class, part).items():
+        if leaf.owner is config_class and name in values:
+            given[leaf.field.name] = values[name]
     return config_class(**given)
 
 
-def flatten(config: DataclassInstance, part: str = "") -> dict[str, Any]:
+def flatten(config: DataclassInstance) -> dict[str, Any]:
     """The leaves of a tree: flat name to value. The inverse of ``build``."""
-    flat: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            flat |= flatten(value, field.name)
-        else:
-            flat[_flat_name(field.name, part)] = value
-    return flat
+    return {name: operator.attrgetter(leaf.path)(config) for name, leaf in leaves(type(config)).items()}
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
@@ -108,7 +103,3 @@ def check_below_1(**values: float) -> None:
     for name, value in values.items():
         if not 0 <= value < 1:
             raise ConfigError(name, value, "give a number of at least 0 and below 1")
-
-
-def _flat_name(name: str, part: str) -> str:
-    return part if name == KIND and part else name

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from pipelines.process.background import Worker
+from pipelines.process.background import working
 
 EXIT_CODE = 128 + signal.SIGTERM
 LOOK_S = 0.1
@@ -35,15 +35,12 @@ class Ending:
             stop()
             return None
 
-        watcher = Worker(look, name="sigterm", wait=LOOK_S)
-        self._orderly = True
-        try:
-            yield
-        finally:
-            self._orderly = False
-            watcher.stop()
-        if watcher.failure:
-            raise watcher.failure
+        with working(look, name="sigterm", wait=LOOK_S):
+            self._orderly = True
+            try:
+                yield
+            finally:
+                self._orderly = False
 
     def handle(self, _: int, frame: FrameType | None) -> None:
         """The signal's handler."""

@@ -1,5 +1,6 @@
 """What MLflow answers, told apart: an outage passes, a refusal does not, and each has its remedy."""
 
+import contextlib
 import traceback
 from collections.abc import Iterator
 
@@ -28,6 +29,16 @@ _REMEDIES: dict[int | None, str] = {
     404: "check MLFLOW_TRACKING_URI, and that the server is MLflow 3 or later",
     413: "let the proxy before it take larger requests (nginx: client_max_body_size)",
 }
+
+
+@contextlib.contextmanager
+def ignoring(*codes: str) -> Iterator[None]:
+    """Leave the context quietly at an error of MLflow with one of these codes."""
+    try:
+        yield
+    except MlflowException as error:
+        if error.error_code not in codes:
+            raise
 
 
 def may_pass(error: BaseException) -> bool:

@@ -70,11 +70,8 @@ class BackgroundRun:
 
 
 @contextlib.contextmanager
-def background_run(experiment: str, name: str, *, wanted: bool) -> Iterator[BackgroundRun | None]:
-    """A run that ends as the context does, after an error with less patience; None if not ``wanted``."""
-    if not wanted:
-        yield None
-        return
+def background_run(experiment: str, name: str) -> Iterator[BackgroundRun]:
+    """Close the run when the context is left, after an error with less patience."""
     run = BackgroundRun(experiment, name)
     try:
         yield run

@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from mlflow.entities import Metric
@@ -58,7 +58,7 @@ class Point(NamedTuple):
     values: dict[str, float]
 
 
-class MetricsLog:
+class MetricsLog(AbstractContextManager["MetricsLog"]):
     """The metrics of one process. A context: on leaving, the buffer is emptied, after an error with less patience.
 
     Args:
@@ -87,12 +87,7 @@ class MetricsLog:
         self._dropped: set[str] = set()
         self._worker = Worker(self._turn, name="metrics-log", wait=every)
 
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         patience = self.run.server.patience
         self.close(patience if error is None else min(patience, HASTE_S))
 

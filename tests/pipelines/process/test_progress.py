@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from pipelines.process.periodic import ticking
+from pipelines.process.background import ticking
 from pipelines.process.progress import Progress
 
 

@@ -102,8 +102,7 @@ def test_a_background_run_ends_at_once(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.endpoint)
     monkeypatch.setattr(background_module, "END_S", SECONDS)
     rule = proxy.add(Rule(answer(401, b"no")))
-    with background_run("nights", "street", wanted=True) as run:
-        assert run is not None
+    with background_run("nights", "street") as run:
         run.log(lambda run: run.log_tags({"step": "one"}))
     assert len(rule.hits) == 1
     assert caplog.text.count("this run is not logged: MLflow at ") == 1

@@ -62,8 +62,7 @@ def test_what_is_logged_arrives_in_order_and_one_failure_costs_nothing_else(capl
     def refuse(run: Run) -> None:
         raise TrackingError("no such thing")
 
-    with background_run("nights", "street", wanted=True) as run:
-        assert run is not None
+    with background_run("nights", "street") as run:
         run.log(lambda run: run.log_tags({"step": "one"}))
         run.log(refuse)
         run.log(lambda run: run.log_tags({"step": "two"}))
@@ -84,28 +83,17 @@ def test_what_is_logged_arrives_in_order_and_one_failure_costs_nothing_else(capl
 )
 def test_how_a_run_ends(error: BaseException, status: str) -> None:
     experiment = type(error).__name__
-    with pytest.raises(type(error)), background_run(experiment, "street", wanted=True) as run:
-        assert run is not None
+    with pytest.raises(type(error)), background_run(experiment, "street") as run:
         run.log(lambda run: run.log_tags({"step": "one"}))
         raise error
     assert only_run(experiment).info.status == status
 
 
 @pytest.mark.usefixtures("tracking_home")
-def test_without_a_wish_or_an_action_there_is_no_run() -> None:
-    with background_run("nights", "street", wanted=False) as run:
-        assert run is None
-    with pytest.raises(ConfigError), background_run("nights", "street", wanted=True):
+def test_without_an_action_there_is_no_run() -> None:
+    with pytest.raises(ConfigError), background_run("nights", "street"):
         raise ConfigError("input", "", "give one")
     assert [found.name for found in MlflowClient(tracking_uri()).search_experiments()] == ["Default"]
-
-
-def test_a_server_that_refuses_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://server")
-    with background_run("nights", "street", wanted=True) as run:
-        assert run is not None
-        run.log(lambda run: run.log_tags({"step": "one"}))
-    assert caplog.text.count("this run is not logged") == 1
 
 
 def fill(folder: Path) -> Path:
