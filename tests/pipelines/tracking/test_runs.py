@@ -1,6 +1,5 @@
 """What a run logs, on a real server whose files lie in a bucket."""
 
-import contextlib
 import getpass
 import json
 import pickle
@@ -19,9 +18,10 @@ from mlflow.tracking import MlflowClient
 from pipelines.process.redaction import HIDDEN
 from pipelines.tracking import provenance
 from pipelines.tracking.provenance import code_version, environment
-from pipelines.tracking.runs import Run, resume_run, start_run
+from pipelines.tracking.runs import Run, resume_run, start_run, status_after
 from pipelines.tracking.server import Server, TrackingError
 from pspnet_core import __version__
+from pspnet_core.errors import Terminated
 from tests.support.mlflowserver import MlflowServer
 from tests.support.paths import ROOT
 
@@ -106,14 +106,23 @@ def test_the_end_of_a_broken_run_hides_no_error(status: str, caplog: pytest.LogC
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(None, "FINISHED"), (ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(1), "KILLED")],
+    [
+        (None, "FINISHED"),
+        (ValueError("broken"), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(1), "KILLED"),
+        (Terminated({}), "KILLED"),
+    ],
 )
-def test_a_run_is_closed_as_its_work_ended(tracking_home: Path, error: BaseException | None, status: str) -> None:
+def test_a_run_ends_as_its_work_did(error: BaseException | None, status: str) -> None:
+    assert status_after(error) == status
+
+
+def test_a_run_is_closed_after_an_error(tracking_home: Path) -> None:
     run = start_run("runs", "closed")
-    with contextlib.suppress(BaseException), run:
-        if error:
-            raise error
-    assert run.server.client.get_run(run.run_id).info.status == status
+    with pytest.raises(ValueError, match="broken"), run:
+        raise ValueError("broken")
+    assert run.server.client.get_run(run.run_id).info.status == "FAILED"
 
 
 def test_an_error_names_the_server_without_its_password() -> None:
