@@ -519,9 +519,7 @@ def test_the_uploaded_working_dir_goes_before_the_installed_project(uploaded: bo
         (tmp_path / room / "__init__.py").touch()
     script = tmp_path / "probe" / "probe.py"
     script.parent.mkdir()
-    script.write_text(
-        "import jobs, pipelines, pspnet_core\nfor room in jobs, pipelines, pspnet_core: print(room.__file__)"
-    )
+    script.write_text("import jobs, pipelines, pspnet_core as core\nprint(jobs, pipelines, core, sep='\\n')")
     done = subprocess.run(
         [sys.executable, str(script)],
         cwd=script.parent,

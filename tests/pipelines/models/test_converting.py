@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from jobs.cli import main
 from pipelines.models.converting import ConvertConfig, convert, model_name
 from pipelines.models.loading import load_model
 from pipelines.storage import open_store
 from pspnet_core.checkpoints.checkpoint import check_name, load_checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import CAMVID, ClassTable
-from tests.support.paths import ROOT
 from tests.support.public_models import SmpPSPNet, randomise
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -42,11 +40,6 @@ def source(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path
     return file
 
 
-def job(*flags: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "jobs" / "convert.py"), *flags]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
 def converted(source: Path | str, output: Path | str, **fields: Any) -> dict[str, Any]:
     return convert(ConvertConfig(source=str(source), output=str(output), **fields))
 
@@ -56,11 +49,16 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_job_makes_a_checkpoint_with_the_logits_of_the_source(
-    network: nn.Module, source: Path, tmp_path: Path
+    network: nn.Module,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    done = job("--source", str(source), "--output", "models/new", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    monkeypatch.chdir(tmp_path)
+    assert main(ConvertConfig, convert, ["--source", str(source), "--output", "models/new"]) == 0
+    result = json.loads(capsys.readouterr().out)
     checkpoint = load_checkpoint(tmp_path / "models" / "new")
     assert result == {
         "model": str(tmp_path / "models" / "new"),
@@ -76,7 +74,7 @@ def test_the_job_makes_a_checkpoint_with_the_logits_of_the_source(
         "class_0 to class_4 made up",
         "2 weights not used: classification_head.weight, classification_head.bias",
     ):
-        assert text in done.stderr
+        assert text in caplog.text
 
     images = torch.randint(0, 256, (2, 3, 64, 88), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -92,11 +90,11 @@ def normalised(images: Tensor) -> Tensor:
     return (images / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
 
 
-def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
+def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "text.pth").write_text("no weights")
-    done = job("--source", "text.pth", "--output", "models/new", folder=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: source=text.pth: is no file of weights, or a damaged one; download it again\n"
+    with pytest.raises(ConfigError, match=r"^source=text.pth: is no file of weights, or a damaged one; download it"):
+        converted("text.pth", "models/new")
     assert [path.name for path in tmp_path.iterdir()] == ["text.pth"]
 
 
