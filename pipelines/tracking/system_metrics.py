@@ -6,7 +6,6 @@ the process, which outlives an absent server.
 
 import logging
 import time
-from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, suppress
 
 from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
@@ -24,11 +23,15 @@ EVERY_S = 10.0
 
 def log_system_metrics(metrics: MetricsLog, *, every: float = EVERY_S) -> AbstractContextManager[None]:
     """Log ``system/...`` every few seconds within the context, where MLflow's user interface looks for them."""
-    sources = collectors()
+    sources = _collectors()
 
     def read() -> float | None:
+        readings: dict[str, float] = {}
         try:
-            readings = readings_of(sources)
+            for source in sources:
+                source.collect_metrics()
+                readings |= source.aggregate_metrics()
+                source.clear_metrics()
         except Exception as error:  # of whatever kind: the work itself goes on
             log.warning("the machine is not read any more: %s", error)
             return None
@@ -39,19 +42,9 @@ def log_system_metrics(metrics: MetricsLog, *, every: float = EVERY_S) -> Abstra
     return working(read, name="system-metrics")
 
 
-def collectors() -> list[BaseMetricsMonitor]:
+def _collectors() -> list[BaseMetricsMonitor]:
     """MLflow's collectors that work on this machine."""
     found: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
     with suppress(ImportError, RuntimeError):  # no pynvml (nvidia-ml-py); no NVIDIA GPU or driver
         found.append(GPUMonitor())
     return found
-
-
-def readings_of(sources: Sequence[BaseMetricsMonitor]) -> Mapping[str, float]:
-    """One reading of each collector."""
-    readings: dict[str, float] = {}
-    for source in sources:
-        source.collect_metrics()
-        readings |= source.aggregate_metrics()
-        source.clear_metrics()
-    return readings

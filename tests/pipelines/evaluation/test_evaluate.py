@@ -18,7 +18,6 @@ from mlflow.tracking import MlflowClient
 from numpy.typing import NDArray
 from PIL import Image
 
-from jobs.cli import parse_config
 from pipelines.datasets.dataset import Dataset, Pair
 from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.demo import draw_dataset
@@ -44,6 +43,8 @@ pytestmark = pytest.mark.usefixtures("ray_cluster")
 IMAGES = 7
 UNLABELLED = 3  # place of an image in which no pixel counts
 NAMES = SCENE_CLASSES.names
+Masks = dict[str, tuple[NDArray[Any], NDArray[Any]]]
+"""Key -> prediction and target."""
 
 
 @pytest.fixture(autouse=True)
@@ -91,7 +92,7 @@ def checkpoint(scene_model: Path) -> Checkpoint:
 
 
 @pytest.fixture(scope="module")
-def masks(data: Path, checkpoint: Checkpoint) -> dict[str, tuple[NDArray[Any], NDArray[Any]]]:
+def masks(data: Path, checkpoint: Checkpoint) -> Masks:
     """Key -> prediction and target of each image, by one loop."""
     segmenter = Segmenter(checkpoint.model, checkpoint.settings, batch=1)
     dataset = open_dataset(str(data), "folder")
@@ -102,7 +103,7 @@ def masks(data: Path, checkpoint: Checkpoint) -> dict[str, tuple[NDArray[Any], N
     return found
 
 
-def labelled(masks: dict[str, tuple[NDArray[Any], NDArray[Any]]]) -> tuple[NDArray[Any], NDArray[Any]]:
+def labelled(masks: Masks) -> tuple[NDArray[Any], NDArray[Any]]:
     """Predictions and targets of all pixels that count."""
     parts = [(guess[truth != 255], truth[truth != 255]) for guess, truth in masks.values()]
     return np.concatenate([guess for guess, _ in parts]), np.concatenate([truth for _, truth in parts])
@@ -129,7 +130,7 @@ def test_the_table_of_images_holds_no_credentials(tmp_path: Path, monkeypatch: p
 
 
 def test_the_result_line_is_that_of_one_loop(
-    masks: dict[str, tuple[NDArray[Any], NDArray[Any]]], checkpoint: Checkpoint, result: dict[str, Any]
+    masks: Masks, checkpoint: Checkpoint, result: dict[str, Any], output: Path
 ) -> None:
     boundary = BoundaryCounts(len(NAMES))
     for one, other in masks.values():
@@ -146,18 +147,13 @@ def test_the_result_line_is_that_of_one_loop(
     assert result["dice"] == pytest.approx(sklearn.metrics.f1_score(truth, guess, labels=present, average="macro"))
     assert result["boundary_iou"] == pytest.approx(boundary.miou)
     assert (result["images"], result["model"]) == (IMAGES, checkpoint.partition)
-
-
-def test_the_result_line_is_json(result: dict[str, Any], output: Path, checkpoint: Checkpoint) -> None:
     keys = {"miou", "macc", "aacc", "iou", "dice", "boundary_iou", "images", "model", "output", "run_id"}
     assert json.loads(json.dumps(result)).keys() == keys
     assert result["output"] == str(output / f"model={checkpoint.partition}/split=val")
     assert result["run_id"] is None
 
 
-def test_the_tables_of_classes_and_confusions(
-    masks: dict[str, tuple[NDArray[Any], NDArray[Any]]], result: dict[str, Any]
-) -> None:
+def test_the_tables_of_classes_and_confusions(masks: Masks, result: dict[str, Any]) -> None:
     guess, truth = labelled(masks)
     counts = sklearn.metrics.confusion_matrix(truth, guess, labels=range(len(NAMES)))
     classes, confusion, _ = tables(result)
@@ -186,9 +182,7 @@ def test_the_tables_of_classes_and_confusions(
     assert confusion.to_pylist() == expected
 
 
-def test_one_row_for_each_image(
-    data: Path, masks: dict[str, tuple[NDArray[Any], NDArray[Any]]], result: dict[str, Any]
-) -> None:
+def test_one_row_for_each_image(data: Path, masks: Masks, result: dict[str, Any]) -> None:
     *_, images = tables(result)
     rows = {row["key"]: row for row in images.to_pylist()}
     assert rows.keys() == masks.keys()
@@ -390,28 +384,6 @@ def test_a_run_that_breaks_off_is_closed(data: Path, scene_model: Path, monkeypa
     assert experiment is not None
     (run,) = client.search_runs([experiment.experiment_id])
     assert run.info.status == "KILLED"
-
-
-@pytest.mark.parametrize(
-    ("server", "flags", "tracked"),
-    [
-        (False, ["--model=folder"], False),
-        (False, ["--model=s3://bucket/model"], False),
-        (False, ["--model=models:/a@champion"], True),
-        (False, ["--model=runs:/0/model"], True),
-        (True, ["--model=folder"], True),
-        (True, ["--model=folder", "--track=false"], False),
-        (False, ["--model=models:/a/1", "--track=false"], False),
-        (False, ["--model=folder", "--track"], True),
-    ],
-)
-def test_when_the_result_is_logged(
-    server: bool, flags: list[str], tracked: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    if server:
-        monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    config = parse_config(EvaluateConfig, ["--data=a", *flags])
-    assert config.tracking.wanted(config.model) == tracked
 
 
 def test_raw_ids_in_the_files_change_nothing(

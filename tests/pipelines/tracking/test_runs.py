@@ -18,7 +18,7 @@ from mlflow.tracking import MlflowClient
 from pipelines.process.redaction import HIDDEN
 from pipelines.tracking import provenance
 from pipelines.tracking.provenance import code_version, environment
-from pipelines.tracking.runs import Run, resume_run, start_run, status_after
+from pipelines.tracking.runs import Run, TrackingConfig, resume_run, start_run, status_after
 from pipelines.tracking.server import Server, TrackingError
 from pspnet_core import __version__
 from pspnet_core.errors import Terminated
@@ -116,6 +116,25 @@ def test_the_end_of_a_broken_run_hides_no_error(status: str, caplog: pytest.LogC
 )
 def test_a_run_ends_as_its_work_did(error: BaseException | None, status: str) -> None:
     assert status_after(error) == status
+
+
+@pytest.mark.parametrize(
+    ("server", "model", "track", "wanted"),
+    [
+        ("", "folder", None, False),
+        ("", "s3://bucket/model", None, False),
+        ("", "models:/a@champion", None, True),
+        ("", "runs:/0/model", None, True),
+        ("http://127.0.0.1:9", "folder", None, True),
+        ("http://127.0.0.1:9", "models:/a/1", False, False),
+        ("", "folder", True, True),
+    ],
+)
+def test_when_a_job_is_logged(
+    server: str, model: str, track: bool | None, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    assert TrackingConfig(track=track).wanted(model) == wanted
 
 
 def test_a_run_is_closed_after_an_error(tracking_home: Path) -> None:
