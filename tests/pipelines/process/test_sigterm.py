@@ -20,7 +20,7 @@ from jobs.cli import parse_config
 from pipelines.demo.scenes import draw_scene
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
-from pipelines.process.sigterm import on_sigterm, own_sigint
+from pipelines.process.sigterm import Ending, on_sigterm, own_sigint
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S, until
 
@@ -49,53 +49,47 @@ def test_without_ctrl_c_errors_stay_what_they_are() -> None:
     assert caught.value.code == 3
 
 
-def test_in_an_orderly_stretch_the_first_signal_stops_and_the_work_goes_on_to_its_end() -> None:
+@pytest.mark.parametrize("signals", [0, 1])
+def test_in_an_orderly_stretch_the_first_signal_stops_and_the_work_goes_on_to_its_end(signals: int) -> None:
     before, stopped = signal.getsignal(signal.SIGTERM), threading.Event()
     with on_sigterm() as ending, ending.orderly(stopped.set):
-        send()
-        assert ending.came
-        assert stopped.wait(60)
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_second_signal_ends_the_process() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as caught, on_sigterm() as ending, ending.orderly(lambda: None):
-        send()
-        send()
-    assert caught.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_with_nothing_under_way_the_first_signal_ends_the_process() -> None:
-    stopped = threading.Event()
-    with pytest.raises(SystemExit) as caught, on_sigterm() as ending:
-        with ending.orderly(stopped.set):
-            pass
-        send()
-    assert caught.value.code == 143
-    assert not stopped.is_set()
-
-
-def test_an_exit_that_a_call_makes_of_it_has_the_same_code() -> None:
-    """Ray ends with a code of its own where the handler interrupts it."""
-    with pytest.raises(SystemExit) as caught, on_sigterm():
-        try:
+        for _ in range(signals):
             send()
-        except SystemExit:
-            sys.exit(1)
-    assert caught.value.code == 143
-    with pytest.raises(SystemExit) as caught, on_sigterm():
-        sys.exit(1)
-    assert caught.value.code == 1
+            assert stopped.wait(60)
+    assert ending.came == stopped.is_set() == bool(signals)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_without_a_signal_nothing_is_stopped() -> None:
-    stopped = threading.Event()
-    with on_sigterm() as ending, ending.orderly(stopped.set):
+def twice(ending: Ending) -> None:
+    with ending.orderly(lambda: None):
+        send()
+        send()
+
+
+def after_the_stretch(ending: Ending) -> None:
+    with ending.orderly(lambda: pytest.fail("nothing is under way")):
         pass
-    assert not ending.came
-    assert not stopped.is_set()
+    send()
+
+
+def in_a_call_that_exits(ending: Ending) -> None:
+    """As Ray does, with a code of its own."""
+    try:
+        send()
+    except SystemExit:
+        sys.exit(1)
+
+
+@pytest.mark.parametrize(
+    ("work", "code"),
+    [(twice, 143), (after_the_stretch, 143), (in_a_call_that_exits, 143), (lambda ending: sys.exit(1), 1)],
+)
+def test_a_signal_ends_the_process(work: Callable[[Ending], None], code: int) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, on_sigterm() as ending:
+        work(ending)
+    assert caught.value.code == code
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_outside_the_main_thread_nothing_happens() -> None:
