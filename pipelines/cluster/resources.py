@@ -113,7 +113,7 @@ def divide(
         gpus: GPUs of each actor; None gives one each when the cluster has any. Nodes that have those which are asked
             for may be still to come.
         reserve: share of the CPUs that stays free for other tasks, in [0, 1).
-        resources: what the cluster has, as ``ray.cluster_resources()`` tells.
+        resources: what the cluster has, as from ``ray.cluster_resources()``.
         nodes: what each node has, since an actor lies on one; by default all is on one node.
 
     Raises:
@@ -210,7 +210,7 @@ class Pool:
         if arriving:
             log.info("waiting for nodes with %s", text)
         gc.collect()  # the actors of a run that failed in this process stay as long as what its error refers to
-        # Ray itself tells whether they fit; a group that waits also makes an autoscaler bring nodes.
+        # Ray decides whether they fit; a group that waits also makes an autoscaler bring nodes.
         group = ray.util.placement_group([claim] * self.low)
         try:
             if group.wait(patience):

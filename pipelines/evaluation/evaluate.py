@@ -77,7 +77,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     run = None
     if config.tracking.wanted(config.model):
         run = start_run(config.tracking.experiment or EXPERIMENT, f"{checkpoint.partition} {config.split}")
-    with run or contextlib.nullcontext():  # begun before the work, so that a server that is away is told at once
+    with run or contextlib.nullcontext():  # begun before the work, so that it fails early without a server
         if evaluation is None:
             with ray_session():
                 scores, images = score_split(checkpoint, dataset, pairs, config.actors)

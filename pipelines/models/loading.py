@@ -45,7 +45,7 @@ def load_model(uri: str, *, field: str = "model", server: Server | None = None) 
 
 
 def load_rgb_model(uri: str, overrides: InferenceOverrides) -> tuple[Checkpoint, Origin]:
-    """Load a model for work on image files, which are read as RGB, and tell which version and run it is from.
+    """Load a model for work on image files, which are read as RGB, and look up its version and run.
 
     Raises:
         ConfigError: as ``load_model``, and for a network of another number of input bands than 3; it names the model as

@@ -82,7 +82,7 @@ def own_sigint() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     seen, wakeup = socket.socketpair()
     with seen, wakeup:
-        # Python writes the number of every signal there, whoever handles it.
+        # Python writes the number of every signal there, also of those that a library handles.
         seen.setblocking(False)
         wakeup.setblocking(False)
         fd_before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)

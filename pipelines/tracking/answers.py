@@ -1,4 +1,4 @@
-"""What MLflow answers, told apart: an outage passes, a refusal does not, and each has its remedy."""
+"""Errors of MLflow: outages, which pass, and refusals, which do not, with a remedy for each."""
 
 import contextlib
 import traceback

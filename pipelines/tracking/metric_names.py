@@ -11,8 +11,8 @@ LONGEST = 200
 def class_metric_names(prefix: str, classes: Sequence[str]) -> list[str]:
     """``<prefix>/<class name>`` for each class, no two alike.
 
-    What MLflow does not allow in a name becomes ``_``. A name that an earlier class has already, in small letters too
-    because some databases do not tell them apart, gets the id of its class.
+    What MLflow does not allow in a name becomes ``_``. A name that an earlier class has already gets the id of its
+    class; case does not count, because some databases ignore it.
     """
     names: dict[str, str] = {}  # by their small letters
     for index, name in enumerate(classes):

@@ -92,7 +92,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         self.close(patience if error is None else min(patience, HASTE_S))
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a step. Returns at once and raises nothing, whatever the server does."""
+        """Log the metrics of a step. Returns at once and raises nothing, also while the server is away."""
         values = {name: float(value) for name, value in metrics.items()}
         self._append([Point(step, round(1000 * time.time()), values)])
 
@@ -115,7 +115,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
             return [list(point) for point in (*self._sending, *self._points)]
 
     def restore(self, points: Iterable[Sequence[Any]]) -> None:
-        """Take up what ``pending`` gave in another process; points that were sent meanwhile do no harm."""
+        """Add the points of another process's ``pending``; MLflow ignores those that it has already."""
         self._append(Point(int(step), int(time), dict(values)) for step, time, values in points)
 
     def flush(self, seconds: float) -> bool:
@@ -155,7 +155,7 @@ class MetricsLog(AbstractContextManager["MetricsLog"]):
         """Send what there is. A batch that is on its way when the process ends is in ``pending`` until it arrived."""
         try:
             self._send_all()
-        except Exception as error:  # of whatever kind: MLflow, HTTP, SQL
+        except Exception as error:  # of MLflow, HTTP, SQL
             if may_pass(error):
                 self._failures += 1
                 self._outage.begin(error)

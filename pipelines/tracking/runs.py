@@ -134,7 +134,7 @@ class Run(AbstractContextManager["Run"]):
 
 
 def status_after(error: BaseException | None) -> str:
-    """How a run ends: ``FINISHED``, ``FAILED``, or ``KILLED`` where the process was told to end (Ctrl-C, SIGTERM)."""
+    """How a run ends: ``FINISHED``, ``FAILED``, or ``KILLED`` after Ctrl-C or SIGTERM."""
     if error is None:
         return "FINISHED"
     return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit | Terminated) else "FAILED"
@@ -154,7 +154,7 @@ def start_run(experiment: str, name: str, *, server: Server | None = None, patie
 
     Args:
         server: of the run; by default ``Server()``.
-        patience: seconds to wait for it now, in place of the server's own: a job tells at once that it is away.
+        patience: seconds to wait for it now, in place of the server's own, so that a job fails early without it.
 
     Raises:
         TrackingError: when the server cannot be used.

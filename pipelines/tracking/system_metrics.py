@@ -32,10 +32,10 @@ def log_system_metrics(metrics: MetricsLog, *, every: float = EVERY_S) -> Abstra
                 source.collect_metrics()
                 readings |= source.aggregate_metrics()
                 source.clear_metrics()
-        except Exception as error:  # of whatever kind: the work itself goes on
+        except Exception as error:  # of any kind, because the work itself goes on
             log.warning("the machine is not read any more: %s", error)
             return None
-        # The step tells the time, so that it goes on where another worker takes over.
+        # The step is the time, so that the curve goes on when another worker takes over.
         metrics.add(int(time.time()), {f"system/{name}": value for name, value in readings.items()})
         return every
 

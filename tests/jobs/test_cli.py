@@ -287,7 +287,7 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
         (["--config=missing.yaml"], "config=missing.yaml: cannot be read (No such file or directory)"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
+def test_a_mistake_is_reported_in_one_line(
     argv: list[str],
     line: str,
     capfd: pytest.CaptureFixture[str],
@@ -316,7 +316,7 @@ def test_a_mistake_is_told_in_one_line(
         ("retry-errors: yes\nretry_errors: no", "retry_errors=no: stands twice in {path}; leave one of them out"),
     ],
 )
-def test_a_mistake_in_a_file_is_told_in_one_line(
+def test_a_mistake_in_a_file_is_reported_in_one_line(
     text: str, line: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = written(tmp_path, text)
@@ -327,7 +327,7 @@ def test_a_mistake_in_a_file_is_told_in_one_line(
     assert err.startswith("error: " + line.format(path=path))
 
 
-def test_a_file_that_is_no_text_is_told_in_one_line(tmp_path: Path) -> None:
+def test_a_file_that_is_no_text_is_reported_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes(b"\xff\xfe\x00")
     with pytest.raises(ConfigError, match=f"^config={path}: is not YAML"):
@@ -463,7 +463,7 @@ def clean_environment(**extra: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | extra
 
 
-def test_standard_output_holds_the_line_and_nothing_else_whoever_prints(tmp_path: Path) -> None:
+def test_standard_output_holds_the_line_and_nothing_else(tmp_path: Path) -> None:
     script = tmp_path / "noisy.py"
     script.write_text(NOISY_JOB, encoding="utf-8")
     done = subprocess.run(

@@ -97,7 +97,7 @@ with ray_session():
     assert (job.returncode, job.stdout) == (0, f"handled\n{[KEEP_IDLE[1]]}\n"), job.stderr
 
 
-def test_a_cluster_address_that_is_none_is_told() -> None:
+def test_a_cluster_address_that_is_none_is_reported() -> None:
     job = child("from pipelines.cluster.session import ray_session\nwith ray_session(): pass", RAY_ADDRESS="nonsense")
     assert job.returncode == 1
     assert "ConfigError: RAY_ADDRESS=nonsense: cannot connect (" in job.stderr

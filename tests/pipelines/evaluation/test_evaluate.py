@@ -1,4 +1,4 @@
-"""Evaluation: what the actors count in chunks is what one loop over the split counts, whatever ids the files hold."""
+"""Evaluation: actors count in chunks what one loop over the split counts."""
 
 import io
 import itertools
@@ -333,7 +333,7 @@ def test_tables_in_a_bucket_and_a_run_in_mlflow(
     client.set_registered_model_alias("scenes", "champion", "1")
 
     def scores(*arguments: Any) -> Any:
-        """Another model becomes the champion meanwhile: the score is that of the version that was loaded."""
+        """Make another model the champion before scoring: the score is that of the version that was loaded."""
         client.set_registered_model_alias("scenes", "champion", "2")
         return score_split(*arguments)
 

@@ -1,4 +1,4 @@
-"""Scoring: the network sees the same batches whoever scores which chunk, and reading runs ahead within a bound."""
+"""Scoring: the network sees the same batches with any number of workers, and reading runs ahead within a bound."""
 
 from __future__ import annotations
 

@@ -187,7 +187,7 @@ def test_another_checkpoint_is_refused_and_kept(change: dict[str, Any], source: 
     ("output", "reason"),
     [("file", ""), ("file/new", ""), ("new", r"is not empty \(it holds \.hidden\)"), ("new/.hidden", "")],
 )
-def test_a_place_that_cannot_be_written_is_told_and_kept(
+def test_a_place_that_cannot_be_written_is_reported_and_kept(
     output: str, reason: str, source: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")

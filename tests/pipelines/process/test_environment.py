@@ -1,4 +1,4 @@
-"""The environment is read although somebody deletes variables meanwhile."""
+"""The environment is read while another thread deletes variables."""
 
 import os
 from collections.abc import Iterator
@@ -10,7 +10,7 @@ from pipelines.process.redaction import HIDDEN, redacted
 
 
 class Deleting(dict[str, str]):
-    """Deletes a variable once it has told all names, as a thread may."""
+    """Deletes a variable after all names were read, as a thread may."""
 
     def __iter__(self) -> Iterator[str]:
         names = list(super().__iter__())

@@ -18,7 +18,7 @@ from pipelines.process.progress import Progress
 
 
 class Clock:
-    """Seconds that go by when told to."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -28,7 +28,7 @@ class Clock:
 
 
 class Lines(StringIO):
-    """A stream that tells when a line has come."""
+    """A stream whose event is set when a line has come."""
 
     def __init__(self) -> None:
         super().__init__()

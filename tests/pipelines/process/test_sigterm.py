@@ -114,7 +114,7 @@ def fill(folder: Path) -> Path:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_job_that_is_told_to_end(tmp_path: Path, scene_model: Path, tracking_home: Path) -> None:
+def test_sigterm_ends_a_job_in_order(tmp_path: Path, scene_model: Path, tracking_home: Path) -> None:
     """What was begun is written, nothing else; the same command does the rest."""
     uri = os.environ["MLFLOW_TRACKING_URI"]
     client = MlflowClient(uri)

@@ -1,4 +1,4 @@
-"""What a server answers: a refusal is told at once, in one line with a remedy; only an outage is waited for."""
+"""Errors of a server: a refusal ends the call at once, in one line with a remedy; only an outage is waited for."""
 
 import json
 import uuid
@@ -36,7 +36,7 @@ def proxy() -> Iterator[FaultProxy]:
 
 
 @pytest.mark.parametrize(("status", "body", "remedy"), REFUSALS)
-def test_a_job_is_told_at_once(proxy: FaultProxy, status: int, body: bytes, remedy: str) -> None:
+def test_a_refusal_ends_a_job_at_once(proxy: FaultProxy, status: int, body: bytes, remedy: str) -> None:
     rule = proxy.add(Rule(answer(status, body)))
     with pytest.raises(TrackingError) as caught:  # patience is ten minutes
         Server(uri=proxy.endpoint).call(lambda client: client.get_run(RUN))
@@ -113,7 +113,7 @@ def test_a_module_that_is_missing_is_named() -> None:
         Server(uri="postgresql+pg8000://me:secret1@127.0.0.1:9/mlflow").call(lambda client: client.get_run(RUN))
 
 
-def test_a_bucket_that_refuses_is_told_from_one_that_is_away() -> None:
+def test_a_refusing_bucket_differs_from_an_absent_one() -> None:
     def denied(status: int) -> ClientError:
         answer = {"Error": {"Code": "x"}, "ResponseMetadata": {"HTTPStatusCode": status}}
         return ClientError(answer, "PutObject")

@@ -118,7 +118,7 @@ def test_a_server_that_hangs_holds_up_nobody(server: FakeServer, metrics: Metric
     assert [step for step, _, _ in server.received()] == list(range(3000))
 
 
-def test_an_outage_loses_nothing_and_is_told_once(
+def test_an_outage_loses_nothing_and_is_reported_once(
     server: FakeServer, metrics: MetricsLog, caplog: pytest.LogCaptureFixture
 ) -> None:
     server.away = True

@@ -195,7 +195,7 @@ def test_training_starts_from_weights_at_any_place(mlflow_server: MlflowServer, 
 @pytest.mark.parametrize(
     "uri", ["models:/nobody@newest", "models:/nobody/3", f"runs:/{'0' * 32}/model", "models:/m-0123", "models:/a/b/c"]
 )
-def test_an_unknown_model_is_told_in_one_line(mlflow_server: MlflowServer, uri: str) -> None:
+def test_an_unknown_model_is_reported_in_one_line(mlflow_server: MlflowServer, uri: str) -> None:
     with pytest.raises(ConfigError) as caught:
         load_model(uri)
     assert str(caught.value).startswith(f"model={uri}: ")
@@ -207,7 +207,7 @@ def test_an_error_names_the_alias_and_not_its_version(tmp_path: Path, monkeypatc
         load_rgb_model("models:/street@champion", InferenceOverrides())
 
 
-def test_a_run_without_a_model_is_told(mlflow_server: MlflowServer) -> None:
+def test_a_run_without_a_model_is_reported(mlflow_server: MlflowServer) -> None:
     run = start_run("models", "empty")
     with pytest.raises(ConfigError, match=r"/model: MLflow at http\S+ has no checkpoint of it"):
         load_model(f"runs:/{run.run_id}/model")
@@ -233,13 +233,13 @@ def test_without_a_server_the_file_at_home_serves(tmp_path: Path, monkeypatch: p
         run.server.client.get_registered_model("nothing")
 
 
-def test_class_names_too_many_for_a_tag_are_told_from_others(tmp_path: Path) -> None:
+def test_class_names_too_many_for_a_tag_differ_from_others(tmp_path: Path) -> None:
     tags = [_class_tag(small_checkpoint(tmp_path / str(classes), classes=classes)) for classes in (700, 701)]
     assert [tag.partition(" ")[0] for tag in tags] == ["700", "701"]
     assert len({tag.rpartition(" ")[2] for tag in tags}) == 2
 
 
-def test_a_registry_that_stays_away_is_told(folder: Path) -> None:
+def test_a_registry_that_stays_away_is_reported(folder: Path) -> None:
     run = Run(server=Server(uri="http://127.0.0.1:9", patience=0), run_id="0" * 32)
     with pytest.raises(TrackingError, match=r"MLflow at http://127\.0\.0\.1:9 cannot be used"):
         log_model(run, folder, "small")
@@ -280,7 +280,7 @@ def test_what_the_server_did_is_not_done_again_where_its_answer_is_lost(
     assert [output.model_id for output in found.outputs.model_outputs] == [logged.model_id]
 
 
-def test_a_server_that_keeps_no_models_is_told_before_any_work(
+def test_a_server_that_keeps_no_models_is_reported_before_any_work(
     mlflow_server: MlflowServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As a server of MLflow 2 answers, which knows experiments, runs and versions, and no logged models."""
