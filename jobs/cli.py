@@ -262,9 +262,8 @@ def _reserved_stdout() -> Iterator[TextIO]:
     still be last. A caller in the same process that replaced ``sys.stdout`` gets it back as it was.
     """
     stdout = sys.stdout
-    replaced = stdout is not sys.__stdout__
     stdout.flush()
-    if replaced:
+    if stdout is not sys.__stdout__:
         with contextlib.redirect_stdout(sys.stderr):
             yield stdout
         return

@@ -20,6 +20,7 @@ from pspnet_core.metrics.confusion import ConfusionMatrix
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 MOST = 150
 """Most classes in one picture; of more, those that are confused most."""
@@ -47,7 +48,7 @@ def confusion_picture(confusion: ConfusionMatrix, classes: ClassTable) -> bytes:
     shares = _row_shares(confusion.counts)[np.ix_(shown, shown)]
     names = [_short(classes.names[index]) for index in shown]
     side = max(_LEAST, len(shown) * (0.36 if len(shown) <= NUMBERED else 0.14))
-    axes = _axes(side, side)
+    figure, axes = _plot(side, side)
     axes.set_facecolor("#d9d9d9")  # seen where a share is not a number
     picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     places = range(len(shown))
@@ -62,8 +63,8 @@ def confusion_picture(confusion: ConfusionMatrix, classes: ClassTable) -> bytes:
             ink = "white" if share > 0.5 else "black"
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=_LABEL, color=ink)
     scale = axes.inset_axes((1 + 0.15 / side, 0, 0.15 / side, 1))
-    axes.figure.colorbar(picture, cax=scale, ticks=[0, 0.5, 1], format=lambda value, _: f"{100 * value:.0f}")
-    return _png(axes)
+    figure.colorbar(picture, cax=scale, ticks=[0, 0.5, 1], format=lambda value, _: f"{100 * value:.0f}")
+    return _png(figure)
 
 
 def iou_picture(confusion: ConfusionMatrix, classes: ClassTable) -> bytes:
@@ -78,7 +79,7 @@ def iou_picture(confusion: ConfusionMatrix, classes: ClassTable) -> bytes:
     iou = confusion.iou()
     shown = sorted(_confused_most(confusion).tolist(), key=lambda index: -np.nan_to_num(iou[index], nan=-1))
     names = [_short(classes.names[index]) for index in shown]
-    axes = _axes(4.0, max(_LEAST, 0.18 * len(shown)))
+    figure, axes = _plot(4.0, max(_LEAST, 0.18 * len(shown)))
     places = range(len(shown))
     colors = [tuple(channel / 255 for channel in classes.colors[index]) for index in shown]
     axes.barh(places, np.nan_to_num(iou[shown]), color=colors, edgecolor="0.3", linewidth=0.5)
@@ -90,7 +91,7 @@ def iou_picture(confusion: ConfusionMatrix, classes: ClassTable) -> bytes:
     axes.set_xlim(0, 1.08)
     axes.set_xlabel("IoU")
     axes.set_title(_title(f"mIoU {confusion.miou:.4f}", len(shown), confusion.classes), fontsize=9)
-    return _png(axes)
+    return _png(figure)
 
 
 def validation_sheet(examples: Sequence[Compared], classes: ClassTable, *, tile_width: int = 320) -> bytes:
@@ -148,16 +149,17 @@ def _short(name: str) -> str:
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 
-def _axes(width: float, height: float) -> Axes:
+def _plot(width: float, height: float) -> tuple[Figure, Axes]:
     """Make a plot of so many inches, rounded to whole pixels; what stands around it comes on top."""
     # Here and not above: training's workers import this file, and most of them never draw.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(round(width * DPI) / DPI, round(height * DPI) / DPI), dpi=DPI).add_axes((0, 0, 1, 1))
+    figure = Figure(figsize=(round(width * DPI) / DPI, round(height * DPI) / DPI), dpi=DPI)
+    return figure, figure.add_axes((0, 0, 1, 1))
 
 
-def _png(axes: Axes) -> bytes:
+def _png(figure: Figure) -> bytes:
     content = BytesIO()
     # Without the version of matplotlib, which it would write into the file.
-    axes.figure.savefig(content, format="png", bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(content, format="png", bbox_inches="tight", metadata={"Software": None})
     return content.getvalue()

@@ -101,9 +101,7 @@ def test_a_mistake_is_reported_before_anything_is_done(fields: dict[str, Any], l
     assert str(caught.value).startswith(line)
 
 
-def test_a_missing_library_is_reported_before_the_model_is_read(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_library_is_missed_before_the_model_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"pspnet-batch\[export\]"):
         export(_config(tmp_path / "absent", tmp_path / "a.onnx"))
