@@ -36,16 +36,14 @@ def decoded(content: bytes) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("picture", [confusion_picture, iou_picture])
-@pytest.mark.parametrize("classes", [2, 11, 41])
+@pytest.mark.parametrize("classes", [2, 41])
 def test_the_same_input_gives_the_same_picture(picture: Picture, classes: int) -> None:
     first, second = (picture(random_counts(classes), table(classes)) for _ in range(2))
     assert first == second
     assert decoded(first).std() > 0
 
 
-@pytest.mark.parametrize(
-    ("classes", "side"), [(2, 2.8), (7, 2.8), (11, 11 * 0.36), (40, 40 * 0.36), (41, 41 * 0.14), (150, 150 * 0.14)]
-)
+@pytest.mark.parametrize(("classes", "side"), [(2, 2.8), (7, 2.8), (11, 11 * 0.36), (41, 41 * 0.14)])
 def test_each_class_of_a_confusion_matrix_has_room(classes: int, side: float) -> None:
     left, top, width, height = frame(decoded(confusion_picture(random_counts(classes), table(classes))), side)
     assert abs(width - DPI * side) <= 2 and abs(height - DPI * side) <= 2
