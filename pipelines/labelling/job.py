@@ -90,10 +90,12 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
     ledger = Ledger(output, Paths(partition=checkpoint.partition))
     actors, tracking = config.actors, config.tracking
     model = ModelToLoad(checkpoint=checkpoint, batch=actors.batch, compile=actors.compile, stand_in=make_predictor)
-    background = background_run(tracking.experiment or EXPERIMENT, checkpoint.partition)
+    background: contextlib.AbstractContextManager[BackgroundRun | None] = contextlib.nullcontext()
+    if tracking.wanted(config.model):
+        background = background_run(tracking.experiment or EXPERIMENT, checkpoint.partition)
     with (
         on_sigterm() as ending,
-        background if tracking.wanted(config.model) else contextlib.nullcontext() as record,
+        background as record,
         hold_lease(output, ledger.paths.lease, wait=config.wait),
         RayExecutor(model, actors) as on_ray,
     ):

@@ -1,8 +1,8 @@
 """Errors of MLflow: outages, which pass, and refusals, which do not, with a remedy for each."""
 
-import contextlib
 import traceback
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from mlflow.exceptions import MlflowException
 
@@ -31,14 +31,14 @@ _REMEDIES: dict[int | None, str] = {
 }
 
 
-@contextlib.contextmanager
-def ignoring(*codes: str) -> Iterator[None]:
-    """Leave the context quietly at an error of MLflow with one of these codes."""
-    try:
-        yield
-    except MlflowException as error:
-        if error.error_code not in codes:
-            raise
+class Suppress(AbstractContextManager["Suppress"]):
+    """Suppress MLflow's errors of some codes, as ``contextlib.suppress`` does errors of some classes."""
+
+    def __init__(self, *codes: str) -> None:
+        self.codes = codes
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        return isinstance(error, MlflowException) and error.error_code in self.codes
 
 
 def may_pass(error: BaseException) -> bool:

@@ -12,7 +12,7 @@ from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 
 from pipelines.process.redaction import redacted
-from pipelines.tracking.answers import ABSENT, EXISTS, ignoring
+from pipelines.tracking.answers import ABSENT, EXISTS, Suppress
 from pipelines.tracking.pyfunc_folder import save_pyfunc
 from pipelines.tracking.runs import LONGEST_TAG, Run, experiment_id
 from pipelines.tracking.server import START_S, Server
@@ -99,7 +99,7 @@ def _log_output(client: MlflowClient, run_id: str, model_id: str, step: int) -> 
 
 
 def _ensure_registered(client: MlflowClient, name: str) -> None:
-    with ignoring(EXISTS):
+    with Suppress(EXISTS):
         client.create_registered_model(name)
 
 
@@ -154,7 +154,7 @@ def champion_of(server: Server, name: str) -> Champion | None:
 
 
 def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
-    with ignoring(*ABSENT):
+    with Suppress(*ABSENT):
         return client.get_model_version_by_alias(name, CHAMPION)
     return None
 

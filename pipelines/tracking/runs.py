@@ -22,7 +22,7 @@ from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 
 from pipelines.process.redaction import redacted, redacted_values
-from pipelines.tracking.answers import ABSENT, EXISTS, ignoring
+from pipelines.tracking.answers import ABSENT, EXISTS, Suppress
 from pipelines.tracking.model_uris import MLFLOW_SCHEMES, Origin
 from pipelines.tracking.provenance import code_version, environment
 from pipelines.tracking.server import HASTE_S, SQLITE, START_S, Server, TrackingError
@@ -182,7 +182,7 @@ def resume_run(experiment: str, name: str, run_id: str) -> Run:
 
 
 def _reopen(client: MlflowClient, run_id: str) -> bool:
-    with ignoring(*ABSENT):
+    with Suppress(*ABSENT):
         client.update_run(run_id, status="RUNNING")
         return True
     return False
@@ -194,7 +194,7 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     if found is None:
         # Beside the SQLite file, not in the current folder as MLflow would have it: that one may be temporary.
         place = str(Path(uri.removeprefix(SQLITE)).parent / "mlartifacts" / name) if uri.startswith(SQLITE) else None
-        with ignoring(EXISTS):  # another process made it meanwhile
+        with Suppress(EXISTS):  # another process made it meanwhile
             return client.create_experiment(name, artifact_location=place)
         found = client.get_experiment_by_name(name)
     assert found is not None

@@ -55,9 +55,8 @@ def local_tracking(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        else:
+        del os.environ["MLFLOW_TRACKING_URI"]
+        if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
