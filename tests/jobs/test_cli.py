@@ -106,37 +106,25 @@ def written(folder: Path, text: str) -> str:
 # Flags
 
 
-def test_defaults_are_those_of_the_dataclass() -> None:
-    assert parsed() == SampleConfig(fence="garden")
-
-
 @pytest.mark.parametrize(
     ("argv", "field", "value"),
     [
         (["--flip"], "flip", True),
-        (["--flip", "true"], "flip", True),
         (["--flip", "false"], "flip", False),
         (["--flip=false"], "flip", False),
         (["--flip", "--coats", "3"], "flip", True),
         (["--rate", "-1e-3"], "rate", -1e-3),
         (["--scales", "-1,2"], "scales", (-1.0, 2.0)),
-        (["--gloss"], "gloss", True),
-        (["--gloss", "null"], "gloss", None),
         (["--scales", "0.5,1.0"], "scales", (0.5, 1.0)),
         (["--scales=0.5, 1"], "scales", (0.5, 1.0)),
         (["--scales", "[0.5, 1.0]"], "scales", (0.5, 1.0)),
-        (["--scales", "1"], "scales", (1.0,)),
-        (["--scales", "null"], "scales", None),
         (["--names", "a,b"], "names", ("a", "b")),
         (["--span", "1,2"], "span", (1.0, 2.0)),
-        (["--workers", "4"], "workers", "4"),
         (["--workers", "1:4"], "workers", "1:4"),
         (["--date", "2026-01-31"], "date", "2026-01-31"),
         (["--date", "null"], "date", None),
-        (["--rate", "1e-4"], "rate", 1e-4),
         (["--rate", "1"], "rate", 1.0),
         (["--limit", "7"], "limit", 7),
-        (["--retry-errors"], "retry_errors", True),
         (["--retry_errors"], "retry_errors", True),
         (["--coats", "3", "--coats", "4"], "coats", 4),
     ],

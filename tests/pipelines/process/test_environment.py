@@ -23,13 +23,6 @@ def deleted_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "environ", Deleting(SESSION="1", HOME="/home/me", MY_SECRET="0123456789abcdef"))
 
 
-def test_it_is_a_copy() -> None:
-    found = variables()
-    assert found == dict(os.environ)
-    found["HOME"] = "elsewhere"
-    assert variables() == dict(os.environ)
-
-
 @pytest.mark.usefixtures("deleted_meanwhile")
 def test_what_is_deleted_meanwhile_is_left_out() -> None:
     assert {"HOME", "MY_SECRET"} <= variables().keys() <= os.environ.keys()
