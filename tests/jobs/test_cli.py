@@ -147,7 +147,7 @@ def test_help_shows_the_docs_of_the_dataclass(capsys: pytest.CaptureFixture[str]
     assert stopped.value.code == 0
     for part in ("Paint a fence.", "--config FILE", "where the fence stands. (required)", "``N`` or ``MIN:MAX``"):
         assert part in text
-    for part in ("--date STR day of the work", "--rate FLOAT one of each type. (default: 0.5)", "--scales LIST"):
+    for part in ("--date STR day of the work", "--rate FLOAT (default: 0.5)", "--scales LIST"):
         assert part in text
 
 

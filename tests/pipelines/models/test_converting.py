@@ -174,19 +174,24 @@ def test_another_checkpoint_is_refused_and_kept(change: dict[str, Any], source: 
 
 
 @pytest.mark.parametrize(
-    ("output", "reason"),
-    [("file", ""), ("file/new", ""), ("new", r"is not empty \(it holds \.hidden\)"), ("new/.hidden", "")],
+    ("output", "present", "reason"),
+    [
+        ("file", "thesis.tex", ""),
+        ("file/new", "thesis.tex", ""),
+        ("new", "thesis.tex", r"is not empty \(it holds thesis\.tex\)"),
+        ("new", ".hidden", ""),
+    ],
 )
 def test_a_place_that_cannot_be_written_is_reported_and_kept(
-    output: str, reason: str, source: Path, tmp_path: Path
+    output: str, present: str, reason: str, source: Path, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "new").mkdir()
-    (tmp_path / "new" / ".hidden").write_text("years of work")
+    (tmp_path / "new" / present).write_text("years of work")
     with pytest.raises(ConfigError, match=f"^output=.*{reason}"):
         converted(source, tmp_path / output)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "new"]
-    assert content(tmp_path / "new") == {".hidden": b"years of work"}
+    assert content(tmp_path / "new") == {present: b"years of work"}
 
 
 def test_what_an_interruption_left_in_a_bucket_is_completed(s3_bucket: str, source: Path, tmp_path: Path) -> None:
