@@ -24,7 +24,7 @@ from pipelines.process.sigterm import Ending, on_sigterm, own_sigint
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S, until
 
-IMAGES = 150
+IMAGES = 80
 
 
 def send() -> None:

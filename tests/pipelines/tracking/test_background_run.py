@@ -99,12 +99,11 @@ def config(tmp_path: Path, scene_model: Path) -> Callable[..., LabelConfig]:
 
     def make(**changes: Any) -> LabelConfig:
         places = {"input": str(fill(tmp_path / SECRET)), "output": str(tmp_path / "labels"), "model": str(scene_model)}
-        return build(LabelConfig, places | changes)
+        return build(LabelConfig, places | {"local": True} | changes)
 
     return make
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_labelling_run_and_the_model_that_did_it(
     config: Callable[..., LabelConfig],
     registered: tuple[str, str],
@@ -142,7 +141,6 @@ def test_a_labelling_run_and_the_model_that_did_it(
     assert "***" in data.params["input"]
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_server_that_is_away_holds_nothing_up(
     config: Callable[..., LabelConfig],
     mlflow_server: MlflowServer,
