@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from benchmarks.meter import Meter, Sample, Steady, steady
+from pipelines.cluster.resources import ActorConfig
 from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
@@ -137,7 +138,12 @@ def run_over(
         skip, cut: as for ``steady``.
     """
     config = LabelConfig(
-        input=str(bucket), output=str(labels), model=str(model), chunk=chunk, workers=workers, local=False
+        input=str(bucket),
+        output=str(labels),
+        model=str(model),
+        chunk=chunk,
+        actors=ActorConfig(workers=workers),
+        local=False,
     )
     result = label(config, make_predictor)
     return Result(

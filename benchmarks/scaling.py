@@ -24,6 +24,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from benchmarks.labelling import Instant, SleepingFor, fill, run_over, save_model
+from pipelines.cluster.resources import ActorConfig
 from pipelines.cluster.session import KEEP_IDLE
 from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.label_table.ledger import Ledger
@@ -131,7 +132,7 @@ def write(chunk: Chunk) -> Chunk:
 def drive(folder: Path, *, chunks: int) -> Driving:
     """Send so many chunks through one actor."""
     model = ModelToLoad(checkpoint=load_checkpoint(save_model(folder)), batch=1, compile=False, stand_in=Instant)
-    with RayExecutor(model, workers="1", gpus=0.0) as executor:
+    with RayExecutor(model, ActorConfig(workers="1", gpus=0.0)) as executor:
         context = RunContext(
             ledger=Ledger(open_store(str(folder), field="output"), Paths(partition="benchmark-0")),
             provenance=RowProvenance(run_id="benchmark", made=utc_now(), mask="rle"),

@@ -17,28 +17,23 @@ from __future__ import annotations
 
 import contextlib
 import difflib
-import functools
-import inspect
 import json
 import logging
-import math
 import os
 import re
 import signal
 import sys
 import traceback
 import types
-from argparse import SUPPRESS, ArgumentError, ArgumentParser
-from collections import ChainMap
+from argparse import ArgumentParser
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TextIO, TypeVar, Union, get_args, get_origin
+from typing import TYPE_CHECKING, Any, TextIO, TypeVar, get_args
 
 import docstring_parser
 import yaml
-from docstring_parser import Docstring
-from pydantic import TypeAdapter, ValidationError
 
-from pipelines.process.config_tree import KIND, Leaf, build, leaves, parts
+from pipelines.process.config_tree import KIND, build, leaves, parts
 from pspnet_core.errors import ConfigError, PspnetError, Terminated
 
 if TYPE_CHECKING:
@@ -93,9 +88,11 @@ def parse_config(config_class: type[ConfigT], argv: Sequence[str]) -> ConfigT:
         SystemExit: after ``--help``.
     """
     known = leaves(config_class)
-    given = _read_flags(config_class, argv)
-    files = [_read_file(path, config_class) for path in given.pop("config", [])]
-    values = dict(ChainMap(given, *reversed(files)))
+    flags = list(_read_flags(config_class, argv))
+    values: dict[str, Any] = {}
+    for _, path in (flag for flag in flags if flag[0] == "config"):
+        values |= _read_file(path, config_class)
+    values |= {name: text for name, text in flags if name != "config"}
     for name, leaf in known.items():
         if leaf.required and name not in values:
             raise ConfigError(name, "", f"required; give {_flag(name)}")
@@ -105,54 +102,53 @@ def parse_config(config_class: type[ConfigT], argv: Sequence[str]) -> ConfigT:
 def json_line(result: Mapping[str, object]) -> str:
     """Write a result as JSON without line breaks: tensors, arrays and their scalars become lists and numbers,
     NaN and infinities ``null``, and anything else that JSON does not know (paths, dates) its text."""
-    return json.dumps(_plain(result), allow_nan=False, default=str)
+    with_nan = json.dumps(result, default=_plain)
+    return json.dumps(json.loads(with_nan, parse_constant=lambda name: None))
 
 
-def _read_flags(config_class: type[DataclassInstance], argv: Sequence[str]) -> dict[str, Any]:
-    """Field name to the text that its flag gives, and ``config`` to the list of files."""
-    known = leaves(config_class)
-    parser = _build_parser(config_class)
-    try:
-        given, rest = parser.parse_known_args(_joined([_dashed(token) for token in argv]))
-    except ArgumentError as error:  # a flag without its value: argparse checks no types here
-        name = (error.argument_name or "").lstrip("-").replace("-", "_")
-        remedy = f"needs a value: {_describe(known[name].type)}" if name in known else error.message
-        raise ConfigError(error.argument_name or "flags", "", remedy) from error
-    if rest:
-        flag, _, text = rest[0].partition("=")
+def _plain(value: Any) -> object:
+    """A value of another library in the types of JSON, without importing the libraries that it may come from."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)
+
+
+def _read_flags(config_class: type[DataclassInstance], argv: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Yield the name and the text of each flag: ``--name=text``, ``--name text``, or ``--name`` alone for ``true``.
+
+    argparse only writes the help, because it takes a value such as ``-1e-3`` for a flag.
+    """
+    known = {"config": str} | {name: leaf.type for name, leaf in leaves(config_class).items()}
+    tokens = deque(argv)
+    while tokens:
+        flag, equals, text = tokens.popleft().partition("=")
+        name = flag.removeprefix("--").replace("-", "_")
+        if flag in ("-h", "--help"):
+            _help_parser(config_class).parse_args(["--help"])
         if not flag.startswith("--"):
-            raise ConfigError("argument", rest[0], "values belong to flags; --help lists them")
-        raise ConfigError(flag, text, f"unknown flag; {_closest(flag[2:], ['config', *known])}")
-    return vars(given)
+            raise ConfigError("argument", flag + equals + text, "values belong to flags; --help lists them")
+        alone = not equals and (not tokens or tokens[0].startswith("--"))
+        text = text if equals or alone else tokens.popleft()
+        if name not in known:
+            raise ConfigError(flag, text, f"unknown flag; {_closest(name, known)}")
+        if alone and bool not in _alternatives(known[name]):
+            raise ConfigError(flag, "", f"needs a value: {_describe(known[name])}")
+        yield name, "true" if alone else text
 
 
-def _build_parser(config_class: type[DataclassInstance]) -> ArgumentParser:
-    """A parser that takes every flag as text; what a text means is for the field's type to say."""
-    summary = (inspect.getdoc(config_class) or "").split("\n\n")[0]
-    parser = ArgumentParser(
-        description=summary,
-        usage="%(prog)s [--config FILE] [flags]",
-        argument_default=SUPPRESS,
-        allow_abbrev=False,
-        exit_on_error=False,
-    )
-    parser.add_argument("--config", metavar="FILE", action="append", help=CONFIG_HELP)
-    for name, leaf in leaves(config_class).items():
-        alone: dict[str, Any] = {"nargs": "?", "const": "true"} if bool in _alternatives(leaf.type) else {}
-        parser.add_argument(_flag(name), metavar=_metavar(leaf.type), help=_help(leaf), **alone)
+def _help_parser(config_class: type[DataclassInstance]) -> ArgumentParser:
+    """Write each flag's ``--help`` from its field's docstring, its type and its default."""
+    known = leaves(config_class)
+    read = {
+        owner: docstring_parser.parse_from_object(owner)
+        for owner in {config_class} | {leaf.owner for leaf in known.values()}
+    }
+    parser = ArgumentParser(description=read[config_class].short_description, usage="%(prog)s [--config FILE] [flags]")
+    parser.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
+    for name, leaf in known.items():
+        docs = [each.description or "" for each in read[leaf.owner].params if each.arg_name == leaf.field.name]
+        default = "" if leaf.field.default is None else f"(default: {leaf.field.default})"
+        text = " ".join([*docs, "(required)" if leaf.required else default])
+        parser.add_argument(_flag(name), metavar=_metavar(leaf.type), help=text.replace("%", "%%"))
     return parser
-
-
-def _help(leaf: Leaf) -> str:
-    """What the docstrings say of a field, and its default."""
-    docs = {each.arg_name: each.description for each in _docstring(leaf.owner).params}
-    default = "" if leaf.field.default is None else f" (default: {leaf.field.default})"
-    return ((docs.get(leaf.field.name) or "") + (" (required)" if leaf.required else default)).replace("%", "%%")
-
-
-@functools.cache
-def _docstring(owner: type[DataclassInstance]) -> Docstring:
-    return docstring_parser.parse_from_object(owner)
 
 
 class _TextLoader(yaml.SafeLoader):
@@ -175,7 +171,12 @@ def _read_file(path: str, config_class: type[DataclassInstance]) -> dict[str, An
         raise ConfigError("config", path, f"is not YAML ({error})") from error
     if not isinstance(content, dict | None):
         raise ConfigError("config", path, "must hold lines of the form 'field: value'")
-    return dict(_entries(content or {}, config_class, path))
+    values: dict[str, Any] = {}
+    for name, value in _entries(content or {}, config_class, path):
+        if name in values:
+            raise ConfigError(name, _text(value), f"stands twice in {path}; leave one of them out")
+        values[name] = value
+    return values
 
 
 def _entries(
@@ -193,16 +194,29 @@ def _entries(
             raise ConfigError(f"{key}", _text(value), f"unknown field in {where}; {_closest(name, known)}")
 
 
+_TRUTHS = {"true": True, "yes": True, "on": True, "false": False, "no": False, "off": False}
+_CONVERTERS: dict[Any, Callable[[str], Any]] = {
+    str: str,
+    int: int,
+    float: float,
+    bool: lambda text: _TRUTHS[text.lower()],
+}
+_NAMES = {str: "text", int: "an integer", float: "a number", bool: "true or false"}
+
+
 def _convert(name: str, given: Any, hint: Any) -> Any:
     """The value of a text, or of a list of texts, in a field of this type."""
-    value = given if _is_list(hint) else _text(given)
+    kind, *null = _alternatives(hint)
+    if null and given in (None, "null"):
+        return None
+    items = get_args(kind)  # of a tuple
     try:
-        if value in (None, "null") and types.NoneType in _alternatives(hint):
-            return None
-        if _is_list(hint) and isinstance(value, str):
-            value = yaml.load(value if value.startswith("[") else f"[{value}]", yaml.BaseLoader)
-        return TypeAdapter(hint).validate_python(value)
-    except (ValidationError, yaml.YAMLError) as error:
+        if not items:
+            return _CONVERTERS[kind](_text(given))
+        texts = given if isinstance(given, list) else [text.strip() for text in _text(given).strip("[]").split(",")]
+        kinds = items[:1] * len(texts) if ... in items else items
+        return tuple(_CONVERTERS[item](_text(text)) for item, text in zip(kinds, texts, strict=True))
+    except (ValueError, KeyError) as error:
         raise ConfigError(name, _text(given), f"must be {_describe(hint)}") from error
 
 
@@ -212,59 +226,26 @@ def _text(value: Any) -> str:
 
 def _describe(hint: Any) -> str:
     """What a value of this type looks like, for a person."""
-    return " or ".join(map(_describe_one, _alternatives(hint)))
-
-
-def _describe_one(option: Any) -> str:
-    items = get_args(option)
-    if get_origin(option) is Literal:
-        return "one of " + ", ".join(map(str, items))
-    if _is_list(option):
-        count = f"{len(items)} values, " if get_origin(option) is tuple and ... not in items else ""
-        return f"a comma-separated list ({count}each {_describe(items[0])})"
-    return _NAMES.get(option, str(option))
-
-
-_NAMES = {str: "text", int: "an integer", float: "a number", bool: "true or false", types.NoneType: "null"}
+    kind, *null = _alternatives(hint)
+    items = get_args(kind)  # of a tuple
+    count = "" if ... in items else f"{len(items)} values, "
+    text = f"a comma-separated list ({count}each {_NAMES[items[0]]})" if items else _NAMES[kind]
+    return f"{text} or null" if null else text
 
 
 def _metavar(hint: Any) -> str:
     """A type as ``--help`` shows it."""
-    first = _alternatives(hint)[0]
-    if get_origin(first) is Literal:
-        return "{" + ",".join(map(str, get_args(first))) + "}"
-    return "LIST" if _is_list(first) else str(first.__name__).upper()
+    kind, *_ = _alternatives(hint)
+    return "LIST" if get_args(kind) else str(kind.__name__).upper()
 
 
 def _alternatives(hint: Any) -> tuple[Any, ...]:
-    """The members of a union; the type itself where it is none."""
-    return get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
-
-
-def _is_list(hint: Any) -> bool:
-    return any(get_origin(option) in (tuple, list, Sequence) for option in _alternatives(hint))
+    """The members of a union, None the last of them; the type itself where it is none."""
+    return get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
 
 
 def _flag(name: str) -> str:
     return "--" + name.replace("_", "-")
-
-
-def _dashed(token: str) -> str:
-    """``--retry_errors=x`` as ``--retry-errors=x``: both spellings are understood."""
-    flag, equals, text = token.partition("=")
-    return (flag.replace("_", "-") if flag.startswith("--") else flag) + equals + text
-
-
-def _joined(tokens: Sequence[str]) -> list[str]:
-    """The tokens with each flag's value joined to it by ``=``: argparse takes ``-1e-3`` for a flag otherwise."""
-    joined: list[str] = []
-    for token in tokens:
-        last = joined[-1] if joined else ""
-        if last.startswith("--") and "=" not in last and not token.startswith("--"):
-            joined[-1] = f"{last}={token}"
-        else:
-            joined.append(token)
-    return joined
 
 
 def _closest(name: str, known: Iterable[str]) -> str:
@@ -281,9 +262,8 @@ def _reserved_stdout() -> Iterator[TextIO]:
     still be last. A caller in the same process that replaced ``sys.stdout`` gets it back as it was.
     """
     stdout = sys.stdout
-    replaced = stdout is not sys.__stdout__
     stdout.flush()
-    if replaced:
+    if stdout is not sys.__stdout__:
         with contextlib.redirect_stdout(sys.stderr):
             yield stdout
         return
@@ -308,15 +288,3 @@ def _origin(error: BaseException) -> BaseException:
     """
     cause = getattr(error, "cause", None)
     return _origin(cause) if isinstance(cause, PspnetError) else error
-
-
-def _plain(value: object) -> object:
-    """The same value in the types of JSON, without importing the libraries that it may come from."""
-    if isinstance(value, Mapping):
-        return {str(key): _plain(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
-    if isinstance(value, float):
-        return value if math.isfinite(value) else None
-    to_list = getattr(value, "tolist", None)  # numpy arrays and scalars, torch tensors
-    return _plain(to_list()) if callable(to_list) else value

@@ -9,10 +9,10 @@ from pathlib import Path
 import psutil  # type: ignore[import-untyped]
 
 LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"))
-"""Where Linux tells a container's limit, by version of control groups."""
+"""Files with a container's memory limit, by version of control groups."""
 
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
-"""Where Linux tells a container's quota, by version 2 of control groups: microseconds of CPU time in how many."""
+"""File with a container's CPU quota, of control groups version 2: microseconds of CPU time, and in how many."""
 
 LONGEST_SILENCE_S = 6 * 3600.0
 """Seconds without a result after which work is taken for stuck: Ray Data's no-progress timeout, and that of a child

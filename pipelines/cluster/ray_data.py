@@ -1,7 +1,7 @@
 """Read what a Ray Data execution makes, in the caller's thread.
 
 ``Dataset.iter_rows`` fetches and formats in threads of its own. They cost the driver more than small rows do, and may
-outlive it: a process that disconnects from Ray meanwhile is ended by Ray, with exit code 1.
+outlive it: Ray ends a process that disconnects before they end, with exit code 1.
 """
 
 import logging

@@ -11,7 +11,7 @@ import ray.data
 
 from pipelines.cluster.machine import PASS_SHARE, LocalResources, machine_memory
 from pspnet_core.device import best_device, total_memory
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import ConfigError, check_positive
 
 log = logging.getLogger(__name__)
 Resources = Mapping[str, float]
@@ -45,6 +45,25 @@ class WorkerRange:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ActorConfig:
+    """The actors that hold the model."""
+
+    workers: str | None = None
+    """Model actors: N or MIN:MAX; by default up to one per GPU, or one on CPUs."""
+    gpus: float | None = None
+    """GPUs per actor, fractions allowed; by default 1 when the cluster has any."""
+    batch: int = 8
+    """Most images in one forward pass, or on CPUs at a time; fewer where an actor's memory does not hold them."""
+    compile: bool = False
+    """Whether the network is compiled (CUDA graphs on GPUs): for many images of one size."""
+
+    def __post_init__(self) -> None:
+        check_positive(batch=self.batch)
+        if self.workers is not None:
+            WorkerRange.parse(self.workers)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ActorResources:
     """Logical resources of each of ``workers`` actors."""
 
@@ -54,7 +73,9 @@ class ActorResources:
 
     def here(self) -> LocalResources:
         """What one of the actors may use on the node that this is called on."""
-        return self.on(_node_here(), machine=machine_memory(), gpu=total_memory(best_device()))
+        here = ray.get_runtime_context().get_node_id()
+        node = next(entry["Resources"] for entry in ray.nodes() if entry["NodeID"] == here)
+        return self.on(node, machine=machine_memory(), gpu=total_memory(best_device()))
 
     def on(self, node: Resources, *, machine: int, gpu: int | None = None) -> LocalResources:
         """What one of the actors may use on a node: its CPUs and its memory divided by the actors that fit on it.
@@ -82,12 +103,6 @@ def living_nodes() -> list[Resources]:
     return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
-def _node_here() -> Resources:
-    node = ray.get_runtime_context().get_node_id()
-    resources: Resources = next(entry["Resources"] for entry in ray.nodes() if entry["NodeID"] == node)
-    return resources
-
-
 def divide(
     workers: int, gpus: float | None, *, reserve: float, resources: Resources, nodes: Sequence[Resources] = ()
 ) -> ActorResources:
@@ -97,7 +112,7 @@ def divide(
         gpus: GPUs of each actor; None gives one each when the cluster has any. Nodes that have those which are asked
             for may be still to come.
         reserve: share of the CPUs that stays free for other tasks, in [0, 1).
-        resources: what the cluster has, as ``ray.cluster_resources()`` tells.
+        resources: what the cluster has, as from ``ray.cluster_resources()``.
         nodes: what each node has, since an actor lies on one; by default all is on one node.
 
     Raises:
@@ -161,19 +176,19 @@ class Pool:
     actor: ActorResources
 
     @classmethod
-    def of(cls, workers: str | None, gpus: float | None, *, reserve: float) -> "Pool":
+    def of(cls, config: ActorConfig, *, reserve: float) -> "Pool":
         """The pool for ``--workers`` and ``--gpus`` on the connected cluster, once there is room for the least of it.
 
         Args:
-            gpus, reserve: as for ``divide``.
+            reserve: as for ``divide``.
 
         Raises:
             ConfigError: when the pool would wait for ever, or for long: the cluster cannot hold it, or other jobs have
                 taken what it needs. Names what is missing and what to do.
         """
-        nodes = living_nodes()
+        nodes, gpus = living_nodes(), config.gpus
         most = 0 if gpus == 0 else sum(_gpu_places(node, gpus or 1) for node in nodes)
-        wanted = WorkerRange.parse(workers) if workers else WorkerRange(low=1, high=max(1, most))
+        wanted = WorkerRange.parse(config.workers) if config.workers else WorkerRange(low=1, high=max(1, most))
         part = divide(wanted.high, gpus, reserve=reserve, resources=ray.cluster_resources(), nodes=nodes)
         pool = cls(low=wanted.low, high=wanted.high, actor=part)
         pool.await_room(arriving=most < wanted.low if part.gpus else False)
@@ -194,7 +209,7 @@ class Pool:
         if arriving:
             log.info("waiting for nodes with %s", text)
         gc.collect()  # the actors of a run that failed in this process stay as long as what its error refers to
-        # Ray itself tells whether they fit; a group that waits also makes an autoscaler bring nodes.
+        # Ray decides whether they fit; a group that waits also makes an autoscaler bring nodes.
         group = ray.util.placement_group([claim] * self.low)
         try:
             if group.wait(patience):

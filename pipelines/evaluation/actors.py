@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
@@ -11,38 +10,18 @@ import ray.data
 import torch
 
 from pipelines.cluster.ray_data import quiet_ray_data, rows_of
-from pipelines.cluster.resources import ActorResources, Pool, WorkerRange
+from pipelines.cluster.resources import ActorConfig, ActorResources, Pool
 from pipelines.cluster.session import ray_session
 from pipelines.datasets.dataset import Dataset, Pair
-from pipelines.evaluation.scoring import BATCH, Compared, chunked, compare
+from pipelines.evaluation.scoring import Compared, chunked, compare
 from pipelines.evaluation.tables import IMAGE_SCORES, image_row, worst_first
 from pipelines.models.loading import check_rgb
 from pipelines.storage.arrow import from_ipc, to_ipc
 from pspnet_core.checkpoints.checkpoint import Checkpoint
-from pspnet_core.errors import ConfigError, check_positive
+from pspnet_core.errors import ConfigError
 from pspnet_core.inference.segmenter import Segmenter
 from pspnet_core.metrics.confusion import BoundaryCounts, ConfusionMatrix, Scores
 from pspnet_core.threads import map_ahead
-
-
-@dataclass(frozen=True, kw_only=True)
-class ActorConfig:
-    """The actors that score."""
-
-    workers: str | None = None
-    """Model actors: N or MIN:MAX; by default up to one per GPU, or one on CPUs."""
-    gpus: float | None = None
-    """GPUs per actor; by default 1 when the cluster has any."""
-    batch: int = BATCH
-    """Most images in one forward pass, or on CPUs at a time; by default that of training's validation."""
-    compile: bool = False
-    """Whether the network is compiled (CUDA graphs on GPUs): for many images of one size."""
-
-    def __post_init__(self) -> None:
-        check_positive(batch=self.batch)
-        if self.workers is not None:
-            WorkerRange.parse(self.workers)
-
 
 TASK = 8
 """Most chunks of one task, across which an actor reads ahead."""
@@ -120,7 +99,7 @@ def score_split(
     checkpoint: Checkpoint, dataset: Dataset, pairs: Sequence[Pair], config: ActorConfig
 ) -> tuple[Scores, pa.Table]:
     """The split's counts and its images' rows, from actors over chunks of it."""
-    pool = Pool.of(config.workers, config.gpus, reserve=0.0)
+    pool = Pool.of(config, reserve=0.0)
     quiet_ray_data()
     tasks = _tasks(pairs, config.batch, workers=pool.high)
     answers = ray.data.from_items(tasks, override_num_blocks=len(tasks)).map(

@@ -19,10 +19,8 @@ from pspnet_core.images.overlays import contact_sheet
 from pspnet_core.metrics.confusion import ConfusionMatrix
 
 if TYPE_CHECKING:
-    from matplotlib.colors import Colormap
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-Place = tuple[float, float, float, float]
 
 MOST = 150
 """Most classes in one picture; of more, those that are confused most."""
@@ -33,10 +31,7 @@ NUMBERED = 40
 DPI = 100
 _LABEL = 7  # points of a class name
 _LONGEST = 24  # characters of a class name
-_TITLE = 0.4  # inches; as all lengths below
-_AXIS = 0.3  # the name of an axis
-_BAR = 0.9  # the colour scale and its numbers
-_LEAST = 2.8  # the smallest side of a plot
+_LEAST = 2.8  # inches of the smallest side of a plot
 _CAPTION = 60  # characters of a key
 
 
@@ -52,11 +47,10 @@ def confusion_picture(confusion: ConfusionMatrix, classes: ClassTable) -> bytes:
     shown = _confused_most(confusion)
     shares = _row_shares(confusion.counts)[np.ix_(shown, shown)]
     names = [_short(classes.names[index]) for index in shown]
-    cell = max(0.36 if len(shown) <= NUMBERED else 0.14, _LEAST / len(shown))
-    side, margin = cell * len(shown), _margin(names) + _AXIS
-    figure = _figure(margin + side + _BAR, _TITLE + side + margin)
-    axes = figure.add_axes(_place(figure, margin, margin, side, side))
-    picture = axes.imshow(shares, cmap=_blues(), vmin=0, vmax=1, interpolation="nearest")
+    side = max(_LEAST, len(shown) * (0.36 if len(shown) <= NUMBERED else 0.14))
+    figure, axes = _plot(side, side)
+    axes.set_facecolor("#d9d9d9")  # seen where a share is not a number
+    picture = axes.imshow(shares, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
     places = range(len(shown))
     axes.set_xticks(places, names, rotation=90, fontsize=_LABEL, parse_math=False)
     axes.set_yticks(places, names, fontsize=_LABEL, parse_math=False)
@@ -68,7 +62,7 @@ def confusion_picture(confusion: ConfusionMatrix, classes: ClassTable) -> bytes:
             share = shares[row, column]
             ink = "white" if share > 0.5 else "black"
             axes.text(column, row, f"{100 * share:.0f}", ha="center", va="center", fontsize=_LABEL, color=ink)
-    scale = figure.add_axes(_place(figure, margin + side + 0.15, margin, 0.15, side))
+    scale = axes.inset_axes((1 + 0.15 / side, 0, 0.15 / side, 1))
     figure.colorbar(picture, cax=scale, ticks=[0, 0.5, 1], format=lambda value, _: f"{100 * value:.0f}")
     return _png(figure)
 
@@ -85,9 +79,7 @@ def iou_picture(confusion: ConfusionMatrix, classes: ClassTable) -> bytes:
     iou = confusion.iou()
     shown = sorted(_confused_most(confusion).tolist(), key=lambda index: -np.nan_to_num(iou[index], nan=-1))
     names = [_short(classes.names[index]) for index in shown]
-    width, height, margin = 4.0, max(_LEAST, 0.18 * len(shown)), _margin(names)
-    figure = _figure(margin + width + 0.5, _TITLE + height + 2 * _AXIS)
-    axes = figure.add_axes(_place(figure, margin, 2 * _AXIS, width, height))
+    figure, axes = _plot(4.0, max(_LEAST, 0.18 * len(shown)))
     places = range(len(shown))
     colors = [tuple(channel / 255 for channel in classes.colors[index]) for index in shown]
     axes.barh(places, np.nan_to_num(iou[shown]), color=colors, edgecolor="0.3", linewidth=0.5)
@@ -157,32 +149,17 @@ def _short(name: str) -> str:
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 
-def _margin(names: Sequence[str]) -> float:
-    """Inches that the class names need beside a plot."""
-    return 0.2 + max(map(len, names)) * _LABEL * 0.65 / 72
-
-
-def _figure(width: float, height: float) -> Figure:
-    """An empty figure of so many inches, rounded to whole pixels."""
+def _plot(width: float, height: float) -> tuple[Figure, Axes]:
+    """Make a plot of so many inches, rounded to whole pixels; what stands around it comes on top."""
     # Here and not above: training's workers import this file, and most of them never draw.
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(round(width * DPI) / DPI, round(height * DPI) / DPI), dpi=DPI)
-
-
-def _blues() -> Colormap:
-    from matplotlib import colormaps
-
-    return colormaps["Blues"].with_extremes(bad="#d9d9d9")
-
-
-def _place(figure: Figure, left: float, bottom: float, width: float, height: float) -> Place:
-    """Inches as the fractions of the figure that matplotlib wants."""
-    across, up = figure.get_size_inches()
-    return left / across, bottom / up, width / across, height / up
+    figure = Figure(figsize=(round(width * DPI) / DPI, round(height * DPI) / DPI), dpi=DPI)
+    return figure, figure.add_axes((0, 0, 1, 1))
 
 
 def _png(figure: Figure) -> bytes:
     content = BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})  # no version of matplotlib in the file
+    # Without the version of matplotlib, which it would write into the file.
+    figure.savefig(content, format="png", bbox_inches="tight", metadata={"Software": None})
     return content.getvalue()

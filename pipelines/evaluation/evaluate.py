@@ -7,48 +7,34 @@ small row per image -> Parquet below ``--output`` and a run in MLflow.
 import contextlib
 import dataclasses
 import json
-import logging
 import math
 import re
 from dataclasses import dataclass, field
 from typing import Any
 
+from pipelines.cluster.resources import ActorConfig
 from pipelines.cluster.session import ray_session
 from pipelines.datasets.dataset import Dataset
 from pipelines.datasets.layouts import DataConfig
-from pipelines.evaluation.actors import ActorConfig, check_classes, score_split
+from pipelines.evaluation.actors import check_classes, score_split
 from pipelines.evaluation.charts import confusion_picture, iou_picture
 from pipelines.evaluation.tables import (
     SCHEMA_VERSION,
     Evaluation,
     EvaluationFolder,
 )
-from pipelines.models.loading import is_tracked, load_rgb_model
+from pipelines.models.loading import InferenceOverrides, load_rgb_model
 from pipelines.process.config_tree import flatten
 from pipelines.process.redaction import redacted
 from pipelines.storage import open_store
 from pipelines.tracking.metric_names import class_metric_names
-from pipelines.tracking.model_uris import Origin, origin_of
-from pipelines.tracking.runs import Run, start_run
+from pipelines.tracking.model_uris import Origin
+from pipelines.tracking.runs import Run, TrackingConfig, start_run
 from pspnet_core import __version__
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.images.classes import ClassTable
 
-log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class InferenceOverrides:
-    """Settings of inference in place of the checkpoint's."""
-
-    scales: tuple[float, ...] | None = None
-    """Input scales to average over; by default the checkpoint's."""
-    flip: bool | None = None
-    """Whether to average with the mirrored image; by default the checkpoint's setting."""
-    window: int | None = None
-    """Side of the sliding window in pixels, 0 for whole images; by default the checkpoint's."""
-    reduced: bool | None = None
-    """Whether JPEGs larger than the network's input are decoded to fewer pixels; by default the checkpoint's."""
+EXPERIMENT = "pspnet-evaluation"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,15 +50,7 @@ class EvaluateConfig:
     actors: ActorConfig = field(default_factory=ActorConfig)
     output: str | None = None
     """Where tables of classes, confusions and images go: a local folder or a URI; by default nowhere."""
-    track: bool | None = None
-    """Whether the result is logged to MLflow; by default if MLFLOW_TRACKING_URI is set or the model is from there."""
-    experiment: str = "pspnet-evaluation"
-    """MLflow experiment of the result."""
-
-    @property
-    def tracked(self) -> bool:
-        """Whether the result is logged to MLflow."""
-        return is_tracked(self.track, self.model)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -89,16 +67,17 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         ConfigError: a mistake in the config or in the data.
         TrackingError: the MLflow server cannot be used.
     """
-    origin = origin_of(config.model)
-    checkpoint = load_rgb_model(origin.uri).with_settings(**vars(config.inference))
+    checkpoint, origin = load_rgb_model(config.model, config.inference)
     dataset = config.dataset.open()
     pairs = dataset.split(config.split)
     check_classes(checkpoint, dataset, uri=config.model)
     facts = _facts(config, checkpoint, dataset)
     folder = _folder(config, checkpoint)
     evaluation = folder.find(facts) if folder else None
-    run = start_run(config.experiment, f"{checkpoint.partition} {config.split}") if config.tracked else None
-    with run or contextlib.nullcontext():  # begun before the work, so that a server that is away is told at once
+    run = None
+    if config.tracking.wanted(config.model):
+        run = start_run(config.tracking.experiment or EXPERIMENT, f"{checkpoint.partition} {config.split}")
+    with run or contextlib.nullcontext():  # begun before the work, so that it fails early without a server
         if evaluation is None:
             with ray_session():
                 scores, images = score_split(checkpoint, dataset, pairs, config.actors)
@@ -137,7 +116,7 @@ def _folder(config: EvaluateConfig, checkpoint: Checkpoint) -> EvaluationFolder 
         return None
     store = open_store(config.output, field="output")
     store.check_writable_atomically()
-    return EvaluationFolder.of(store, partition=checkpoint.partition, split=config.split)
+    return EvaluationFolder(store=store, path=f"model={checkpoint.partition}/split={config.split}")
 
 
 def _result(evaluation: Evaluation) -> dict[str, Any]:

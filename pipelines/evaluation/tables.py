@@ -94,19 +94,15 @@ class Evaluation:
     images: pa.Table
     facts: Mapping[str, Any]
 
-    @property
-    def tables(self) -> dict[str, pa.Table]:
-        """File name to table, in the order in which they are written."""
+    def files(self) -> dict[str, bytes]:
+        """File name to Parquet file, in the order in which they are written."""
         classes = ClassTable.from_json(self.facts["classes"])
-        return {
+        tables = {
             "images.parquet": self.images,
             "confusion.parquet": confusion_table(self.scores.confusion, classes),
             "classes.parquet": class_table(self.scores, classes),
         }
-
-    def files(self) -> dict[str, bytes]:
-        """File name to Parquet file, in the order in which they are written."""
-        return {name: to_parquet(table, metadata=self.facts) for name, table in self.tables.items()}
+        return {name: to_parquet(table, metadata=self.facts) for name, table in tables.items()}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,11 +111,6 @@ class EvaluationFolder:
 
     store: Store
     path: str
-
-    @classmethod
-    def of(cls, store: Store, *, partition: str, split: str) -> EvaluationFolder:
-        """The folder below ``--output``."""
-        return cls(store=store, path=f"model={partition}/split={split}")
 
     @property
     def uri(self) -> str:
@@ -234,21 +225,9 @@ def _confused(confusion: ConfusionMatrix, classes: ClassTable) -> list[dict[str,
     """The wrong pairs of classes with the most pixels, those first."""
     wrong = confusion.counts.copy()
     np.fill_diagonal(wrong, 0)
-    targets, predicted = np.nonzero(wrong)
-    pixels = wrong[targets, predicted]
-    most = np.argsort(-pixels, kind="stable")[:CONFUSED]
-    return [
-        {
-            "target_id": target,
-            "target": classes.names[target],
-            "predicted_id": guess,
-            "predicted": classes.names[guess],
-            "pixels": count,
-        }
-        for target, guess, count in zip(
-            targets[most].tolist(), predicted[most].tolist(), pixels[most].tolist(), strict=True
-        )
-    ]
+    pairs = confusion_table(ConfusionMatrix(len(classes), wrong), classes)
+    most: list[dict[str, Any]] = pairs.sort_by([("pixels", "descending")]).slice(0, CONFUSED).to_pylist()
+    return most
 
 
 def _nullable(values: NDArray[np.float64]) -> pa.Array:

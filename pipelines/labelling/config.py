@@ -1,16 +1,17 @@
 """The flags of labelling."""
 
 import datetime
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-from pipelines.cluster.resources import WorkerRange
+from pipelines.cluster.resources import ActorConfig
 from pipelines.label_table.schema import utc_now
 from pipelines.labelling.report.totals import Prices
 from pipelines.labelling.retry_errors import check_kinds
-from pipelines.models.loading import is_tracked
+from pipelines.models.loading import InferenceOverrides
 from pipelines.sources import Inputs, find_source
 from pipelines.sources.dates import run_date, since_time
-from pspnet_core.errors import ConfigError
+from pipelines.tracking.runs import TrackingConfig
+from pspnet_core.errors import ConfigError, check_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,29 +26,15 @@ class LabelConfig:
     """Checkpoint: a local folder, a URI, runs:/... or models:/name@alias."""
     date: str | None = None
     """Partition dt= of new labels: YYYY-MM-DD, today (UTC, the default) or yesterday."""
-    workers: str | None = None
-    """Model actors: N or MIN:MAX; by default up to one per GPU, or one on CPUs."""
-    gpus: float | None = None
-    """GPUs per actor, fractions allowed; by default 1 when the cluster has any."""
+    actors: ActorConfig = field(default_factory=ActorConfig)
+    inference: InferenceOverrides = field(default_factory=InferenceOverrides)
     local: bool | None = None
     """Whether to label on this machine's CPUs, without Ray; by default for few images where no cluster is named, no GPU
     is there and neither --workers nor --gpus is given."""
     chunk: int = 256
     """Images per chunk, which is one Parquet file."""
-    batch: int = 8
-    """Most images in one forward pass; fewer where an actor's memory does not hold them."""
     mask: str = "rle"
     """Mask columns to fill: rle (run lengths), png or both."""
-    scales: tuple[float, ...] | None = None
-    """Input scales to average over; by default the checkpoint's."""
-    flip: bool | None = None
-    """Whether to average with the mirrored image; by default the checkpoint's setting."""
-    window: int | None = None
-    """Side of the sliding window in pixels, 0 for whole images; by default the checkpoint's."""
-    reduced: bool | None = None
-    """Whether JPEGs larger than the network's input are decoded to fewer pixels; by default the checkpoint's."""
-    compile: bool = False
-    """Whether the network is compiled (CUDA graphs on GPUs): for many images of one size."""
     source: str = "images"
     """Input format: images, webdataset, parquet or manifest."""
     since: str | None = None
@@ -64,24 +51,17 @@ class LabelConfig:
     """Price of a GPU for an hour, in any currency: for the cost in the run record."""
     price_cpu: float | None = None
     """Price of a CPU for an hour."""
-    track: bool | None = None
-    """Whether the run is logged to MLflow; by default if MLFLOW_TRACKING_URI is set or the model is from there."""
-    experiment: str = "pspnet-labelling"
-    """MLflow experiment of the run."""
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def __post_init__(self) -> None:
-        for name in ("chunk", "batch", "max_pixels"):
-            if getattr(self, name) < 1:
-                raise ConfigError(name, getattr(self, name), "give a positive number")
+        check_positive(chunk=self.chunk, max_pixels=self.max_pixels)
         if not 0 <= self.max_errors <= 1:
             raise ConfigError("max_errors", self.max_errors, "give a share in 0..1")
         if self.retry_errors is not None:
             check_kinds(self.retry_errors)
         if self.mask not in ("rle", "png", "both"):
             raise ConfigError("mask", self.mask, "choose rle, png or both")
-        if self.workers is not None:
-            WorkerRange.parse(self.workers)
-        if self.local and (self.workers or self.gpus):
+        if self.local and (self.actors.workers or self.actors.gpus):
             raise ConfigError("local", self.local, "has one worker, on CPUs; leave out --workers and --gpus")
         find_source(self.source)
         self.inputs(utc_now())
@@ -95,8 +75,3 @@ class LabelConfig:
     def prices(self) -> Prices:
         """Those that are given."""
         return Prices(gpu=self.price_gpu, cpu=self.price_cpu)
-
-    @property
-    def tracked(self) -> bool:
-        """Whether the run is logged to MLflow."""
-        return is_tracked(self.track, self.model)

@@ -10,7 +10,7 @@ import ray.data
 
 from pipelines.cluster.machine import give_memory_back
 from pipelines.cluster.ray_data import quiet_ray_data, rows_of
-from pipelines.cluster.resources import ActorResources, Pool
+from pipelines.cluster.resources import ActorConfig, ActorResources, Pool
 from pipelines.cluster.session import ray_session
 from pipelines.labelling.report.prometheus import LabelMetrics, Watch, watch_chunks
 from pipelines.labelling.report.totals import Totals
@@ -31,14 +31,10 @@ RESERVE = 0.5
 
 
 class RayExecutor(contextlib.AbstractContextManager["RayExecutor"]):
-    """Executes on Ray, to which it connects when it is first used; a context, which disconnects.
+    """Executes on Ray, to which it connects when it is first used; a context, which disconnects."""
 
-    Args:
-        workers, gpus: as for ``Pool.of``.
-    """
-
-    def __init__(self, model: ModelToLoad, *, workers: str | None, gpus: float | None) -> None:
-        self.model, self.workers, self.gpus = model, workers, gpus
+    def __init__(self, model: ModelToLoad, actors: ActorConfig) -> None:
+        self.model, self.actors = model, actors
         self._context = contextlib.ExitStack()
         self._connection: _Connected | None = None
 
@@ -58,7 +54,7 @@ class RayExecutor(contextlib.AbstractContextManager["RayExecutor"]):
         if not self._connection:
             self._context.enter_context(ray_session())
             line = self._context.enter_context(start_coordinator())
-            pool = Pool.of(self.workers, self.gpus, reserve=RESERVE)
+            pool = Pool.of(self.actors, reserve=RESERVE)
             # The object store carries the weights to every node once; no shared folder is needed.
             load = functools.partial(_fetched, ray.put(self.model.checkpoint))
             self._connection = _Connected(line=line, pool=pool, make_predictor=self.model.maker(load, pool.actor.here))

@@ -41,6 +41,6 @@ def _obstacle_to_local(config: LabelConfig) -> str:
     """Why this machine's CPUs are not to label without Ray; empty where they may."""
     if os.environ.get("RAY_ADDRESS", "local") not in ("", "local"):
         return "RAY_ADDRESS names a cluster"
-    if not config.local and (ray.is_initialized() or config.workers or config.gpus):
+    if not config.local and (ray.is_initialized() or config.actors.workers or config.actors.gpus):
         return "Ray is asked for"
     return "" if best_device().type == "cpu" else "this machine has a GPU"

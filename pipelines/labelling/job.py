@@ -33,18 +33,20 @@ from pipelines.labelling.stages.chunks import PATIENCE, Read, RunContext, Write
 from pipelines.labelling.stages.predictor import ModelToLoad, Predictor
 from pipelines.labelling.stages.walk import Executor, Walk
 from pipelines.models.loading import load_rgb_model
+from pipelines.process.config_tree import flatten
 from pipelines.process.progress import Progress
 from pipelines.process.sigterm import Ending, on_sigterm
 from pipelines.sources import Inputs, find_source
 from pipelines.sources.dates import run_date
 from pipelines.storage import open_store
 from pipelines.tracking.background_run import BackgroundRun, background_run
-from pipelines.tracking.model_uris import Origin, origin_of
+from pipelines.tracking.model_uris import Origin
 from pipelines.tracking.provenance import code_version
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import ConfigError, PspnetError, Terminated
 
 log = logging.getLogger(__name__)
+EXPERIMENT = "pspnet-labelling"
 CHUNK_BYTES = 64 * 2**20
 
 
@@ -71,22 +73,23 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
     """
     started = time.perf_counter()
     check_local(config)
-    origin = origin_of(config.model)
-    checkpoint = load_rgb_model(origin.uri).with_settings(
-        scales=config.scales, flip=config.flip, window=config.window, reduced=config.reduced
-    )
+    checkpoint, origin = load_rgb_model(config.model, config.inference)
     output = open_store(config.output, field="output", writable=True)
     if config.retry_errors is None:
         output.check_writable_atomically()
     else:
         output.check_replaces_atomically()
     ledger = Ledger(output, Paths(partition=checkpoint.partition))
-    model = ModelToLoad(checkpoint=checkpoint, batch=config.batch, compile=config.compile, stand_in=make_predictor)
+    actors, tracking = config.actors, config.tracking
+    model = ModelToLoad(checkpoint=checkpoint, batch=actors.batch, compile=actors.compile, stand_in=make_predictor)
+    background: contextlib.AbstractContextManager[BackgroundRun | None] = contextlib.nullcontext()
+    if tracking.wanted(config.model):
+        background = background_run(tracking.experiment or EXPERIMENT, checkpoint.partition)
     with (
         on_sigterm() as ending,
-        background_run(config.experiment, checkpoint.partition, wanted=config.tracked) as record,
+        background as record,
         hold_lease(output, ledger.paths.lease, wait=config.wait),
-        RayExecutor(model, workers=config.workers, gpus=config.gpus) as on_ray,
+        RayExecutor(model, actors) as on_ray,
     ):
         job = _Job(
             config=config,
@@ -98,7 +101,7 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
             ending=ending,
         )
         if record:
-            setting = dataclasses.asdict(config) | _identity(checkpoint)
+            setting = flatten(config) | _identity(checkpoint)
             record.log(lambda run: log_start(run, setting, origin))
         outcome = job.label() if config.retry_errors is None else job.retry(config.retry_errors)
         result = _result(outcome, time.perf_counter() - started)

@@ -22,7 +22,7 @@ from typing import Any
 import psutil  # type: ignore[import-untyped]
 
 from pipelines.label_table.schema import utc_now
-from pipelines.process.periodic import ticking
+from pipelines.process.background import ticking
 from pipelines.storage import ObjectChanged, ObjectMissing, Store, TransientStorageError
 from pspnet_core.errors import PspnetError
 

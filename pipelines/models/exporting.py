@@ -1,7 +1,6 @@
 """Export: a model URI to one file that runs without this code, put in place once it agrees with the network."""
 
 import contextlib
-import importlib.util
 import logging
 import os
 import tempfile
@@ -109,11 +108,11 @@ def _difference(checkpoint: Checkpoint, path: Path, config: ExportConfig) -> flo
 
 
 def _run_onnx(path: Path, images: Tensor) -> Tensor | None:
-    if importlib.util.find_spec("onnxruntime") is None:
+    try:
+        import onnxruntime
+    except ImportError:
         log.warning("the file is not checked: onnxruntime is not installed")
         return None
-    import onnxruntime
-
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (logits,) = session.run(None, {INPUT: images.numpy()})
     return torch.from_numpy(logits)

@@ -1,23 +1,28 @@
 """From a model URI of any kind to a checkpoint."""
 
-import os
 import tempfile
+from dataclasses import dataclass
 from pathlib import Path
 
 from pipelines.storage import ObjectError, open_store
-from pipelines.tracking.model_uris import fetch
+from pipelines.tracking.model_uris import MLFLOW_SCHEMES, Origin, fetch, origin_of
 from pipelines.tracking.server import Server
 from pspnet_core.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint
 from pspnet_core.errors import ConfigError
 
-MLFLOW_SCHEMES = ("runs:/", "models:/")
 
+@dataclass(frozen=True, kw_only=True)
+class InferenceOverrides:
+    """Settings of inference in place of the checkpoint's."""
 
-def is_tracked(track: bool | None, model: str) -> bool:
-    """Whether a job on a model is logged to MLflow: as ``track`` says, else if a server is named or has the model."""
-    if track is not None:
-        return track
-    return bool(os.environ.get("MLFLOW_TRACKING_URI")) or model.startswith(MLFLOW_SCHEMES)
+    scales: tuple[float, ...] | None = None
+    """Input scales to average over; by default the checkpoint's."""
+    flip: bool | None = None
+    """Whether to average with the mirrored image; by default the checkpoint's setting."""
+    window: int | None = None
+    """Side of the sliding window in pixels, 0 for whole images; by default the checkpoint's."""
+    reduced: bool | None = None
+    """Whether JPEGs larger than the network's input are decoded to fewer pixels; by default the checkpoint's."""
 
 
 def load_model(uri: str, *, field: str = "model", server: Server | None = None) -> Checkpoint:
@@ -39,15 +44,20 @@ def load_model(uri: str, *, field: str = "model", server: Server | None = None) 
         return _load(_from_store(uri, folder, field), uri, field)
 
 
-def load_rgb_model(uri: str) -> Checkpoint:
-    """``load_model`` for work on image files, which are read as RGB.
+def load_rgb_model(uri: str, overrides: InferenceOverrides) -> tuple[Checkpoint, Origin]:
+    """Load a model for work on image files, which are read as RGB, and look up its version and run.
 
     Raises:
-        ConfigError: as ``load_model``, and for a network of another number of input bands than 3.
+        ConfigError: as ``load_model``, and for a network of another number of input bands than 3; it names the model as
+            ``uri`` does, and not the version that an alias stands for.
     """
-    checkpoint = load_model(uri)
+    origin = origin_of(uri)
+    try:
+        checkpoint = load_model(origin.uri)
+    except ConfigError as error:
+        raise ConfigError("model", uri, error.remedy) from error
     check_rgb(checkpoint, uri)
-    return checkpoint
+    return checkpoint.with_settings(**vars(overrides)), origin
 
 
 def check_rgb(checkpoint: Checkpoint, uri: str) -> None:

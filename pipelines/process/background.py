@@ -1,7 +1,8 @@
 """A thread that works beside the main one."""
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 
 
 class Worker:
@@ -47,3 +48,28 @@ class Worker:
                 wait = self._turn()
         except Exception as error:
             self.failure = error
+
+
+@contextmanager
+def working(turn: Callable[[], float | None], *, name: str, wait: float = 0.0) -> Iterator[None]:
+    """Do turns as ``Worker`` does within the context, and none once it is left.
+
+    What ended the turns is raised when the context is left, unless another error is.
+    """
+    worker = Worker(turn, name=name, wait=wait)
+    try:
+        yield
+    finally:
+        worker.stop()
+    if worker.failure:
+        raise worker.failure
+
+
+def ticking(every: float, action: Callable[[], None]) -> AbstractContextManager[None]:
+    """Call ``action`` every so many seconds within the context, the first time after as many; errors as ``working``."""
+
+    def tick() -> float:
+        action()
+        return every
+
+    return working(tick, name="ticking", wait=every)

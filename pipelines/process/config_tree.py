@@ -7,6 +7,7 @@ run. A leaf ``kind`` goes by the name of its part: ``config.loss.kind`` is ``--l
 from __future__ import annotations
 
 import dataclasses
+import operator
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar, get_type_hints
 
@@ -20,11 +21,12 @@ KIND = "kind"
 
 
 class Leaf(NamedTuple):
-    """One value of a config: its type, its field, and the dataclass that has it."""
+    """One value of a config: its type, its field, the dataclass that has it, and its place below the root."""
 
     type: Any
     field: dataclasses.Field[Any]
     owner: type[DataclassInstance]
+    path: str
 
     @property
     def required(self) -> bool:
@@ -44,9 +46,11 @@ def leaves(config_class: type[DataclassInstance], part: str = "") -> dict[str, L
     found: dict[str, Leaf] = {}
     for field in dataclasses.fields(config_class):
         if field.name in below:
-            found |= leaves(below[field.name], field.name)
+            inside = leaves(below[field.name], field.name)
+            found |= {name: leaf._replace(path=f"{field.name}.{leaf.path}") for name, leaf in inside.items()}
         else:
-            found[_flat_name(field.name, part)] = Leaf(hints[field.name], field, config_class)
+            name = part if part and field.name == KIND else field.name
+            found[name] = Leaf(hints[field.name], field, config_class, field.name)
     return found
 
 
@@ -62,31 +66,18 @@ def build(config_class: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
 
 
 def _build(config_class: type[ConfigT], values: Mapping[str, Any], part: str = "") -> ConfigT:
-    below = parts(config_class)
-    given: dict[str, Any] = {name: _build(each, values, name) for name, each in below.items()}
-    for field in dataclasses.fields(config_class):
-        name = _flat_name(field.name, part)
-        if field.name not in below and name in values:
-            given[field.name] = values[name]
+    given: dict[str, Any] = {name: _build(each, values, name) for name, each in parts(config_class).items()}
+    for name, leaf in leaves(config_class, part).items():
+        if leaf.owner is config_class and name in values:
+            given[leaf.field.name] = values[name]
     return config_class(**given)
 
 
-def flatten(config: DataclassInstance, part: str = "") -> dict[str, Any]:
+def flatten(config: DataclassInstance) -> dict[str, Any]:
     """The leaves of a tree: flat name to value. The inverse of ``build``."""
-    flat: dict[str, Any] = {}
-    for field in dataclasses.fields(config):
-        value = getattr(config, field.name)
-        if dataclasses.is_dataclass(value) and not isinstance(value, type):
-            flat |= flatten(value, field.name)
-        else:
-            flat[_flat_name(field.name, part)] = value
-    return flat
+    return {name: operator.attrgetter(leaf.path)(config) for name, leaf in leaves(type(config)).items()}
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
     """Name and both values of each entry of ``one`` that is another in ``other``."""
     return ((name, value, other[name]) for name, value in one.items() if value != other[name])
-
-
-def _flat_name(name: str, part: str) -> str:
-    return part if name == KIND and part else name

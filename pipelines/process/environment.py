@@ -7,7 +7,7 @@ import sys
 def variables() -> dict[str, str]:
     """A copy of the environment.
 
-    Unlike ``dict(os.environ)`` it does not fail when a thread deletes a variable meanwhile, as MLflow's telemetry does.
+    Unlike ``dict(os.environ)`` it does not fail while another thread deletes a variable, as MLflow's telemetry does.
     """
     return {name: value for name in list(os.environ) if (value := os.environ.get(name)) is not None}
 

@@ -13,12 +13,11 @@ import json
 import sys
 import time
 from collections.abc import Callable
-from types import TracebackType
 from typing import Any, NamedTuple, TextIO
 
 from tqdm import tqdm
 
-from pipelines.process.periodic import ticking
+from pipelines.process.background import ticking
 
 EVERY_S = 30.0
 """Seconds between two lines, whether or not anything was done."""
@@ -34,7 +33,7 @@ class Mark(NamedTuple):
     done: int
 
 
-class Progress:
+class Progress(contextlib.ExitStack):
     """Counts images towards a total. A context; its last line comes on leaving, after an error too.
 
     Args:
@@ -54,27 +53,19 @@ class Progress:
         every: float = EVERY_S,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
+        super().__init__()  # of the bar, or of the thread that writes lines
         self.stream = stream or sys.stderr
         self.total, self.what, self.clock = total, what, clock
         self.done = self.errors = self.chunks = 0
         self.marks = collections.deque([Mark(clock(), 0)], maxlen=RECENT)
         self.start = self.marks[0]
-        self._shown = contextlib.ExitStack()  # the bar, or the thread that writes lines
         self.bar: Any = None
         if self.stream.isatty():
             self.bar = tqdm(total=total, desc=what, unit="image", dynamic_ncols=True, file=self.stream)
-            self._shown.callback(self.bar.close)
+            self.callback(self.bar.close)
         else:
-            self._shown.callback(self._write, ended=True)
-            self._shown.enter_context(ticking(every, self._tick))
-
-    def __enter__(self) -> "Progress":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._shown.__exit__(kind, error, trace)
+            self.callback(self._write, ended=True)
+            self.enter_context(ticking(every, self._tick))
 
     def advance(self, images: int, *, errors: int = 0) -> None:
         """Count one more chunk: its images, and how many of them are errors."""

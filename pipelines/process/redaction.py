@@ -6,6 +6,7 @@ values of the environment's variables that are named like secrets, wherever they
 
 import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 from urllib.parse import quote, unquote, urlsplit
 
@@ -65,16 +66,9 @@ def _secrets() -> Iterator[str]:
     for name, value in variables().items():
         found = [value] if _SECRET_NAME.search(name) else []
         if "://" in value:
-            found += _passwords(value)
+            with suppress(ValueError):  # no URI after all
+                found.append(urlsplit(value).password or "")
         for secret in found:
             for form in (secret, quote(secret, safe=""), unquote(secret)):
                 if len(form) >= SHORTEST and form.lower() not in _NO_SECRETS:
                     yield form
-
-
-def _passwords(uri: str) -> list[str]:
-    try:
-        password = urlsplit(uri).password
-    except ValueError:  # no URI after all
-        return []
-    return [password] if password else []

@@ -91,7 +91,7 @@ class Retries:
 
         Args:
             done: attempts that were made before.
-            outage: told of failures that are followed by another attempt, and of success.
+            outage: begins with a failure before another attempt, and ends with a success.
             given_up: whether no other attempt is wanted, asked after each failure.
         """
         result = tenacity.Retrying(**self._options(may_pass, done, outage, given_up))(action)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
 
-from pipelines.process.background import Worker
+from pipelines.process.background import working
 
 EXIT_CODE = 128 + signal.SIGTERM
 LOOK_S = 0.1
@@ -35,15 +35,12 @@ class Ending:
             stop()
             return None
 
-        watcher = Worker(look, name="sigterm", wait=LOOK_S)
-        self._orderly = True
-        try:
-            yield
-        finally:
-            self._orderly = False
-            watcher.stop()
-        if watcher.failure:
-            raise watcher.failure
+        with working(look, name="sigterm", wait=LOOK_S):
+            self._orderly = True
+            try:
+                yield
+            finally:
+                self._orderly = False
 
     def handle(self, _: int, frame: FrameType | None) -> None:
         """The signal's handler."""
@@ -85,7 +82,7 @@ def own_sigint() -> Iterator[None]:
     before = signal.getsignal(signal.SIGINT)
     seen, wakeup = socket.socketpair()
     with seen, wakeup:
-        # Python writes the number of every signal there, whoever handles it.
+        # Python writes the number of every signal there, also of those that a library handles.
         seen.setblocking(False)
         wakeup.setblocking(False)
         fd_before = signal.set_wakeup_fd(wakeup.fileno(), warn_on_full_buffer=False)

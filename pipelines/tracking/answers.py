@@ -1,7 +1,8 @@
-"""What MLflow answers, told apart: an outage passes, a refusal does not, and each has its remedy."""
+"""Errors of MLflow: outages, which pass, and refusals, which do not, with a remedy for each."""
 
 import traceback
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 
 from mlflow.exceptions import MlflowException
 
@@ -28,6 +29,16 @@ _REMEDIES: dict[int | None, str] = {
     404: "check MLFLOW_TRACKING_URI, and that the server is MLflow 3 or later",
     413: "let the proxy before it take larger requests (nginx: client_max_body_size)",
 }
+
+
+class Suppress(AbstractContextManager["Suppress"]):
+    """Suppress MLflow's errors of some codes, as ``contextlib.suppress`` does errors of some classes."""
+
+    def __init__(self, *codes: str) -> None:
+        self.codes = codes
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> bool:
+        return isinstance(error, MlflowException) and error.error_code in self.codes
 
 
 def may_pass(error: BaseException) -> bool:

@@ -56,7 +56,7 @@ class BackgroundRun:
         if self._run is None:
             try:
                 self._run = start_run(self.experiment, self.name, server=self.server, patience=AWAY_S)
-            except Exception as error:  # of whatever kind: the work itself goes on
+            except Exception as error:  # of any kind, because the work itself goes on
                 log.warning("this run is not logged: %s", error)
                 return None
         action = self._actions.get()
@@ -64,17 +64,14 @@ class BackgroundRun:
             return None
         try:
             action(self._run)
-        except Exception as error:  # of whatever kind: the work itself goes on
+        except Exception as error:  # of any kind, because the work itself goes on
             log.warning("not logged: %s", error)
         return 0.0
 
 
 @contextlib.contextmanager
-def background_run(experiment: str, name: str, *, wanted: bool) -> Iterator[BackgroundRun | None]:
-    """A run that ends as the context does, after an error with less patience; None if not ``wanted``."""
-    if not wanted:
-        yield None
-        return
+def background_run(experiment: str, name: str) -> Iterator[BackgroundRun]:
+    """Close the run when the context is left, after an error with less patience."""
     run = BackgroundRun(experiment, name)
     try:
         yield run

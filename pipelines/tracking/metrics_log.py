@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Iterable, Mapping, Sequence
-from types import TracebackType
+from contextlib import AbstractContextManager
 from typing import Any, NamedTuple
 
 from mlflow.entities import Metric
@@ -58,7 +58,7 @@ class Point(NamedTuple):
     values: dict[str, float]
 
 
-class MetricsLog:
+class MetricsLog(AbstractContextManager["MetricsLog"]):
     """The metrics of one process. A context: on leaving, the buffer is emptied, after an error with less patience.
 
     Args:
@@ -87,17 +87,12 @@ class MetricsLog:
         self._dropped: set[str] = set()
         self._worker = Worker(self._turn, name="metrics-log", wait=every)
 
-    def __enter__(self) -> "MetricsLog":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         patience = self.run.server.patience
         self.close(patience if error is None else min(patience, HASTE_S))
 
     def add(self, step: int, metrics: Mapping[str, float]) -> None:
-        """Log the metrics of a step. Returns at once and raises nothing, whatever the server does."""
+        """Log the metrics of a step. Returns at once and raises nothing, also while the server is away."""
         values = {name: float(value) for name, value in metrics.items()}
         self._append([Point(step, round(1000 * time.time()), values)])
 
@@ -120,7 +115,7 @@ class MetricsLog:
             return [list(point) for point in (*self._sending, *self._points)]
 
     def restore(self, points: Iterable[Sequence[Any]]) -> None:
-        """Take up what ``pending`` gave in another process; points that were sent meanwhile do no harm."""
+        """Add the points of another process's ``pending``; MLflow ignores those that it has already."""
         self._append(Point(int(step), int(time), dict(values)) for step, time, values in points)
 
     def flush(self, seconds: float) -> bool:
@@ -160,7 +155,7 @@ class MetricsLog:
         """Send what there is. A batch that is on its way when the process ends is in ``pending`` until it arrived."""
         try:
             self._send_all()
-        except Exception as error:  # of whatever kind: MLflow, HTTP, SQL
+        except Exception as error:  # of MLflow, HTTP, SQL
             if may_pass(error):
                 self._failures += 1
                 self._outage.begin(error)

@@ -22,6 +22,7 @@ from pipelines.tracking.server import START_S, Server
 from pspnet_core.errors import ConfigError
 
 T = TypeVar("T")
+MLFLOW_SCHEMES = ("runs:/", "models:/")
 CHECKPOINT = "artifacts/checkpoint"
 """Where the checkpoint lies in a logged model."""
 
@@ -45,8 +46,8 @@ class Origin:
     run_id: str | None = None
 
 
-def origin_of(model: str, *, field: str = "model") -> Origin:
-    """Look up what a model URI of any kind stands for now; arguments and errors as for ``fetch``."""
+def origin_of(model: str) -> Origin:
+    """Look up what a model URI of any kind stands for now; errors as for ``fetch``."""
     if found := _RUN_URI.fullmatch(model):
         return Origin(uri=model, run_id=found[1])
     if not model.startswith("models:/"):
@@ -55,11 +56,11 @@ def origin_of(model: str, *, field: str = "model") -> Origin:
     def look_up(client: MlflowClient) -> Origin:
         if found := _LOGGED_URI.fullmatch(model):
             return Origin(uri=model, run_id=client.get_logged_model(found[1]).source_run_id)
-        version = _version(client, model, field)
+        version = _version(client, model, "model")
         uri = f"models:/{version.name}/{version.version}"
         return Origin(uri=uri, version=uri, run_id=version.run_id or None)
 
-    return _ask(Server(patience=START_S), look_up, model, field)
+    return _ask(Server(patience=START_S), look_up, model, "model")
 
 
 def fetch(model: str, folder: str, *, field: str = "model", server: Server | None = None) -> Path:

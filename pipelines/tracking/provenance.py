@@ -10,19 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from mlflow.tracking.context.registry import resolve_tags
 
 from pipelines.process.environment import variables
 from pspnet_core import __version__
 
 PACKAGES = ("torch", "numpy", "pillow", "ray", "pyarrow", "mlflow")
 _ROOMS = ("jobs", "pipelines", "pspnet_core")
-
-
-def provenance() -> dict[str, str]:
-    """Tags that say who and what started this process, as MLflow names them, and which code it is."""
-    tags: dict[str, str] = resolve_tags(code_version())
-    return tags
 
 
 def environment() -> dict[str, Any]:

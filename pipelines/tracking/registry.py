@@ -8,12 +8,11 @@ from pathlib import Path
 
 from mlflow.entities import LoggedModel, LoggedModelOutput
 from mlflow.entities.model_registry import ModelVersion
-from mlflow.exceptions import MlflowException
 from mlflow.models import Model
 from mlflow.tracking import MlflowClient
 
 from pipelines.process.redaction import redacted
-from pipelines.tracking.answers import ABSENT, EXISTS
+from pipelines.tracking.answers import ABSENT, EXISTS, Suppress
 from pipelines.tracking.pyfunc_folder import save_pyfunc
 from pipelines.tracking.runs import LONGEST_TAG, Run, experiment_id
 from pipelines.tracking.server import START_S, Server
@@ -100,11 +99,8 @@ def _log_output(client: MlflowClient, run_id: str, model_id: str, step: int) -> 
 
 
 def _ensure_registered(client: MlflowClient, name: str) -> None:
-    try:
+    with Suppress(EXISTS):
         client.create_registered_model(name)
-    except MlflowException as error:
-        if error.error_code != EXISTS:
-            raise
 
 
 def _tags(checkpoint: Checkpoint, miou: float | None, data: str | None) -> dict[str, str]:
@@ -158,12 +154,9 @@ def champion_of(server: Server, name: str) -> Champion | None:
 
 
 def _champion(client: MlflowClient, name: str) -> ModelVersion | None:
-    try:
+    with Suppress(*ABSENT):
         return client.get_model_version_by_alias(name, CHAMPION)
-    except MlflowException as error:
-        if error.error_code not in ABSENT:
-            raise
-        return None
+    return None
 
 
 def set_champion(server: Server, model: str) -> None:

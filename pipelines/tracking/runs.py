@@ -7,23 +7,24 @@ for a server that does not answer; metrics of the work itself go through ``metri
 import dataclasses
 import json
 import logging
+import os
 import tempfile
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
-from types import TracebackType
 from typing import Any
 
 import yaml
 from mlflow.entities import Metric, Param, RunTag
-from mlflow.exceptions import MlflowException
 from mlflow.tracking import MlflowClient
+from mlflow.tracking.context.registry import resolve_tags
 
 from pipelines.process.redaction import redacted, redacted_values
-from pipelines.tracking.answers import ABSENT, EXISTS
-from pipelines.tracking.model_uris import Origin
-from pipelines.tracking.provenance import environment, provenance
+from pipelines.tracking.answers import ABSENT, EXISTS, Suppress
+from pipelines.tracking.model_uris import MLFLOW_SCHEMES, Origin
+from pipelines.tracking.provenance import code_version, environment
 from pipelines.tracking.server import HASTE_S, SQLITE, START_S, Server, TrackingError
 from pspnet_core.errors import Terminated
 
@@ -34,7 +35,23 @@ BATCH = 100  # most parameters or tags of one request
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class TrackingConfig:
+    """Whether and where a job on a model is logged."""
+
+    track: bool | None = None
+    """Whether the run is logged to MLflow; by default if MLFLOW_TRACKING_URI is set or the model is from there."""
+    experiment: str | None = None
+    """MLflow experiment of the run; by default pspnet-labelling or pspnet-evaluation, as the job is."""
+
+    def wanted(self, model: str) -> bool:
+        """Whether a job on this model is logged."""
+        if self.track is None:
+            return bool(os.environ.get("MLFLOW_TRACKING_URI")) or model.startswith(MLFLOW_SCHEMES)
+        return self.track
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(AbstractContextManager["Run"]):
     """One MLflow run; picklable, so that any process may log to it. As a context it closes the run on leaving.
 
     Attributes:
@@ -45,12 +62,7 @@ class Run:
     server: Server
     run_id: str
 
-    def __enter__(self) -> "Run":
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         self.finish(status_after(error))
 
     def log_params(self, params: Mapping[str, object]) -> None:
@@ -122,7 +134,7 @@ class Run:
 
 
 def status_after(error: BaseException | None) -> str:
-    """How a run ends: ``FINISHED``, ``FAILED``, or ``KILLED`` where the process was told to end (Ctrl-C, SIGTERM)."""
+    """How a run ends: ``FINISHED``, ``FAILED``, or ``KILLED`` after Ctrl-C or SIGTERM."""
     if error is None:
         return "FINISHED"
     return "KILLED" if isinstance(error, KeyboardInterrupt | SystemExit | Terminated) else "FAILED"
@@ -142,7 +154,7 @@ def start_run(experiment: str, name: str, *, server: Server | None = None, patie
 
     Args:
         server: of the run; by default ``Server()``.
-        patience: seconds to wait for it now, in place of the server's own: a job tells at once that it is away.
+        patience: seconds to wait for it now, in place of the server's own, so that a job fails early without it.
 
     Raises:
         TrackingError: when the server cannot be used.
@@ -150,7 +162,7 @@ def start_run(experiment: str, name: str, *, server: Server | None = None, patie
     server = server or Server()
     now = dataclasses.replace(server, patience=patience)
     place = now.call(lambda client: experiment_id(client, server.uri, experiment))
-    tags = _texts(provenance(), LONGEST_TAG)
+    tags = _texts(resolve_tags(code_version()), LONGEST_TAG)
     run = now.create(
         lambda client, own: client.create_run(place, run_name=redacted(name), tags=tags | own),
         lambda client, own: list(client.search_runs([place], own)),
@@ -170,13 +182,10 @@ def resume_run(experiment: str, name: str, run_id: str) -> Run:
 
 
 def _reopen(client: MlflowClient, run_id: str) -> bool:
-    try:
+    with Suppress(*ABSENT):
         client.update_run(run_id, status="RUNNING")
-    except MlflowException as error:
-        if error.error_code not in ABSENT:
-            raise
-        return False
-    return True
+        return True
+    return False
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
@@ -185,12 +194,9 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
     if found is None:
         # Beside the SQLite file, not in the current folder as MLflow would have it: that one may be temporary.
         place = str(Path(uri.removeprefix(SQLITE)).parent / "mlartifacts" / name) if uri.startswith(SQLITE) else None
-        try:
+        with Suppress(EXISTS):  # another process made it meanwhile
             return client.create_experiment(name, artifact_location=place)
-        except MlflowException as error:
-            if error.error_code != EXISTS:  # another process made it meanwhile
-                raise
-            found = client.get_experiment_by_name(name)
+        found = client.get_experiment_by_name(name)
     assert found is not None
     return found.experiment_id
 

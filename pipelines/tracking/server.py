@@ -48,16 +48,15 @@ def tracking_uri() -> str:
 
 @contextlib.contextmanager
 def local_tracking(folder: Path) -> Iterator[None]:
-    """Track in an SQLite file in ``folder`` within the context, whatever the environment says."""
+    """Track in an SQLite file in ``folder`` within the context, also where the environment names a server."""
     folder.mkdir(parents=True, exist_ok=True)
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = f"{SQLITE}{folder.resolve() / 'mlflow.db'}"
     try:
         yield
     finally:
-        if before is None:
-            del os.environ["MLFLOW_TRACKING_URI"]
-        else:
+        del os.environ["MLFLOW_TRACKING_URI"]
+        if before is not None:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
@@ -80,7 +79,7 @@ class Server:
     def client(self) -> MlflowClient:
         """A client of this server."""
         # MLflow's own repetitions would send a lost request to create something a second time, without a look whether
-        # the first one was done; and they take minutes in which nobody hears of the outage or can give up.
+        # the first one was done; and they take minutes in which no line reports the outage and no caller can give up.
         os.environ["MLFLOW_HTTP_REQUEST_MAX_RETRIES"] = "0"
         if not sys.stderr.isatty():
             os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
@@ -108,7 +107,7 @@ class Server:
         """Create something once: an attempt whose answer was lost may have done it, so the next one looks first.
 
         Args:
-            make: creates it with these tags, which tell it from all others.
+            make: creates it with these tags, which no other has.
             find: searches for what matches a filter on them.
 
         Raises:

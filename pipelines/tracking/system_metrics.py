@@ -4,10 +4,9 @@ MLflow's own monitor ends for good with the first request that fails. Here the r
 the process, which outlives an absent server.
 """
 
-import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 
 from mlflow.system_metrics.metrics.base_metrics_monitor import BaseMetricsMonitor
 from mlflow.system_metrics.metrics.cpu_monitor import CPUMonitor
@@ -15,48 +14,37 @@ from mlflow.system_metrics.metrics.disk_monitor import DiskMonitor
 from mlflow.system_metrics.metrics.gpu_monitor import GPUMonitor
 from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
-from pipelines.process.background import Worker
+from pipelines.process.background import working
 from pipelines.tracking.metrics_log import MetricsLog
 
 log = logging.getLogger(__name__)
 EVERY_S = 10.0
 
 
-@contextlib.contextmanager
-def log_system_metrics(metrics: MetricsLog, *, every: float = EVERY_S) -> Iterator[None]:
+def log_system_metrics(metrics: MetricsLog, *, every: float = EVERY_S) -> AbstractContextManager[None]:
     """Log ``system/...`` every few seconds within the context, where MLflow's user interface looks for them."""
-    sources = collectors()
+    sources = _collectors()
 
     def read() -> float | None:
+        readings: dict[str, float] = {}
         try:
-            readings = readings_of(sources)
-        except Exception as error:  # of whatever kind: the work itself goes on
+            for source in sources:
+                source.collect_metrics()
+                readings |= source.aggregate_metrics()
+                source.clear_metrics()
+        except Exception as error:  # of any kind, because the work itself goes on
             log.warning("the machine is not read any more: %s", error)
             return None
-        # The step tells the time, so that it goes on where another worker takes over.
+        # The step is the time, so that the curve goes on when another worker takes over.
         metrics.add(int(time.time()), {f"system/{name}": value for name, value in readings.items()})
         return every
 
-    worker = Worker(read, name="system-metrics")
-    try:
-        yield
-    finally:
-        worker.stop()
+    return working(read, name="system-metrics")
 
 
-def collectors() -> list[BaseMetricsMonitor]:
+def _collectors() -> list[BaseMetricsMonitor]:
     """MLflow's collectors that work on this machine."""
     found: list[BaseMetricsMonitor] = [CPUMonitor(), DiskMonitor(), NetworkMonitor()]
-    with contextlib.suppress(ImportError, RuntimeError):  # no pynvml (nvidia-ml-py); no NVIDIA GPU or driver
+    with suppress(ImportError, RuntimeError):  # no pynvml (nvidia-ml-py); no NVIDIA GPU or driver
         found.append(GPUMonitor())
     return found
-
-
-def readings_of(sources: Sequence[BaseMetricsMonitor]) -> Mapping[str, float]:
-    """One reading of each collector."""
-    readings: dict[str, float] = {}
-    for source in sources:
-        source.collect_metrics()
-        readings |= source.aggregate_metrics()
-        source.clear_metrics()
-    return readings

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pipelines.models.loading import MLFLOW_SCHEMES, load_model
+from pipelines.models.loading import load_model
 from pipelines.process.config_tree import differences
 from pipelines.storage import to_local
-from pipelines.tracking.model_uris import fetch_file
+from pipelines.tracking.model_uris import MLFLOW_SCHEMES, fetch_file
 from pspnet_core.checkpoints.importers import import_checkpoint
 from pspnet_core.errors import ConfigError, check, check_below_1
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig

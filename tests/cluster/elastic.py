@@ -17,7 +17,7 @@ import ray
 from numpy.typing import NDArray
 
 from pipelines.cluster import resources as cluster
-from pipelines.cluster.resources import Pool
+from pipelines.cluster.resources import ActorConfig, Pool
 from pipelines.cluster.session import ray_session
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
@@ -76,7 +76,9 @@ def _others_are_gone() -> bool:
 
 def grow_and_shrink(bucket: str, output: str, model: str, crowd: str) -> object:
     """Label a bucket with a pool that has to grow for it, and shrink before it is done."""
-    config = LabelConfig(input=bucket, output=output, model=model, chunk=2, workers=f"1:{ACTORS}", gpus=GPUS)
+    config = LabelConfig(
+        input=bucket, output=output, model=model, chunk=2, actors=ActorConfig(workers=f"1:{ACTORS}", gpus=GPUS)
+    )
     return label(config, Crowd(crowd))
 
 
@@ -96,7 +98,7 @@ def refusals() -> object:
 
 def _told(workers: str, gpus: float | None) -> str:
     try:
-        pool = Pool.of(workers, gpus, reserve=0.5)
+        pool = Pool.of(ActorConfig(workers=workers, gpus=gpus), reserve=0.5)
     except ConfigError as error:
         return str(error)
     return f"{pool.low} to {pool.high} of {pool.actor.cpus:g} CPUs and {pool.actor.gpus:g} GPUs"

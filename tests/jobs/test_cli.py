@@ -5,12 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import runpy
 import subprocess
 import sys
-import textwrap
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -71,7 +71,7 @@ class SampleConfig:
     Attributes:
         fence: where the fence stands.
         workers: ``N`` or ``MIN:MAX``.
-        scales, names, span, flip, gloss, rate, coats, limit, mask, retry_errors: one of each type.
+        scales, names, span, flip, gloss, rate, coats, limit, retry_errors: one of each type.
     """
 
     fence: str
@@ -86,7 +86,6 @@ class SampleConfig:
     rate: float = 0.5
     coats: int = 2
     limit: int | None = None
-    mask: Literal["rle", "png", "both"] = "rle"
     retry_errors: bool = False
 
     def __post_init__(self) -> None:
@@ -100,45 +99,32 @@ def parsed(*argv: str) -> SampleConfig:
 
 def written(folder: Path, text: str) -> str:
     path = folder / "run.yaml"
-    path.write_text(textwrap.dedent(text), encoding="utf-8")
+    path.write_text(text, encoding="utf-8")
     return str(path)
 
 
 # Flags
 
 
-def test_defaults_are_those_of_the_dataclass() -> None:
-    assert parsed() == SampleConfig(fence="garden")
-
-
 @pytest.mark.parametrize(
     ("argv", "field", "value"),
     [
         (["--flip"], "flip", True),
-        (["--flip", "true"], "flip", True),
         (["--flip", "false"], "flip", False),
         (["--flip=false"], "flip", False),
         (["--flip", "--coats", "3"], "flip", True),
         (["--rate", "-1e-3"], "rate", -1e-3),
         (["--scales", "-1,2"], "scales", (-1.0, 2.0)),
-        (["--gloss"], "gloss", True),
-        (["--gloss", "null"], "gloss", None),
         (["--scales", "0.5,1.0"], "scales", (0.5, 1.0)),
         (["--scales=0.5, 1"], "scales", (0.5, 1.0)),
         (["--scales", "[0.5, 1.0]"], "scales", (0.5, 1.0)),
-        (["--scales", "1"], "scales", (1.0,)),
-        (["--scales", "null"], "scales", None),
         (["--names", "a,b"], "names", ("a", "b")),
         (["--span", "1,2"], "span", (1.0, 2.0)),
-        (["--workers", "4"], "workers", "4"),
         (["--workers", "1:4"], "workers", "1:4"),
         (["--date", "2026-01-31"], "date", "2026-01-31"),
         (["--date", "null"], "date", None),
-        (["--rate", "1e-4"], "rate", 1e-4),
         (["--rate", "1"], "rate", 1.0),
         (["--limit", "7"], "limit", 7),
-        (["--mask", "both"], "mask", "both"),
-        (["--retry-errors"], "retry_errors", True),
         (["--retry_errors"], "retry_errors", True),
         (["--coats", "3", "--coats", "4"], "coats", 4),
     ],
@@ -154,26 +140,14 @@ def test_text_is_taken_as_it_is_written(text: str) -> None:
     assert parse_config(SampleConfig, [f"--fence={text}"]).fence == text
 
 
-def test_text_that_names_a_file_is_not_read(tmp_path: Path) -> None:
-    path = written(tmp_path, "coats: 9")
-    assert parse_config(SampleConfig, ["--fence", path]) == SampleConfig(fence=path)
-
-
 def test_help_shows_the_docs_of_the_dataclass(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as stopped:
         parse_config(SampleConfig, ["--help"])
     text = " ".join(capsys.readouterr().out.split())
     assert stopped.value.code == 0
-    for part in (
-        "Paint a fence.",
-        "--config FILE",
-        "where the fence stands. (required",
-        "N`` or ``MIN:MAX",
-        "day of the work",
-        "default: 0.5",
-        "{rle,png,both}",
-        "--retry-errors",
-    ):
+    for part in ("Paint a fence.", "--config FILE", "where the fence stands. (required)", "``N`` or ``MIN:MAX``"):
+        assert part in text
+    for part in ("--date STR day of the work", "--rate FLOAT (default: 0.5)", "--scales LIST"):
         assert part in text
 
 
@@ -201,6 +175,12 @@ def test_a_file_may_be_flat_or_nested_by_component(text: str, tmp_path: Path) ->
     assert found == HouseConfig(owner="Ada", paint=PaintConfig(kind="lime", gloss_share=0.5))
 
 
+def test_a_file_that_says_a_thing_flat_and_nested_is_refused(tmp_path: Path) -> None:
+    path = written(tmp_path, "gloss_share: .1\npaint: {gloss_share: .2}")
+    with pytest.raises(ConfigError, match=r"^gloss_share=.2: stands twice in .*run.yaml; leave one of them out"):
+        parse_config(HouseConfig, ["--config", path, "--owner=Ada"])
+
+
 def test_every_job_is_looked_at() -> None:
     assert list(JOBS) == COMMANDS
 
@@ -212,29 +192,27 @@ def test_the_leaves_of_a_job_have_names_of_their_own(config: Any) -> None:
         return sum(map(count, below.values())) + len(dataclasses.fields(part)) - len(below)
 
     assert len(leaves(config)) == count(config)
-    with pytest.raises(SystemExit):
-        parse_config(config, ["--help"])
 
 
 # Config files
 
 
+FILE = """
+fence: yard
+workers: 1:4
+date: 2026-01-31
+scales: [0.5, 1]
+names: [a, "b"]
+flip: yes
+rate: 1e-4
+coats: 5
+limit: null
+retry-errors: true
+"""
+
+
 def test_a_file_gives_values_and_flags_override_them_wherever_they_stand(tmp_path: Path) -> None:
-    path = written(
-        tmp_path,
-        """
-        fence: yard
-        workers: 1:4
-        date: 2026-01-31
-        scales: [0.5, 1]
-        names: [a, "b"]
-        flip: yes
-        rate: 1e-4
-        coats: 5
-        limit: null
-        retry-errors: true
-        """,
-    )
+    path = written(tmp_path, FILE)
     expected = SampleConfig(
         fence="yard",
         workers="1:4",
@@ -250,11 +228,6 @@ def test_a_file_gives_values_and_flags_override_them_wherever_they_stand(tmp_pat
     overridden = dataclasses.replace(expected, coats=6)
     assert parse_config(SampleConfig, ["--config", path, "--coats", "6"]) == overridden
     assert parse_config(SampleConfig, ["--coats", "6", "--config", path]) == overridden
-
-
-def test_a_list_in_a_file_is_the_text_of_a_field_that_is_text(tmp_path: Path) -> None:
-    path = written(tmp_path, 'fence: ["a,b", c]')
-    assert parse_config(SampleConfig, ["--config", path]).fence == '["a,b", "c"]'
 
 
 @pytest.mark.parametrize("text", ["limit:", "limit: ~", "limit: null", "limit: 'null'"])
@@ -288,11 +261,11 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
         (["--fence"], "--fence=: needs a value: text"),
         (["--fence", "--coats", "3"], "--fence=: needs a value: text"),
         (["--fence=x", "--coats=three"], "coats=three: must be an integer"),
-        (["--fence=x", "--coats=1.5"], "coats=1.5: must be an integer"),
+        (["--fence=x", "--coats=3.0"], "coats=3.0: must be an integer"),
         (["--fence=x", "--limit=all"], "limit=all: must be an integer or null"),
         (["--fence=x", "--rate=fast"], "rate=fast: must be a number"),
         (["--fence=x", "--flip=maybe"], "flip=maybe: must be true or false"),
-        (["--fence=x", "--mask=jpg"], "mask=jpg: must be one of rle, png, both"),
+        (["--fence=x", "--flip=1"], "flip=1: must be true or false"),
         (
             ["--fence=x", "--scales=a,b"],
             "scales=a,b: must be a comma-separated list (each a number) or null",
@@ -302,7 +275,7 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
         (["--config=missing.yaml"], "config=missing.yaml: cannot be read (No such file or directory)"),
     ],
 )
-def test_a_mistake_is_told_in_one_line(
+def test_a_mistake_is_reported_in_one_line(
     argv: list[str],
     line: str,
     capfd: pytest.CaptureFixture[str],
@@ -328,9 +301,10 @@ def test_a_mistake_is_told_in_one_line(
         ("fence: [", "config={path}: is not YAML"),
         ("~: 3", "None=3: unknown field in {path}; "),
         ("fence: &x [*x]", "config={path}: is not YAML"),
+        ("retry-errors: yes\nretry_errors: no", "retry_errors=no: stands twice in {path}; leave one of them out"),
     ],
 )
-def test_a_mistake_in_a_file_is_told_in_one_line(
+def test_a_mistake_in_a_file_is_reported_in_one_line(
     text: str, line: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = written(tmp_path, text)
@@ -341,11 +315,11 @@ def test_a_mistake_in_a_file_is_told_in_one_line(
     assert err.startswith("error: " + line.format(path=path))
 
 
-def test_a_file_that_is_no_text_is_told_in_one_line(capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_a_file_that_is_no_text_is_reported_in_one_line(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_bytes(b"\xff\xfe\x00")
-    assert main(SampleConfig, dataclasses.asdict, ["--config", str(path)]) == 2
-    assert capfd.readouterr().err.startswith(f"error: config={path}: is not YAML")
+    with pytest.raises(ConfigError, match=f"^config={path}: is not YAML"):
+        parsed("--config", str(path))
 
 
 # Exit codes
@@ -477,7 +451,7 @@ def clean_environment(**extra: str) -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | extra
 
 
-def test_standard_output_holds_the_line_and_nothing_else_whoever_prints(tmp_path: Path) -> None:
+def test_standard_output_holds_the_line_and_nothing_else(tmp_path: Path) -> None:
     script = tmp_path / "noisy.py"
     script.write_text(NOISY_JOB, encoding="utf-8")
     done = subprocess.run(
@@ -488,16 +462,7 @@ def test_standard_output_holds_the_line_and_nothing_else_whoever_prints(tmp_path
         check=False,
     )
     assert (done.returncode, done.stdout) == (0, '{"coats": 3}\n')
-    for text in (
-        "python",
-        "log line",
-        "INFO progress",
-        "descriptor",
-        "from C",
-        "child",
-        "late thread",
-        "at exit",
-    ):
+    for text in ("python", "log line", "INFO progress", "descriptor", "from C", "child", "late thread", "at exit"):
         assert text in done.stderr
     assert "chatter" not in done.stderr
 
@@ -505,30 +470,15 @@ def test_standard_output_holds_the_line_and_nothing_else_whoever_prints(tmp_path
 # The scripts
 
 
-EVERY_HELP = """
-import runpy, sys
-
-for script in sys.argv[1:]:
-    sys.argv = [script, "--help"]
-    try:
-        runpy.run_path(script, run_name="__main__")
-    except SystemExit as end:
-        assert end.code == 0, script
-"""
-
-
-def test_every_job_runs_from_any_folder_once_the_project_is_installed(tmp_path: Path) -> None:
-    scripts = [str(ROOT / "jobs" / f"{job}.py") for job in COMMANDS]
-    done = subprocess.run(
-        [sys.executable, "-c", EVERY_HELP, *scripts],
-        cwd=tmp_path,
-        capture_output=True,
-        text=True,
-        env=clean_environment(),
-        check=False,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert done.stdout.count("--config FILE ") == len(scripts)
+@pytest.mark.parametrize("job", COMMANDS)
+def test_every_script_shows_its_flags(
+    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.argv", [job, "--help"])
+    with pytest.raises(SystemExit) as end:
+        runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
+    assert end.value.code == 0
+    assert " --config FILE " in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
@@ -549,22 +499,21 @@ def test_the_command_runs_the_job_that_it_names(
     assert capfd.readouterr().err.startswith(text)
 
 
-def test_the_uploaded_working_dir_goes_before_the_installed_project(tmp_path: Path) -> None:
+@pytest.mark.parametrize("uploaded", [True, False])
+def test_the_uploaded_working_dir_goes_before_the_installed_project(uploaded: bool, tmp_path: Path) -> None:
     """``ray job submit --working-dir`` puts its folder on ``PYTHONPATH``, so the code sent is what runs."""
     for room in ("jobs", "pipelines", "pspnet_core"):
         (tmp_path / room).mkdir()
         (tmp_path / room / "__init__.py").touch()
-    script = tmp_path / "jobs" / "probe.py"
-    script.write_text(
-        "import jobs, pipelines, pspnet_core\n"
-        "print(jobs.__file__, pipelines.__file__, pspnet_core.__file__, sep='\\n')",
-        encoding="utf-8",
-    )
+    script = tmp_path / "probe" / "probe.py"
+    script.parent.mkdir()
+    script.write_text("import jobs, pipelines, pspnet_core as core\nprint(jobs, pipelines, core, sep='\\n')")
     done = subprocess.run(
         [sys.executable, str(script)],
+        cwd=script.parent,
         capture_output=True,
         text=True,
-        env=clean_environment(PYTHONPATH=str(tmp_path)),
+        env=clean_environment(**({"PYTHONPATH": str(tmp_path)} if uploaded else {})),
         check=True,
     )
-    assert [Path(line).parents[1] for line in done.stdout.splitlines()] == [tmp_path] * 3
+    assert done.stdout.count(f"from '{tmp_path}") == (3 if uploaded else 0)

@@ -16,7 +16,7 @@ from ray.exceptions import RayError
 from ray.util.metrics import Counter, Gauge
 
 from pipelines.labelling.report.totals import Totals
-from pipelines.process.periodic import ticking
+from pipelines.process.background import ticking
 
 log = logging.getLogger(__name__)
 EVERY_S = 5.0

@@ -24,8 +24,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
+from pipelines.process.background import ticking
 from pipelines.process.environment import child_environment
-from pipelines.process.periodic import ticking
 from pspnet_core.errors import ImageError, PspnetError
 from pspnet_core.images.decoding import decode_image
 

@@ -13,24 +13,17 @@ from pipelines.cluster import machine
 from pipelines.cluster.machine import give_memory_back, machine_cpus, machine_memory
 
 
-@pytest.mark.parametrize("text", ["max\n", str(2**62)])  # no limit, by either version of control groups
-def test_without_a_limit_it_is_the_machines(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = tmp_path / "limit"
-    limit.write_text(text)
-    monkeypatch.setattr(machine, "LIMITS", (limit, tmp_path / "absent"))
-    assert machine_memory() == psutil.virtual_memory().total
-
-
-def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    limit = tmp_path / "limit"
-    limit.write_text("536870912\n")
-    monkeypatch.setattr(machine, "LIMITS", (tmp_path / "absent", limit))
-    assert machine_memory() == 512 * 2**20
-
-
-def test_where_there_are_no_control_groups_it_is_the_machines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "LIMITS", ())
-    assert machine_memory() == psutil.virtual_memory().total
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("max\n", None), (str(2**62), None), ("536870912\n", 512 * 2**20), (None, None)],  # by either version of cgroups
+)
+def test_memory_is_the_machines_or_a_containers_limit(
+    text: str | None, expected: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if text:
+        (tmp_path / "limit").write_text(text)
+    monkeypatch.setattr(machine, "LIMITS", (tmp_path / "absent", tmp_path / "limit"))
+    assert machine_memory() == (expected or psutil.virtual_memory().total)
 
 
 @pytest.mark.parametrize(
@@ -58,15 +51,10 @@ def test_memory_that_nothing_refers_to_is_let_go_of() -> None:
     assert seen() is None
 
 
-def test_a_c_library_without_a_way_to_give_memory_back_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[object] = []
-    monkeypatch.setattr(ctypes, "CDLL", lambda name: asked.append(name))
-    give_memory_back()
-    assert asked == [None]
-
-
-def test_a_c_library_with_a_way_to_give_memory_back_is_told_to(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("has_a_way", [True, False])
+def test_the_c_library_gives_memory_back_where_it_can(has_a_way: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     kept: list[int] = []
-    monkeypatch.setattr(ctypes, "CDLL", lambda _: SimpleNamespace(malloc_trim=kept.append))
+    library = SimpleNamespace(malloc_trim=kept.append) if has_a_way else SimpleNamespace()
+    monkeypatch.setattr(ctypes, "CDLL", lambda _: library)
     give_memory_back()
-    assert kept == [0]
+    assert kept == [0] * has_a_way

@@ -1,4 +1,4 @@
-"""What Ray Data brings forth: rows in the caller's thread, errors as what they are, nothing left behind."""
+"""Results of Ray Data: rows in the caller's thread, errors of their own kind, nothing left behind."""
 
 import threading
 from collections.abc import Iterator

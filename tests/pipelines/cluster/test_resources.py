@@ -76,39 +76,28 @@ def test_gpus_may_be_asked_for_before_the_autoscaler_has_brought_them() -> None:
     assert divide(2, 1.0, reserve=0.5, resources={"CPU": 8}).gpus == 1.0
 
 
-def test_a_handler_of_sigterm_outlives_the_connection() -> None:
-    """Ray would put its own in its place."""
+def child(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a script in a process of its own, as this one may be connected to Ray already."""
+    environment = {name: value for name, value in os.environ.items() if name != KEEP_IDLE[0]} | variables
+    return subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True)
+
+
+def test_a_session_keeps_the_handler_of_sigterm_and_processes_that_are_idle_for_a_moment() -> None:
+    """Ray would put a handler of its own in its place, and end idle processes after a second."""
     script = """
-import os, signal, sys
-from pipelines.cluster.session import ray_session
+import os, psutil, signal
+from pipelines.cluster.session import KEEP_IDLE, ray_session
 signal.signal(signal.SIGTERM, lambda number, frame: print("handled"))
 with ray_session():
     os.kill(os.getpid(), signal.SIGTERM)
-"""
-    environment = os.environ | {"RAY_ADDRESS": "local"}
-    job = subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True)
-    assert (job.returncode, job.stdout) == (0, "handled\n"), job.stderr
-
-
-@pytest.mark.parametrize("own", [None, "5000"])
-def test_a_ray_of_our_own_keeps_processes_that_are_idle_for_a_moment(own: str | None) -> None:
-    """Unless the user has set something else."""
-    script = """
-import psutil
-from pipelines.cluster.session import KEEP_IDLE, ray_session
-with ray_session():
     started = psutil.Process().children(recursive=True)
     print([process.environ().get(KEEP_IDLE[0]) for process in started if process.name() == "raylet"])
 """
-    environment = os.environ | {"RAY_ADDRESS": "local"} | ({KEEP_IDLE[0]: own} if own else {})
-    job = subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True)
-    assert (job.returncode, job.stdout) == (0, f"{[own or KEEP_IDLE[1]]}\n"), job.stderr
+    job = child(script, RAY_ADDRESS="local")
+    assert (job.returncode, job.stdout) == (0, f"handled\n{[KEEP_IDLE[1]]}\n"), job.stderr
 
 
-def test_a_cluster_address_that_is_none_is_told() -> None:
-    """In a process of its own, as this one may be connected already."""
-    script = "from pipelines.cluster.session import ray_session\nwith ray_session(): pass"
-    environment = os.environ | {"RAY_ADDRESS": "nonsense"}
-    job = subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True)
+def test_a_cluster_address_that_is_none_is_reported() -> None:
+    job = child("from pipelines.cluster.session import ray_session\nwith ray_session(): pass", RAY_ADDRESS="nonsense")
     assert job.returncode == 1
     assert "ConfigError: RAY_ADDRESS=nonsense: cannot connect (" in job.stderr

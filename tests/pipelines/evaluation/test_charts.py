@@ -36,33 +36,36 @@ def decoded(content: bytes) -> NDArray[np.uint8]:
 
 
 @pytest.mark.parametrize("picture", [confusion_picture, iou_picture])
-@pytest.mark.parametrize("classes", [2, 11, 41])
+@pytest.mark.parametrize("classes", [2, 41])
 def test_the_same_input_gives_the_same_picture(picture: Picture, classes: int) -> None:
     first, second = (picture(random_counts(classes), table(classes)) for _ in range(2))
     assert first == second
     assert decoded(first).std() > 0
 
 
-@pytest.mark.parametrize(
-    ("classes", "side"), [(2, 2.8), (7, 2.8), (11, 11 * 0.36), (40, 40 * 0.36), (41, 41 * 0.14), (150, 150 * 0.14)]
-)
+@pytest.mark.parametrize(("classes", "side"), [(2, 2.8), (7, 2.8), (11, 11 * 0.36), (41, 41 * 0.14)])
 def test_each_class_of_a_confusion_matrix_has_room(classes: int, side: float) -> None:
-    height, width, _ = decoded(confusion_picture(random_counts(classes), table(classes))).shape
-    # Names of 7 letters of 7 points, 0.2 inches around them, 0.3 for an axis' name, 0.9 and 0.4 for scale and title.
-    margin = 0.2 + 7 * 7 * 0.65 / 72 + 0.3
-    assert width == round(DPI * (margin + side + 0.9))
-    assert height == round(DPI * (0.4 + side + margin))
+    left, top, width, height = frame(decoded(confusion_picture(random_counts(classes), table(classes))), side)
+    assert abs(width - DPI * side) <= 2 and abs(height - DPI * side) <= 2
+    assert left > 50 and top > 20, "room for names and the title"
+
+
+def frame(pixels: NDArray[np.uint8], side: float) -> tuple[int, int, int, int]:
+    """Left, top, width and height of the plot, by the black lines around it."""
+    black = pixels.max(axis=2) < 100
+    columns = np.flatnonzero(black.sum(axis=0) > 0.95 * side * DPI)
+    rows = np.flatnonzero(black.sum(axis=1) > 0.95 * side * DPI)
+    right = columns[columns > columns[0] + 5][0]
+    return int(columns[0]), int(rows[0]), int(right - columns[0]), int(rows[-1] - rows[0])
 
 
 def cells(content: bytes, classes: int, cell: float = 0.36) -> NDArray[np.uint8]:
     """The colour of each cell, where no number stands: (C, C, 3)."""
     pixels = decoded(content)
-    margin = 0.2 + 7 * 7 * 0.65 / 72 + 0.3
-    side = max(cell * classes, 2.8)
-    height, inside = pixels.shape[0], 0.15 if cell > 0.14 else 0.5
-    tops = height - (margin + side) * DPI + (np.arange(classes) + inside) * side * DPI / classes
-    lefts = margin * DPI + (np.arange(classes) + inside) * side * DPI / classes
-    found: NDArray[np.uint8] = pixels[np.ix_(tops.astype(int), lefts.astype(int))]
+    left, top, width, height = frame(pixels, max(cell * classes, 2.8))
+    inside = np.arange(classes) + (0.15 if cell > 0.14 else 0.5)
+    rows, columns = top + inside * height / classes, left + inside * width / classes
+    found: NDArray[np.uint8] = pixels[np.ix_(rows.astype(int), columns.astype(int))]
     return found
 
 

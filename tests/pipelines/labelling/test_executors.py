@@ -16,6 +16,7 @@ import ray
 import torch
 from PIL import Image
 
+from pipelines.cluster.resources import ActorConfig
 from pipelines.demo.scenes import draw_scene
 from pipelines.labelling import course, executor_choice, in_process, job
 from pipelines.labelling.config import LabelConfig
@@ -27,6 +28,7 @@ from pipelines.labelling.stages import ray_line
 from pipelines.labelling.stages.chunks import Chunk, Read
 from pipelines.labelling.stages.coordinator import ATTEMPTS, LoadingFailed
 from pipelines.labelling.stages.predictor import ModelToLoad
+from pipelines.process.config_tree import build
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import ConfigError, Terminated
 from pspnet_core.inference.inputs import Prepared
@@ -59,7 +61,7 @@ def bucket(tmp_path: Path) -> Path:
 def make_config(bucket: Path, tmp_path: Path, scene_model: Path) -> Callable[..., LabelConfig]:
     def make(**changes: Any) -> LabelConfig:
         fixed: dict[str, Any] = {"input": str(bucket), "output": str(tmp_path / "labels"), "model": str(scene_model)}
-        return LabelConfig(**(fixed | {"date": "2026-01-31", "chunk": 7, "local": True} | changes))
+        return build(LabelConfig, fixed | {"date": "2026-01-31", "chunk": 7, "local": True} | changes)
 
     return make
 
@@ -264,7 +266,7 @@ def test_few_images_are_labelled_without_ray_where_nobody_asks_for_it(
 ) -> None:
     monkeypatch.setattr(ray, "is_initialized", lambda: False)
     monkeypatch.setattr(executor_choice, "best_device", lambda: torch.device(device))
-    with RayExecutor(MODEL, workers=None, gpus=None) as on_ray:
+    with RayExecutor(MODEL, ActorConfig()) as on_ray:
         here = InProcessExecutor(MODEL)
         executors = Executors(config=make_config(local=None, **changes), on_ray=on_ray, in_process=here)
         assert isinstance(executors.suited_to(FEW_IMAGES), InProcessExecutor if expected else RayExecutor)

@@ -30,6 +30,7 @@ from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
 from pipelines.labelling.lease import Holder
 from pipelines.labelling.stages.chunks import RunContext
+from pipelines.process.config_tree import build
 from pipelines.storage import open_store
 from pipelines.storage.arrow import metadata_of
 from pspnet_core.checkpoints.checkpoint import load_checkpoint
@@ -67,7 +68,7 @@ def fill(folder: Path) -> Path:
 
 def make_config(**changes: Any) -> LabelConfig:
     defaults: dict[str, Any] = {"chunk": CHUNK, "date": "2026-01-31", "mask": "both", "local": True}
-    return LabelConfig(**(defaults | changes))
+    return build(LabelConfig, defaults | changes)
 
 
 def configs(bucket: Path, output: Path, model: Path) -> Callable[..., LabelConfig]:

@@ -286,7 +286,7 @@ def test_make_nightly_takes_its_flags_from_the_environment() -> None:
     more = VARIABLES | {"DATE": "yesterday", "SINCE": "36h", "SOURCE": "manifest"}
     config = parse_config(LabelConfig, nightly(more, "ARGS=--workers 1:4 --chunk 64"))
     assert (config.date, config.since, config.source) == ("yesterday", "36h", "manifest")
-    assert (config.workers, config.chunk) == ("1:4", 64)
+    assert (config.actors.workers, config.chunk) == ("1:4", 64)
 
 
 def test_make_nightly_tells_what_is_missing() -> None:

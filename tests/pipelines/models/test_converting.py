@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import stat
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +11,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from jobs.cli import main
 from pipelines.models.converting import ConvertConfig, convert, model_name
 from pipelines.models.loading import load_model
 from pipelines.storage import open_store
 from pspnet_core.checkpoints.checkpoint import check_name, load_checkpoint
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import CAMVID, ClassTable
-from tests.support.paths import ROOT
 from tests.support.public_models import SmpPSPNet, randomise
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -42,11 +40,6 @@ def source(network: nn.Module, tmp_path_factory: pytest.TempPathFactory) -> Path
     return file
 
 
-def job(*flags: str, folder: Path) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(ROOT / "jobs" / "convert.py"), *flags]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-
-
 def converted(source: Path | str, output: Path | str, **fields: Any) -> dict[str, Any]:
     return convert(ConvertConfig(source=str(source), output=str(output), **fields))
 
@@ -56,11 +49,16 @@ def content(folder: Path) -> dict[str, bytes]:
 
 
 def test_the_job_makes_a_checkpoint_with_the_logits_of_the_source(
-    network: nn.Module, source: Path, tmp_path: Path
+    network: nn.Module,
+    source: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
-    done = job("--source", str(source), "--output", "models/new", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    result = json.loads(done.stdout)
+    monkeypatch.chdir(tmp_path)
+    assert main(ConvertConfig, convert, ["--source", str(source), "--output", "models/new"]) == 0
+    result = json.loads(capsys.readouterr().out)
     checkpoint = load_checkpoint(tmp_path / "models" / "new")
     assert result == {
         "model": str(tmp_path / "models" / "new"),
@@ -72,11 +70,8 @@ def test_the_job_makes_a_checkpoint_with_the_logits_of_the_source(
         "classes": 5,
         "align_corners": True,
     }
-    for text in (
-        "class_0 to class_4 made up",
-        "2 weights not used: classification_head.weight, classification_head.bias",
-    ):
-        assert text in done.stderr
+    assert "class_0 to class_4 made up" in caplog.text
+    assert "2 weights not used: classification_head.weight, classification_head.bias" in caplog.text
 
     images = torch.randint(0, 256, (2, 3, 64, 88), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     with torch.no_grad():
@@ -90,14 +85,6 @@ def test_the_job_makes_a_checkpoint_with_the_logits_of_the_source(
 def normalised(images: Tensor) -> Tensor:
     mean, std = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
     return (images / 255 - mean.view(1, 3, 1, 1)) / std.view(1, 3, 1, 1)
-
-
-def test_a_mistake_is_one_line_and_leaves_nothing(tmp_path: Path) -> None:
-    (tmp_path / "text.pth").write_text("no weights")
-    done = job("--source", "text.pth", "--output", "models/new", folder=tmp_path)
-    assert (done.returncode, done.stdout) == (2, "")
-    assert done.stderr == "error: source=text.pth: is no file of weights, or a damaged one; download it again\n"
-    assert [path.name for path in tmp_path.iterdir()] == ["text.pth"]
 
 
 def test_the_flags_are_what_the_checkpoint_has(source: Path, tmp_path: Path) -> None:
@@ -144,6 +131,7 @@ def test_a_built_in_table_by_its_name(network: nn.Module, tmp_path: Path) -> Non
         ({"std": (1.0, 0.0, 1.0)}, "std", "positive"),
         ({"source": "{folder}/missing.pth"}, "source", "no such file"),
         ({"source": "{folder}"}, "source", "cannot be read"),
+        ({"source": "{folder}/bad.json"}, "source", "is no file of weights, or a damaged one; download it again"),
         ({"source": ""}, "source", "give a folder"),
     ],
 )
@@ -185,24 +173,25 @@ def test_another_checkpoint_is_refused_and_kept(change: dict[str, Any], source: 
     assert content(tmp_path / "new") == before
 
 
-def test_a_folder_of_something_else_is_refused_and_kept(source: Path, tmp_path: Path) -> None:
-    (tmp_path / "new").mkdir()
-    (tmp_path / "new" / "thesis.tex").write_text("years of work")
-    with pytest.raises(ConfigError, match=r"is not empty \(it holds thesis.tex\)") as raised:
-        converted(source, tmp_path / "new")
-    assert raised.value.field == "output"
-    assert content(tmp_path / "new") == {"thesis.tex": b"years of work"}
-
-
-@pytest.mark.parametrize("output", ["file", "file/new", "new"])
-def test_a_place_that_cannot_be_written_is_told(output: str, source: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("output", "present", "reason"),
+    [
+        ("file", "thesis.tex", ""),
+        ("file/new", "thesis.tex", ""),
+        ("new", "thesis.tex", r"is not empty \(it holds thesis\.tex\)"),
+        ("new", ".hidden", ""),
+    ],
+)
+def test_a_place_that_cannot_be_written_is_reported_and_kept(
+    output: str, present: str, reason: str, source: Path, tmp_path: Path
+) -> None:
     (tmp_path / "file").write_text("in the way")
     (tmp_path / "new").mkdir()
-    (tmp_path / "new" / ".hidden").touch()
-    with pytest.raises(ConfigError) as raised:
+    (tmp_path / "new" / present).write_text("years of work")
+    with pytest.raises(ConfigError, match=f"^output=.*{reason}"):
         converted(source, tmp_path / output)
-    assert raised.value.field == "output"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["file", "new"]
+    assert content(tmp_path / "new") == {present: b"years of work"}
 
 
 def test_what_an_interruption_left_in_a_bucket_is_completed(s3_bucket: str, source: Path, tmp_path: Path) -> None:

@@ -95,19 +95,19 @@ def test_a_file_that_says_something_else_is_not_put_in_place(
         ({"output": "a.pt2", "batch": 0}, "batch=0: give a positive number"),
     ],
 )
-def test_a_mistake_is_told_before_anything_is_done(fields: dict[str, Any], line: str) -> None:
+def test_a_mistake_is_reported_before_anything_is_done(fields: dict[str, Any], line: str) -> None:
     with pytest.raises(ConfigError) as caught:
         ExportConfig(model="somewhere", **fields)
     assert str(caught.value).startswith(line)
 
 
-def test_a_missing_library_is_told_before_the_model_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_library_is_missed_before_the_model_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxscript", None)
     with pytest.raises(ConfigError, match=r"pspnet-batch\[export\]"):
         export(_config(tmp_path / "absent", tmp_path / "a.onnx"))
 
 
-def test_an_output_that_cannot_be_written_is_told(scene_model: Path, tmp_path: Path) -> None:
+def test_an_output_that_cannot_be_written_is_reported(scene_model: Path, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
     with pytest.raises(ConfigError, match="cannot be written"):
         export(_config(scene_model, tmp_path / "file" / "a.pt2"))

@@ -13,12 +13,12 @@ from typing import Any
 
 import pytest
 
-from pipelines.process.periodic import ticking
+from pipelines.process.background import ticking
 from pipelines.process.progress import Progress
 
 
 class Clock:
-    """Seconds that go by when told to."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -28,7 +28,7 @@ class Clock:
 
 
 class Lines(StringIO):
-    """A stream that tells when a line has come."""
+    """A stream whose event is set when a line has come."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -61,14 +61,15 @@ def test_the_rate_is_that_of_the_last_lines_and_at_the_end_of_the_whole_run() ->
     assert last["progress"] == "labelling"
 
 
-def test_of_what_has_no_known_end_no_time_is_told() -> None:
+@pytest.mark.parametrize(("total", "left"), [(None, None), (100, 0), (150, 1)])
+def test_the_time_left(total: int | None, left: int | None) -> None:
     clock, stream = Clock(), Lines()
-    with Progress(None, "listing", stream=stream, clock=clock, every=1e6) as progress:
+    with Progress(total, "listing", stream=stream, clock=clock, every=1e6) as progress:
         clock.now += 2
         progress.advance(100)
-        assert progress.state(ended=False)["eta_seconds"] is None
+        assert progress.state(ended=False)["eta_seconds"] == left
     (last,) = stream.parsed
-    assert (last["images"], last["of"], last["images_per_second"], last["eta_seconds"]) == (100, None, 50.0, None)
+    assert (last["images"], last["of"], last["images_per_second"], last["eta_seconds"]) == (100, total, 50.0, left)
 
 
 def test_lines_come_while_nothing_moves() -> None:
@@ -86,13 +87,6 @@ def test_the_last_line_comes_after_an_error_too() -> None:
         progress.advance(3)
         raise ValueError("broken")
     assert [(line["images"], line["ended"]) for line in stream.parsed] == [(3, True)]
-
-
-def test_nothing_to_do_takes_no_time() -> None:
-    stream = Lines()
-    with Progress(0, "labelling", stream=stream):
-        pass
-    assert stream.parsed[0]["eta_seconds"] == 0
 
 
 def test_a_reader_that_went_away_does_not_end_the_work() -> None:

@@ -52,18 +52,23 @@ def test_attempts_are_bounded_and_the_last_error_is_raised(call: Callable[[Retri
     assert broken.calls == 1
 
 
-def test_attempts_that_were_made_before_count() -> None:
-    lasting = Failing(*(ConnectionError() for _ in range(9)))
-    with pytest.raises(ConnectionError):
-        AT_ONCE.call(lasting, is_away, done=1)
-    assert lasting.calls == 2
+ENDLESS = Retries(attempts=0, first_wait=0, longest_wait=0, jitter=0)
 
 
-def test_time_is_bounded_where_attempts_are_not() -> None:
+@pytest.mark.parametrize(
+    ("call", "calls"),
+    [
+        (lambda action: AT_ONCE.call(action, is_away, done=1), 2),
+        (lambda action: Retries(attempts=0, seconds=0).call(action, is_away), 1),
+        (lambda action: ENDLESS.call(action, is_away, given_up=lambda: action.calls == 4), 4),
+    ],
+    ids=["attempts that were made before", "time", "the caller"],
+)
+def test_what_else_bounds_the_attempts(call: Callable[[Failing], str], calls: int) -> None:
     lasting = Failing(*(ConnectionError() for _ in range(9)))
     with pytest.raises(ConnectionError):
-        Retries(attempts=0, seconds=0).call(lasting, is_away)
-    assert lasting.calls == 1
+        call(lasting)
+    assert lasting.calls == calls
 
 
 def test_the_last_attempt_begins_when_the_time_is_over_and_not_later(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,14 +84,6 @@ def test_the_last_attempt_begins_when_the_time_is_over_and_not_later(monkeypatch
     with pytest.raises(ConnectionError):
         Retries(attempts=0, seconds=10, first_wait=1, longest_wait=8, jitter=0).call(away, is_away)
     assert begun == [0, 1, 3, 7, 10]
-
-
-def test_the_caller_may_give_up() -> None:
-    lasting = Failing(*(ConnectionError() for _ in range(9)))
-    endless = Retries(attempts=0, first_wait=0, longest_wait=0, jitter=0)
-    with pytest.raises(ConnectionError):
-        endless.call(lasting, is_away, given_up=lambda: lasting.calls == 4)
-    assert lasting.calls == 4
 
 
 def test_pauses_grow_to_a_bound() -> None:

@@ -16,14 +16,15 @@ import pytest
 from mlflow.tracking import MlflowClient
 from PIL import Image
 
+from jobs.cli import parse_config
 from pipelines.demo.scenes import draw_scene
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
-from pipelines.process.sigterm import on_sigterm, own_sigint
+from pipelines.process.sigterm import Ending, on_sigterm, own_sigint
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S, until
 
-IMAGES = 150
+IMAGES = 80
 
 
 def send() -> None:
@@ -48,53 +49,47 @@ def test_without_ctrl_c_errors_stay_what_they_are() -> None:
     assert caught.value.code == 3
 
 
-def test_in_an_orderly_stretch_the_first_signal_stops_and_the_work_goes_on_to_its_end() -> None:
+@pytest.mark.parametrize("signals", [0, 1])
+def test_in_an_orderly_stretch_the_first_signal_stops_and_the_work_goes_on_to_its_end(signals: int) -> None:
     before, stopped = signal.getsignal(signal.SIGTERM), threading.Event()
     with on_sigterm() as ending, ending.orderly(stopped.set):
-        send()
-        assert ending.came
-        assert stopped.wait(60)
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_a_second_signal_ends_the_process() -> None:
-    before = signal.getsignal(signal.SIGTERM)
-    with pytest.raises(SystemExit) as caught, on_sigterm() as ending, ending.orderly(lambda: None):
-        send()
-        send()
-    assert caught.value.code == 143
-    assert signal.getsignal(signal.SIGTERM) == before
-
-
-def test_with_nothing_under_way_the_first_signal_ends_the_process() -> None:
-    stopped = threading.Event()
-    with pytest.raises(SystemExit) as caught, on_sigterm() as ending:
-        with ending.orderly(stopped.set):
-            pass
-        send()
-    assert caught.value.code == 143
-    assert not stopped.is_set()
-
-
-def test_an_exit_that_a_call_makes_of_it_has_the_same_code() -> None:
-    """Ray ends with a code of its own where the handler interrupts it."""
-    with pytest.raises(SystemExit) as caught, on_sigterm():
-        try:
+        for _ in range(signals):
             send()
-        except SystemExit:
-            sys.exit(1)
-    assert caught.value.code == 143
-    with pytest.raises(SystemExit) as caught, on_sigterm():
-        sys.exit(1)
-    assert caught.value.code == 1
+            assert stopped.wait(60)
+    assert ending.came == stopped.is_set() == bool(signals)
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
-def test_without_a_signal_nothing_is_stopped() -> None:
-    stopped = threading.Event()
-    with on_sigterm() as ending, ending.orderly(stopped.set):
+def twice(ending: Ending) -> None:
+    with ending.orderly(lambda: None):
+        send()
+        send()
+
+
+def after_the_stretch(ending: Ending) -> None:
+    with ending.orderly(lambda: pytest.fail("nothing is under way")):
         pass
-    assert not ending.came
-    assert not stopped.is_set()
+    send()
+
+
+def in_a_call_that_exits(ending: Ending) -> None:
+    """As Ray does, with a code of its own."""
+    try:
+        send()
+    except SystemExit:
+        sys.exit(1)
+
+
+@pytest.mark.parametrize(
+    ("work", "code"),
+    [(twice, 143), (after_the_stretch, 143), (in_a_call_that_exits, 143), (lambda ending: sys.exit(1), 1)],
+)
+def test_a_signal_ends_the_process(work: Callable[[Ending], None], code: int) -> None:
+    before = signal.getsignal(signal.SIGTERM)
+    with pytest.raises(SystemExit) as caught, on_sigterm() as ending:
+        work(ending)
+    assert caught.value.code == code
+    assert signal.getsignal(signal.SIGTERM) == before
 
 
 def test_outside_the_main_thread_nothing_happens() -> None:
@@ -119,20 +114,14 @@ def fill(folder: Path) -> Path:
 
 
 @pytest.mark.usefixtures("ray_cluster")
-def test_a_job_that_is_told_to_end(tmp_path: Path, scene_model: Path, tracking_home: Path) -> None:
+def test_sigterm_ends_a_job_in_order(tmp_path: Path, scene_model: Path, tracking_home: Path) -> None:
     """What was begun is written, nothing else; the same command does the rest."""
     uri = os.environ["MLFLOW_TRACKING_URI"]
     client = MlflowClient(uri)
     experiment = client.create_experiment("pspnet-labelling", str(tmp_path / "artifacts"))
-    config = LabelConfig(
-        input=str(fill(tmp_path / "bucket")),
-        output=str(tmp_path / "labels"),
-        model=str(scene_model),
-        chunk=1,
-        date="2026-01-31",
-        track=True,
-    )
-    flags = [f"--{name}={getattr(config, name)}" for name in ("input", "output", "model", "chunk", "date", "track")]
+    given = {"input": fill(tmp_path / "bucket"), "output": tmp_path / "labels", "model": scene_model, "chunk": 1}
+    flags = [f"--{name}={value}" for name, value in (given | {"date": "2026-01-31", "track": True}).items()]
+    config = parse_config(LabelConfig, flags)
     log, files = tmp_path / "log", config.output + "/masks/*/*/*.parquet"
 
     def written() -> list[Path]:

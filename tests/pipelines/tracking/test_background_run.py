@@ -3,7 +3,6 @@
 import json
 import logging
 import shutil
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +17,7 @@ from PIL import Image
 from pipelines.demo.scenes import draw_scene
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
+from pipelines.process.config_tree import build
 from pipelines.tracking import background_run as module
 from pipelines.tracking.background_run import background_run
 from pipelines.tracking.model_uris import Origin, origin_of
@@ -61,8 +61,7 @@ def test_what_is_logged_arrives_in_order_and_one_failure_costs_nothing_else(capl
     def refuse(run: Run) -> None:
         raise TrackingError("no such thing")
 
-    with background_run("nights", "street", wanted=True) as run:
-        assert run is not None
+    with background_run("nights", "street") as run:
         run.log(lambda run: run.log_tags({"step": "one"}))
         run.log(refuse)
         run.log(lambda run: run.log_tags({"step": "two"}))
@@ -72,39 +71,18 @@ def test_what_is_logged_arrives_in_order_and_one_failure_costs_nothing_else(capl
 
 
 @pytest.mark.usefixtures("store")
-@pytest.mark.parametrize(
-    ("error", "status"),
-    [
-        (ValueError("broken"), "FAILED"),
-        (KeyboardInterrupt(), "KILLED"),
-        (SystemExit(128 + signal.SIGTERM), "KILLED"),
-        (Terminated({}), "KILLED"),
-    ],
-)
-def test_how_a_run_ends(error: BaseException, status: str) -> None:
-    experiment = type(error).__name__
-    with pytest.raises(type(error)), background_run(experiment, "street", wanted=True) as run:
-        assert run is not None
+def test_an_error_ends_the_run_too() -> None:
+    with pytest.raises(Terminated), background_run("ended", "street") as run:
         run.log(lambda run: run.log_tags({"step": "one"}))
-        raise error
-    assert only_run(experiment).info.status == status
+        raise Terminated({})
+    assert only_run("ended").info.status == "KILLED"
 
 
 @pytest.mark.usefixtures("tracking_home")
-def test_without_a_wish_or_an_action_there_is_no_run() -> None:
-    with background_run("nights", "street", wanted=False) as run:
-        assert run is None
-    with pytest.raises(ConfigError), background_run("nights", "street", wanted=True):
+def test_without_an_action_there_is_no_run() -> None:
+    with pytest.raises(ConfigError), background_run("nights", "street"):
         raise ConfigError("input", "", "give one")
     assert [found.name for found in MlflowClient(tracking_uri()).search_experiments()] == ["Default"]
-
-
-def test_a_server_that_refuses_is_told_once(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setenv("MLFLOW_TRACKING_URI", "nonsense://server")
-    with background_run("nights", "street", wanted=True) as run:
-        assert run is not None
-        run.log(lambda run: run.log_tags({"step": "one"}))
-    assert caplog.text.count("this run is not logged") == 1
 
 
 def fill(folder: Path) -> Path:
@@ -121,12 +99,11 @@ def config(tmp_path: Path, scene_model: Path) -> Callable[..., LabelConfig]:
 
     def make(**changes: Any) -> LabelConfig:
         places = {"input": str(fill(tmp_path / SECRET)), "output": str(tmp_path / "labels"), "model": str(scene_model)}
-        return LabelConfig(**(places | changes))
+        return build(LabelConfig, places | {"local": True} | changes)
 
     return make
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_labelling_run_and_the_model_that_did_it(
     config: Callable[..., LabelConfig],
     registered: tuple[str, str],
@@ -164,7 +141,6 @@ def test_a_labelling_run_and_the_model_that_did_it(
     assert "***" in data.params["input"]
 
 
-@pytest.mark.usefixtures("ray_cluster")
 def test_a_server_that_is_away_holds_nothing_up(
     config: Callable[..., LabelConfig],
     mlflow_server: MlflowServer,

@@ -1,6 +1,5 @@
 """What a run logs, on a real server whose files lie in a bucket."""
 
-import contextlib
 import getpass
 import json
 import pickle
@@ -18,10 +17,11 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.process.redaction import HIDDEN
 from pipelines.tracking import provenance
-from pipelines.tracking.provenance import code_version, environment
-from pipelines.tracking.runs import Run, resume_run, start_run
+from pipelines.tracking.provenance import code_version
+from pipelines.tracking.runs import Run, TrackingConfig, resume_run, start_run, status_after
 from pipelines.tracking.server import Server, TrackingError
 from pspnet_core import __version__
+from pspnet_core.errors import Terminated
 from tests.support.mlflowserver import MlflowServer
 from tests.support.paths import ROOT
 
@@ -64,12 +64,11 @@ def test_the_setting_of_a_run_without_its_credentials(
     config = yaml.safe_load(text_of(run, "config.yaml"))
     assert config["notes"] == CONFIG["notes"]
     assert config["scale"] == [0.5, 2.0]
-    assert json.loads(text_of(run, "environment.json"))["packages"].keys() >= {"torch", "ray", "mlflow"}
+    assert json.loads(text_of(run, "environment.json"))["packages"]["torch"] == torch.__version__
     assert json.loads(text_of(run, "data_card.json")) == {"pixels": [1, 2], "source": f"s3://{HIDDEN}@bucket"}
     assert json.loads(text_of(run, "notes/log.json")) == [f"token {HIDDEN} refused"]
-    assert [item.path for item in run.server.client.list_artifacts(run.run_id, "pictures")] == [
-        "pictures/confusion.png"
-    ]
+    pictures = run.server.client.list_artifacts(run.run_id, "pictures")
+    assert [item.path for item in pictures] == ["pictures/confusion.png"]
     tags = found.data.tags
     assert tags["code.version"] == __version__
     assert (tags["mlflow.user"], tags["mlflow.source.type"]) == (getpass.getuser(), "LOCAL")
@@ -106,14 +105,42 @@ def test_the_end_of_a_broken_run_hides_no_error(status: str, caplog: pytest.LogC
 
 @pytest.mark.parametrize(
     ("error", "status"),
-    [(None, "FINISHED"), (ValueError("broken"), "FAILED"), (KeyboardInterrupt(), "KILLED"), (SystemExit(1), "KILLED")],
+    [
+        (None, "FINISHED"),
+        (ValueError("broken"), "FAILED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (SystemExit(1), "KILLED"),
+        (Terminated({}), "KILLED"),
+    ],
 )
-def test_a_run_is_closed_as_its_work_ended(tracking_home: Path, error: BaseException | None, status: str) -> None:
+def test_a_run_ends_as_its_work_did(error: BaseException | None, status: str) -> None:
+    assert status_after(error) == status
+
+
+@pytest.mark.parametrize(
+    ("server", "model", "track", "wanted"),
+    [
+        ("", "folder", None, False),
+        ("", "s3://bucket/model", None, False),
+        ("", "models:/a@champion", None, True),
+        ("", "runs:/0/model", None, True),
+        ("http://127.0.0.1:9", "folder", None, True),
+        ("http://127.0.0.1:9", "models:/a/1", False, False),
+        ("", "folder", True, True),
+    ],
+)
+def test_when_a_job_is_logged(
+    server: str, model: str, track: bool | None, wanted: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+    assert TrackingConfig(track=track).wanted(model) == wanted
+
+
+def test_a_run_is_closed_after_an_error(tracking_home: Path) -> None:
     run = start_run("runs", "closed")
-    with contextlib.suppress(BaseException), run:
-        if error:
-            raise error
-    assert run.server.client.get_run(run.run_id).info.status == status
+    with pytest.raises(ValueError, match="broken"), run:
+        raise ValueError("broken")
+    assert run.server.client.get_run(run.run_id).info.status == "FAILED"
 
 
 def test_an_error_names_the_server_without_its_password() -> None:
@@ -129,26 +156,18 @@ def test_an_error_names_the_server_without_its_password() -> None:
     assert pickle.loads(pickle.dumps(run)) == run
 
 
-def test_the_environment_is_this_one() -> None:
-    found = environment()
-    assert found["python"] == ".".join(map(str, sys.version_info[:3]))
-    assert found["packages"]["torch"] == torch.__version__
-
-
 def test_the_commit_is_that_of_the_checkout() -> None:
     tags = code_version()
-    root = ROOT
     assert tags["code.version"] == __version__
-    if (root / ".git").exists():
-        said = subprocess.run(["git", "-C", str(root), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
+    if (ROOT / ".git").exists():
+        said = subprocess.run(["git", "-C", str(ROOT), "rev-parse", "HEAD"], capture_output=True, text=True, check=True)
         assert tags["mlflow.source.git.commit"] == said.stdout.strip()
 
 
 def test_the_code_is_known_by_its_contents(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """As a submitted job is: without its repository."""
-    root = ROOT
     for room in ("jobs", "pipelines", "pspnet_core"):
-        shutil.copytree(root / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / room, tmp_path / room, ignore=shutil.ignore_patterns("__pycache__"))
     here = code_version()
     monkeypatch.setattr(provenance, "__file__", str(tmp_path / "pipelines/tracking/provenance.py"))
     assert code_version() == {key: here[key] for key in ("code.version", "code.sha256")}

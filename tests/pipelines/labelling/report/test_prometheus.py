@@ -22,6 +22,7 @@ from pipelines.labelling.job import label
 from pipelines.labelling.report.prometheus import EXPORTED, METRICS, RUN_TAGS, STATES, LabelMetrics, Watch, watch_chunks
 from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages.coordinator import ChunkStates
+from pipelines.tracking.runs import TrackingConfig
 from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from tests.support.paths import ROOT
 
@@ -75,7 +76,7 @@ def test_a_run_as_prometheus_reads_it(tmp_path: Path, scene_model: Path) -> None
             model=str(scene_model),
             chunk=4,
             price_cpu=0.5,
-            track=False,
+            tracking=TrackingConfig(track=False),
         )
     )
     record = json.loads((tmp_path / "labels" / "runs" / f"{result['run_id']}.json").read_text())
