@@ -30,8 +30,12 @@ from fsspec import AbstractFileSystem
 from pipelines.process.retrying import Retries
 from pspnet_core.errors import ConfigError, PspnetError
 
-WRITABLE_SCHEMES = ("file", "s3", "s3a")
-"""Schemes with an atomic put-if-absent: the ones that may be written to."""
+ATOMIC_SCHEMES = {
+    "file": "pipelines.storage.local:LocalStore",
+    "s3": "pipelines.storage.s3:S3Store",
+    "s3a": "pipelines.storage.s3:S3Store",
+}
+"""Schemes with an atomic put-if-absent, the ones that may be written to, and the store of each."""
 
 THREADS = 32
 """Concurrent reads of one ``read_many`` unless told otherwise."""
@@ -75,6 +79,9 @@ class ObjectChanged(ObjectError):
     """The object is no longer the one that was listed."""
 
     kind = "Changed"
+
+    def __init__(self, uri: str, message: str = "") -> None:
+        super().__init__(uri, message or f"{uri} has changed since it was listed")
 
 
 class ObjectMissing(ObjectError):
@@ -120,7 +127,7 @@ ReadResults: TypeAlias = list[bytes | ObjectError]
 
 def not_writable(store: Store) -> ConfigError:
     """The error of a store whose scheme is for reading only."""
-    schemes = ", ".join(f"{scheme}://" for scheme in WRITABLE_SCHEMES)
+    schemes = ", ".join(f"{scheme}://" for scheme in ATOMIC_SCHEMES)
     return ConfigError(store.field, store.root, f"this scheme has no atomic put-if-absent here; use {schemes}")
 
 
@@ -145,9 +152,6 @@ class Store(ABC):
         self.root = root
         self.field = field
         self.retries = retries
-
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.root!r}, field={self.field!r})"
 
     @staticmethod
     @abstractmethod
@@ -333,11 +337,12 @@ def _visible(objects: Iterable[StoredObject], prefix: str, suffixes: Collection[
     endings = None if suffixes is None else tuple(suffix.lower() for suffix in suffixes)
     for item in objects:
         below = item.key[len(prefix) :].lstrip("/")
-        if _is_hidden(below) or below.endswith("/") or not below:
+        if is_hidden(below) or below.endswith("/") or not below:
             continue
         if endings is None or item.key.lower().endswith(endings):
             yield item
 
 
-def _is_hidden(key: str) -> bool:
+def is_hidden(key: str) -> bool:
+    """Whether a part of a relative path starts with a dot; listings leave such names out."""
     return key.startswith(".") or "/." in key

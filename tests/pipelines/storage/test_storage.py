@@ -37,7 +37,6 @@ from pipelines.storage import (
     open_store,
     to_local,
 )
-from pipelines.storage.base import WRITABLE_SCHEMES
 from pspnet_core.errors import ConfigError
 
 QUICK = Retries(attempts=3, first_wait=0, longest_wait=0, jitter=0)
@@ -562,11 +561,10 @@ class TestOtherDrivers:
         assert found == {"a.jpg": 5, "b%20c/d.jpg": 9, "b%20c/deep/e.jpg": 14}
 
 
-@pytest.mark.parametrize("scheme", WRITABLE_SCHEMES)
-def test_every_writable_scheme_opens_its_store(scheme: str) -> None:
-    assert tuple(ATOMIC_SCHEMES) == WRITABLE_SCHEMES
-    store = open_store(f"{scheme}://bucket/a/", field="output")
-    assert type(store) is ATOMIC_SCHEMES[scheme]()
+@pytest.mark.parametrize(("scheme", "name"), [("file", "LocalStore"), ("s3", "S3Store"), ("s3a", "S3Store")])
+def test_every_writable_scheme_opens_its_store(scheme: str, name: str) -> None:
+    assert scheme in ATOMIC_SCHEMES
+    assert type(open_store(f"{scheme}://bucket/a/", field="output", writable=True)).__name__ == name
 
 
 def test_local_paths_load_no_driver_of_another_storage() -> None:
