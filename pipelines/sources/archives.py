@@ -22,8 +22,9 @@ import pyarrow as pa
 
 from pipelines.sources.base import Damaged, ReadResult, Row, batched, place_of
 from pipelines.sources.containers import members_of, read_members
-from pipelines.sources.inputs import Inputs, is_hidden
+from pipelines.sources.inputs import Inputs
 from pipelines.storage import ObjectChanged, Store, StoredObject
+from pipelines.storage.base import is_hidden
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ImageError, PspnetError
 from pspnet_core.images.decoding import IMAGE_SUFFIXES
@@ -45,11 +46,7 @@ class _Place(NamedTuple):
     """Where a member's bytes lie."""
 
     start: int
-    size: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.size
+    stop: int
 
 
 class WebDataset:
@@ -68,17 +65,23 @@ def _images_of(item: StoredObject, inputs: Inputs) -> list[Row]:
     """One row per image of an archive; raises as ``containers.Look``."""
     store, path = place_of(item.uri, item.key)
     rows: list[Row] = []
-    notes = _Notes()
+    names: Counter[str] = Counter()
+    sparse: list[str] = []
     try:
         for name, member, _ in _walk(store, path):
-            if notes.is_first(name, member) and _is_image(name, member):
+            names[name] += 1
+            if member.issparse():
+                sparse.append(name)
+            if names[name] == 1 and _is_image(name, member):
                 rows.append(Row(f"{item.uri}/{name}", f"{item.key}/{name}", item.etag, member.size))
     except Damaged as error:
         log.warning("%s is damaged (%s); the %d images before that are listed", item.uri, error, len(rows))
         inputs.damaged.append(item.uri)
     _check_still(store, path, item.etag)
-    for note in notes:
-        log.warning("%s: %s", item.uri, note)
+    if doubled := [name for name, count in names.items() if count > 1]:
+        log.warning("%s: %s more than once; the first of each name is taken", item.uri, _some(doubled))
+    if sparse:
+        log.warning("%s: %s left out: stored as a sparse file", item.uri, _some(sparse))
     return rows
 
 
@@ -86,40 +89,7 @@ def _check_still(store: Store, path: str, etag: str) -> None:
     """Raise ObjectChanged unless an archive is the version that it was."""
     found = store.look_up(path)
     if found is None or found.etag != etag:
-        raise ObjectChanged(store.uri_of(path), f"{store.uri_of(path)} has changed since it was listed")
-
-
-class _Notes:
-    """Looks at the names of an archive's members as they come, and tells what is irregular."""
-
-    def __init__(self) -> None:
-        self.names: Counter[str] = Counter()
-        self.samples: set[str] = set()
-        self.sample = ""
-        self.scattered: list[str] = []
-        self.sparse: list[str] = []
-
-    def is_first(self, name: str, member: tarfile.TarInfo) -> bool:
-        """Take note of a member; False when there was one of that name."""
-        folder, slash, base = name.rpartition("/")
-        sample = folder + slash + base.partition(".")[0]
-        if sample != self.sample and sample in self.samples:
-            self.scattered.append(sample)
-        self.sample = sample
-        self.samples.add(sample)
-        self.names[name] += 1
-        if member.issparse():
-            self.sparse.append(name)
-        return self.names[name] == 1
-
-    def __iter__(self) -> Iterator[str]:
-        doubled = [name for name, count in self.names.items() if count > 1]
-        if doubled:
-            yield f"{_some(doubled)} more than once; the first of each name is taken"
-        if self.scattered:
-            yield f"the members of sample {_some(list(dict.fromkeys(self.scattered)))} do not lie together"
-        if self.sparse:
-            yield f"{_some(self.sparse)} left out: stored as a sparse file"
+        raise ObjectChanged(store.uri_of(path))
 
 
 def _some(names: Sequence[str]) -> str:
@@ -137,7 +107,7 @@ def _take(store: Store, path: str, etag: str, members: Sequence[str], *, threads
     if path.lower().endswith(COMPRESSED):
         return _streamed(store, path, members)
     known = _places(store, path, etag)
-    results: dict[str, ReadResult] = {name: _gone(store, path) for name in members if name not in known}
+    results: dict[str, ReadResult] = dict.fromkeys(members, _gone(store, path))
     spans = list(_spans({name: known[name] for name in members if name in known}))
     if spans:
         with ThreadPoolExecutor(min(threads, len(spans))) as pool:
@@ -162,24 +132,18 @@ def _streamed(store: Store, path: str, members: Sequence[str]) -> Mapping[str, R
         for name, member, archive in _walk(store, path):
             if name in wanted:
                 wanted.remove(name)
-                content = _content(archive, member)
-                results[name] = content if len(content) == member.size else _cut(store, path)
+                results[name] = _cut(store, path)
+                with _damage_told():
+                    stream = archive.extractfile(member)
+                    assert stream is not None  # a regular file has one
+                    content = stream.read(member.size)
+                if len(content) == member.size:
+                    results[name] = content
                 if not wanted:
                     break
     except Damaged:
         pass  # which the listing has told; what lies behind it are the members that are still wanted
     return results | dict.fromkeys(wanted, _gone(store, path))
-
-
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """A member's bytes; fewer where the archive ends early."""
-    stream = archive.extractfile(member)
-    assert stream is not None  # a regular file has one
-    parts = []
-    with contextlib.suppress(Damaged), _damage_told():
-        while part := stream.read(2**20):
-            parts.append(part)
-    return b"".join(parts)
 
 
 @functools.lru_cache(maxsize=KNOWN_ARCHIVES)
@@ -189,7 +153,7 @@ def _places(store: Store, path: str, etag: str) -> Mapping[str, _Place]:
     with contextlib.suppress(Damaged):  # which the listing has told
         for name, member, _ in _walk(store, path):
             if _is_image(name, member):
-                places.setdefault(name, _Place(member.offset_data, member.size))
+                places.setdefault(name, _Place(member.offset_data, member.offset_data + member.size))
     _check_still(store, path, etag)  # raises, so that no other version's places are kept
     return places
 
@@ -214,9 +178,7 @@ def _fetched(store: Store, path: str, span: Mapping[str, _Place]) -> dict[str, R
         stream.seek(start)
         # Into one buffer, as what `read` gives may be put together from several requests.
         buffer = memoryview(bytearray(stop - start))
-        filled = 0
-        while filled < len(buffer) and (count := stream.readinto(buffer[filled:])):  # type: ignore[attr-defined]
-            filled += count
+        filled = io.BufferedReader(cast(io.RawIOBase, stream)).readinto(buffer)
     results: dict[str, ReadResult] = {}
     for name, place in span.items():
         whole = place.stop - start <= filled
@@ -235,8 +197,20 @@ def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfi
         stream = stack.enter_context(store.open(path))
         if not isinstance(store, LocalStore):  # where a read is a request
             stream = stack.enter_context(io.BufferedReader(cast(io.RawIOBase, stream), BLOCK))
+        compressed = path.lower().endswith(COMPRESSED)
+        if compressed:
+            stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
         with _damage_told():
-            archive = stack.enter_context(_opened(stream, compressed=path.lower().endswith(COMPRESSED)))
+            # "r|" never seeks back; "r:" skips what it need not read. Names that are no UTF-8 are spelt out.
+            archive = stack.enter_context(
+                tarfile.open(
+                    fileobj=cast(io.BufferedReader, stream),
+                    mode="r|" if compressed else "r:",
+                    tarinfo=_Header,
+                    encoding="utf-8",
+                    errors="backslashreplace",
+                )
+            )
         while True:
             with _damage_told():
                 member = archive.next()
@@ -247,21 +221,6 @@ def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfi
             archive.members = []  # type: ignore[attr-defined]  # or all headers would be kept
             if member.isreg():
                 yield member.name.removeprefix("./").lstrip("/"), member, archive
-
-
-@contextlib.contextmanager
-def _opened(stream: object, *, compressed: bool) -> Iterator[tarfile.TarFile]:
-    with contextlib.ExitStack() as stack:
-        raw = stack.enter_context(gzip.GzipFile(fileobj=cast(io.BufferedReader, stream))) if compressed else stream
-        # "r|" never seeks back; "r:" skips what it need not read. Names that are no UTF-8 are spelt out.
-        archive = tarfile.open(  # noqa: SIM115 (the stack closes it)
-            fileobj=cast(io.BufferedReader, raw),
-            mode="r|" if compressed else "r:",
-            tarinfo=_Header,
-            encoding="utf-8",
-            errors="backslashreplace",
-        )
-        yield stack.enter_context(archive)
 
 
 class _Header(tarfile.TarInfo):
