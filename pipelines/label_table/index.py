@@ -11,7 +11,7 @@ import hashlib
 import secrets
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -118,9 +118,8 @@ def no_label_file(store: Store, path: str) -> ConfigError:
 
 def _known(part: pq.ParquetFile, unread: dict[str, str]) -> pa.Table:
     """The rows of a part that come from files that are unread and unchanged; those files count as read then."""
-    metadata: dict[str, Any] = metadata_of(part)
     fresh, counts = [], []
-    for path, etag, rows in metadata["files"]:
+    for path, etag, rows in metadata_of(part)["files"]:
         fresh.append(unread.get(path) == etag)
         counts.append(rows)
         if fresh[-1]:

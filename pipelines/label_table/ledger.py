@@ -15,7 +15,6 @@ import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -108,13 +107,13 @@ class Ledger:
         done = {int(name.removeprefix(prefix)) for name in names if name.startswith(prefix)}
         return [chunk for chunk in range(plan.chunks) if chunk not in done]
 
-    def labelled(self) -> Iterator[pa.RecordBatch]:
-        """``uri, etag`` of every row of the label table; raises as ``LabelIndex.images``."""
-        return LabelIndex(self.store, self.paths).images()
-
     def pending(self, listing: Listing) -> pa.Table:
-        """The rows of a listing that are not labelled yet, by key: as many as one plan may hold."""
-        labelled = self.labelled() if listing.images else iter(())
+        """The rows of a listing that are not labelled yet, by key: as many as one plan may hold.
+
+        Raises:
+            As ``LabelIndex.images``.
+        """
+        labelled = LabelIndex(self.store, self.paths).images() if listing.images else ()
         return listing.pending(labelled, PLAN_IMAGES)
 
     def unlisted(self, listing: Listing) -> int:
@@ -138,12 +137,7 @@ class Ledger:
         number = after.number + 1 if after else 0
         bounds = chunk_bounds(pending["bytes"].to_numpy(), limits)[:PLAN_CHUNKS]
         run_id, made = new_run_id()
-        metadata = {
-            "schema": SCHEMA_VERSION,
-            "run_id": run_id,
-            "made": made.isoformat(),
-            "spec": asdict(spec),
-        }
+        metadata = {"schema": SCHEMA_VERSION, "run_id": run_id, "made": made.isoformat(), "spec": asdict(spec)}
         self.store.put_if_absent(self.paths.plan(number), to_parquet(pending, row_groups=bounds, metadata=metadata))
         return self.read_plan(number)
 
@@ -168,7 +162,7 @@ class Ledger:
         """The plan with this number."""
         with self.store.open(self.paths.plan(number)) as stream:
             file = pq.ParquetFile(stream)
-            content: dict[str, Any] = metadata_of(file)
+            content = metadata_of(file)
             return Plan(
                 number=number,
                 run_id=content["run_id"],
