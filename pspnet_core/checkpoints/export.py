@@ -7,14 +7,13 @@ The graph has one input, ``images`` ``(B, N, H, W)`` uint8 (RGB by default), and
 float32; normalisation is inside. Shapes: ``B`` batch, ``N`` bands, ``C`` classes, ``H W`` pixels.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import itertools
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -137,7 +136,10 @@ def to_onnx(
     check_installed(path)
     program = to_program(model, size=size, batch=batch)
     open_axes = {axis: name for axis, name in AXES.items() if axis not in _sizes(size, batch)}
-    with _quiet_exporter():
+    # What the exporter says of itself: that torchvision is not there, and how it calls torch.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -183,17 +185,3 @@ def _sizes(size: tuple[int, int] | None, batch: int | None) -> dict[int, int]:
     """The axes whose size is given."""
     height, width = size or (None, None)
     return {axis: value for axis, value in zip(AXES, (batch, height, width), strict=True) if value is not None}
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Keep back what the exporter says of itself: that torchvision is not there, and how it calls torch."""
-    log = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
-            yield
-    finally:
-        log.setLevel(level)

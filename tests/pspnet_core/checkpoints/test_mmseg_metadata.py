@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from pspnet_core.checkpoints.mmseg_metadata import class_names, palette, settings_of
+from pspnet_core.checkpoints.mmseg_metadata import per_class, settings_of
 from pspnet_core.errors import ConfigError
 
 # As 0.x writes it, in the order of the base configs.
@@ -191,7 +191,7 @@ def test_a_network_that_ours_cannot_be_is_refused(text: str, value: str) -> None
     ],
 )
 def test_names_and_colours_in_every_spelling(meta: dict[str, Any]) -> None:
-    names, colours = class_names(meta), palette(meta)
+    names, colours = per_class(meta, "classes"), per_class(meta, "palette")
     assert names is not None and colours is not None
     assert list(names) == ["a", "b"]
     assert [list(colour) for colour in colours] == [[1, 2, 3], [4, 5, 6]]
@@ -201,5 +201,5 @@ def test_names_and_colours_in_every_spelling(meta: dict[str, Any]) -> None:
     "meta", [{}, {"CLASSES": None}, {"dataset_meta": None}, {"dataset_meta": {"PALETTE": "random"}}]
 )
 def test_names_and_colours_may_be_missing(meta: dict[str, Any]) -> None:
-    assert class_names(meta) is None
-    assert palette(meta) is None
+    assert per_class(meta, "classes") is None
+    assert per_class(meta, "palette") is None
