@@ -81,9 +81,6 @@ class PlanSpec:
     date: str
     mask: str
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "input", tuple(self.input))  # JSON knows lists only
-
 
 class Ledger:
     """The state of one model's labels below an output; holds nothing in memory but where to look."""

@@ -21,9 +21,9 @@ from typing import NamedTuple, cast
 import pyarrow as pa
 
 from pipelines.sources.base import Damaged, ReadResult, Row, batched, place_of
-from pipelines.sources.containers import members_of, read_members
+from pipelines.sources.containers import check_unchanged, members_of, read_members
 from pipelines.sources.inputs import Inputs
-from pipelines.storage import ObjectChanged, Store, StoredObject
+from pipelines.storage import Store, StoredObject
 from pipelines.storage.base import is_hidden
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ImageError, PspnetError
@@ -77,19 +77,12 @@ def _images_of(item: StoredObject, inputs: Inputs) -> list[Row]:
     except Damaged as error:
         log.warning("%s is damaged (%s); the %d images before that are listed", item.uri, error, len(rows))
         inputs.damaged.append(item.uri)
-    _check_still(store, path, item.etag)
+    check_unchanged(store, path, item.etag)
     if doubled := [name for name, count in names.items() if count > 1]:
         log.warning("%s: %s more than once; the first of each name is taken", item.uri, _some(doubled))
     if sparse:
         log.warning("%s: %s left out: stored as a sparse file", item.uri, _some(sparse))
     return rows
-
-
-def _check_still(store: Store, path: str, etag: str) -> None:
-    """Raise ObjectChanged unless an archive is the version that it was."""
-    found = store.look_up(path)
-    if found is None or found.etag != etag:
-        raise ObjectChanged(store.uri_of(path))
 
 
 def _some(names: Sequence[str]) -> str:
@@ -154,7 +147,7 @@ def _places(store: Store, path: str, etag: str) -> Mapping[str, _Place]:
         for name, member, _ in _walk(store, path):
             if _is_image(name, member):
                 places.setdefault(name, _Place(member.offset_data, member.offset_data + member.size))
-    _check_still(store, path, etag)  # raises, so that no other version's places are kept
+    check_unchanged(store, path, etag)  # raises, so that no other version's places are kept
     return places
 
 

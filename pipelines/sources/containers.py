@@ -18,7 +18,7 @@ from pipelines.sources import base
 from pipelines.sources.base import DENIED, ReadResult, Row, explained, place_of, rows_of, too_large
 from pipelines.sources.inputs import FIELD, Inputs
 from pipelines.storage import ObjectArchived, ObjectChanged, ObjectDenied, ObjectError, Store, StoredObject
-from pspnet_core.errors import ConfigError, ImageError
+from pspnet_core.errors import ConfigError
 from pspnet_core.threads import map_ahead
 
 log = logging.getLogger(__name__)
@@ -104,29 +104,22 @@ def _etag_now(store: Store, path: str) -> str:
 
 def _read_file(store: Store, path: str, etag: str, members: Sequence[str], take: Take) -> Mapping[str, ReadResult]:
     """The members' bytes, all of them from the version ``etag``."""
-    problem = _problem(store, path, etag)
-    if problem is None:
-        try:
-            found = take(store, path, etag, members)
-            problem = _problem(store, path, etag)
-            if problem is None:
-                return found
-        except ObjectError as error:
-            problem = explained(error)
-    return dict.fromkeys(members, problem)
-
-
-def _problem(store: Store, path: str, etag: str) -> ImageError | None:
-    """Why the listed version of a file cannot be read, if so."""
     try:
-        item = store.look_up(path)
-    except ObjectDenied as error:
-        return explained(error)
+        check_unchanged(store, path, etag)
+        found = take(store, path, etag, members)
+        check_unchanged(store, path, etag)
+        return found
+    except ObjectError as error:
+        return dict.fromkeys(members, explained(error))
+
+
+def check_unchanged(store: Store, path: str, etag: str) -> None:
+    """Raise ObjectError unless a file is there in the version ``etag``."""
+    item = store.look_up(path)
     if item is None:
         # Asked for in this way, a store also notices that the whole folder is not mounted on this machine.
         (answer,) = store.read_many([(path, etag)])
         if isinstance(answer, ObjectError):
-            return explained(answer)
-    elif item.etag == etag:
-        return None
-    return explained(ObjectChanged(store.uri_of(path)))
+            raise answer
+    if item is None or item.etag != etag:
+        raise ObjectChanged(store.uri_of(path))

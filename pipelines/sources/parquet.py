@@ -51,7 +51,8 @@ def _images_of(item: StoredObject, inputs: Inputs) -> Iterable[Row]:
             file = pq.ParquetFile(stream)
             leaf = _image_leaf(file.schema_arrow)
             if leaf is not None:
-                return _rows(item, _names(file), _mean_sizes(file.metadata, leaf))
+                found = zip(_names(file), _mean_sizes(file.metadata, leaf), strict=True)
+                return (Row(f"{item.uri}/{name}", f"{item.key}/{name}", item.etag, size) for name, size in found)
             if URI_COLUMN in file.schema_arrow.names:
                 return rows_named_by(item, inputs)
     except Damaged as error:
@@ -59,11 +60,6 @@ def _images_of(item: StoredObject, inputs: Inputs) -> Iterable[Row]:
         inputs.damaged.append(item.uri)
         return ()
     raise ConfigError(FIELD, item.uri, "has no column image or bytes with encoded images, and no column uri")
-
-
-def _rows(item: StoredObject, names: Iterable[str], sizes: Iterable[int]) -> Iterator[Row]:
-    for name, size in zip(names, sizes, strict=True):
-        yield Row(f"{item.uri}/{name}", f"{item.key}/{name}", item.etag, size)
 
 
 def _image_leaf(schema: pa.Schema) -> str | None:

@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar, cast
-from urllib.parse import urlsplit
 
 from aiobotocore.session import AioSession
 from aiohttp import ClientError as HTTPError
@@ -27,6 +26,7 @@ from fsspec.spec import AbstractBufferedFile
 from s3fs import S3FileSystem
 
 from pipelines.process.environment import variables
+from pipelines.process.redaction import redacted
 from pipelines.process.retrying import Retries
 from pipelines.storage.base import (
     ObjectArchived,
@@ -269,7 +269,7 @@ class S3Store(Store):
             endpoint = "the default endpoint"
             try:
                 client = await self._client().set_session()
-                endpoint = _without_user(client.meta.endpoint_url)
+                endpoint = client.meta.endpoint_url
                 answer: dict[str, Any] = await getattr(client, operation)(**arguments)
                 if operation == "get_object":
                     async with answer["Body"] as body:
@@ -316,7 +316,7 @@ class S3Store(Store):
 
     def _unreachable(self, path: str, endpoint: str, reason: str) -> TransientStorageError:
         return TransientStorageError(
-            f"{self.uri_of(path)}: no good answer from {endpoint} after {self.retries.attempts} attempts "
+            f"{self.uri_of(path)}: no good answer from {redacted(endpoint)} after {self.retries.attempts} attempts "
             f"({reason}): check that the server runs, the network, and AWS_ENDPOINT_URL"
         )
 
@@ -337,11 +337,6 @@ class _Ranges(AbstractBufferedFile):  # type: ignore[misc]
 
     def _fetch_range(self, start: int, end: int) -> bytes:
         return self._store.read_range(self.path, self._etag, start, min(end, self.size))
-
-
-def _without_user(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
 
 
 def _aws_environment() -> int:

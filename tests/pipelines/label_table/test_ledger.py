@@ -20,7 +20,7 @@ from pipelines.storage import open_store
 from pipelines.storage.arrow import to_parquet
 from pipelines.storage.local import LocalStore
 
-SPEC = PlanSpec(source="images", input="/bucket", date="2026-01-31", mask="rle")
+SPEC = PlanSpec(source="images", input=["/bucket"], date="2026-01-31", mask="rle")
 LIMITS = ChunkLimits(images=3, bytes=1000)
 
 
