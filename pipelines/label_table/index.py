@@ -1,4 +1,4 @@
-"""Which images the label files hold: read from those files, and kept in a few objects so that the next look is cheap.
+"""Index of the images in the label files: read from those files, kept in a few objects for the next run.
 
 A ledger of 10 million images is 40,000 files of 256 rows; opening each takes minutes on object storage. So ``uri`` and
 ``etag`` of the rows of many files are also kept together, in hidden objects, the parts of the index. The label files
@@ -112,7 +112,7 @@ def read_label_file(store: Store, path: str, columns: Collection[str]) -> pa.Tab
 
 
 def no_label_file(store: Store, path: str) -> ConfigError:
-    """What to tell of a file that does not belong among the label files."""
+    """The error of a file that does not belong among the label files."""
     return ConfigError(store.field, store.uri_of(path), "this is no label file: move it out of masks/")
 
 

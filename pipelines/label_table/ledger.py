@@ -1,8 +1,8 @@
 """What is labelled, what is pending, and the plan: the fence that keeps labels from being lost or doubled.
 
 The label table is the ledger. A plan is one Parquet file, written if absent: one row group per chunk of images, and in
-its metadata the run id, the date and the mask format. Chunk names follow from the plan alone, so whoever carries it out
-(a retry, a second driver, one that was thought dead) writes the same objects, and only the first write of each counts.
+its metadata the run id, the date and the mask format. Chunk names follow from the plan alone, so every driver that
+executes it (a retry, a second one, one that was thought dead) writes the same objects, and only the first write counts.
 Plan n+1 is made only when every chunk of plan n is there.
 
 A plan holds a bounded number of images: what is pending beyond that is left for the next one. So neither the driver nor
@@ -67,7 +67,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSpec:
-    """What a plan says besides its images; whoever finishes it keeps to this, not to flags of their own.
+    """What a plan says besides its images; a driver that finishes it keeps to this, not to its own flags.
 
     Attributes:
         source: a row of ``SOURCES``.

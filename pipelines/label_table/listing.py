@@ -1,4 +1,4 @@
-"""What was listed, kept on local disk, so that a listing may be larger than memory.
+"""The listing of an input on local disk, so that it may be larger than memory.
 
 The listing is a Parquet file in a temporary folder (``TMPDIR``). DuckDB subtracts from it what is labelled and sorts
 what is left; what does not fit into its share of memory goes to the same folder.

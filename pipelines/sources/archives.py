@@ -86,7 +86,7 @@ def _images_of(item: StoredObject, inputs: Inputs) -> list[Row]:
 
 
 def _some(names: Sequence[str]) -> str:
-    """The first names, and how many there are besides."""
+    """Names for a message: the first three, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
@@ -101,16 +101,15 @@ def _take(store: Store, path: str, etag: str, members: Sequence[str], *, threads
         return _streamed(store, path, members)
     known = _places(store, path, etag)
     results: dict[str, ReadResult] = dict.fromkeys(members, _gone(store, path))
-    spans = list(_spans({name: known[name] for name in members if name in known}))
-    if spans:
-        with ThreadPoolExecutor(min(threads, len(spans))) as pool:
-            for found in pool.map(lambda span: _fetched(store, path, span), spans):
-                results |= found
+    spans = _spans({name: known[name] for name in members if name in known})
+    with ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(lambda span: _fetched(store, path, span), spans):
+            results |= found
     return results
 
 
 def _gone(store: Store, path: str) -> ImageError:
-    return ImageError("Truncated", f"{store.uri_of(path)} cannot be followed as far as this member")
+    return ImageError("Truncated", f"{store.uri_of(path)} is damaged before this member")
 
 
 def _cut(store: Store, path: str) -> ImageError:
@@ -135,15 +134,15 @@ def _streamed(store: Store, path: str, members: Sequence[str]) -> Mapping[str, R
                 if not wanted:
                     break
     except Damaged:
-        pass  # which the listing has told; what lies behind it are the members that are still wanted
+        pass  # the listing logged it; the members that are still wanted lie behind it
     return results | dict.fromkeys(wanted, _gone(store, path))
 
 
 @functools.lru_cache(maxsize=KNOWN_ARCHIVES)
 def _places(store: Store, path: str, etag: str) -> Mapping[str, _Place]:
-    """Where the images of a plain archive lie, as far as it can be followed."""
+    """Places of the images of a plain archive, up to its end or its damage."""
     places: dict[str, _Place] = {}
-    with contextlib.suppress(Damaged):  # which the listing has told
+    with contextlib.suppress(Damaged):  # the listing logged it
         for name, member, _ in _walk(store, path):
             if _is_image(name, member):
                 places.setdefault(name, _Place(member.offset_data, member.offset_data + member.size))
@@ -152,7 +151,7 @@ def _places(store: Store, path: str, etag: str) -> Mapping[str, _Place]:
 
 
 def _spans(places: Mapping[str, _Place]) -> Iterator[dict[str, _Place]]:
-    """Members that one read shall fetch."""
+    """Groups of neighbouring members, each to be fetched in one read."""
     span: dict[str, _Place] = {}
     first = last = _Place(0, 0)
     for name, place in sorted(places.items(), key=lambda item: item[1]):
@@ -184,7 +183,7 @@ def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfi
 
     Raises:
         Damaged: it cannot be followed any further.
-        ObjectError: it has changed or gone meanwhile, or may not be read.
+        ObjectError: it has changed, is gone, or may not be read.
     """
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(store.open(path))
@@ -217,7 +216,7 @@ def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfi
 
 
 class _Header(tarfile.TarInfo):
-    """Tells damage from the end, both of which ``TarFile`` takes for the end."""
+    """Header that raises on damage, which ``TarFile`` takes for the archive's end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
@@ -234,7 +233,7 @@ class _Header(tarfile.TarInfo):
 
 @contextlib.contextmanager
 def _damage_told() -> Iterator[None]:
-    """Whatever ``tarfile`` and ``gzip`` raise on bad data becomes ``Damaged``."""
+    """Raise ``Damaged`` for what ``tarfile`` and ``gzip`` raise on bad data."""
     try:
         yield
     except PspnetError:  # the storage's, some of which are ValueErrors too

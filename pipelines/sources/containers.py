@@ -1,8 +1,8 @@
 """Files that hold many images: an image's URI is ``<file>/<member>``, its etag and its time are the file's.
 
-A row of a plan, and a row of the label table that is to be replayed, name file and member and nothing else. Where the
-member lies in the file is found anew by whoever reads (and kept in memory while the file is in use): a stored position
-would be one more thing that may be wrong, and replays would not have it.
+A row of a plan, and a row of the label table that is to be retried, name file and member and nothing else. ``read``
+finds the member's place in the file anew, and keeps it in memory while the file is in use: a stored position would be
+one more thing that may be wrong, and retried rows would not have it.
 """
 
 import functools
@@ -38,7 +38,7 @@ def members_of(inputs: Inputs, suffixes: Collection[str], look: Look) -> Iterato
     A file that cannot be had is logged, left out and among ``inputs.damaged``.
 
     Raises:
-        ConfigError: none of the files may be read, for want of permission.
+        ConfigError: the permissions allow none of the files to be read.
     """
     files = (item for item in inputs.objects(suffixes) if inputs.keeps(item.modified))
     denied: ObjectDenied | None = None

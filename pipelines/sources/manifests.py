@@ -59,7 +59,7 @@ class Manifest:
 
 
 def rows_named_by(item: StoredObject, inputs: Inputs) -> Iterator[Row]:
-    """The images that one manifest names, as far as they are new enough; many are looked up at a time.
+    """The images of one manifest that are new enough; many are looked up at a time.
 
     Raises:
         ConfigError: it is no manifest, or a URI is none; also when all of many images that are looked up together are

@@ -1,7 +1,7 @@
-"""What every store has in common: its promises, the objects it lists, its patience and its errors.
+"""The ``Store`` base class, the objects that it lists, and its errors.
 
-A ``Store`` is a folder named by a URI. Paths handed to it are relative to that folder, separated by ``/`` and taken
-literally: nothing is percent-encoded or decoded, so that a listed ``uri`` or ``key`` names its object again.
+A ``Store`` is a folder named by a URI. Its methods take paths relative to that folder, separated by ``/``, and take
+them literally: nothing is percent-encoded or decoded, so that a listed ``uri`` or ``key`` names its object again.
 
 ::
 
@@ -10,9 +10,9 @@ literally: nothing is percent-encoded or decoded, so that a listed ``uri`` or ``
     ├── ObjectChanged       it is not the object that was listed
     ├── ObjectMissing       it is gone
     └── ObjectDenied        it may not be read
-        └── ObjectArchived  not for want of permission: it has to be restored first
+        └── ObjectArchived  the storage archived it: restore it first
 
-Everything else that a user can mend (no such bucket or folder, wrong credentials) is a ``ConfigError``.
+Everything else that a user can fix (no such bucket or folder, wrong credentials) is a ``ConfigError``.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ ATOMIC_SCHEMES = {
 """Schemes with an atomic put-if-absent, the ones that may be written to, and the store of each."""
 
 THREADS = 32
-"""Concurrent reads of one ``read_many`` unless told otherwise."""
+"""Concurrent reads of one ``read_many`` by default."""
 
 TEMPORARY = ".tmp"
 """Folder below a store's root for files that are being written; hidden, so that no listing shows it."""
@@ -91,13 +91,13 @@ class ObjectMissing(ObjectError):
 
 
 class ObjectDenied(ObjectError):
-    """The object may not be read, or not even looked at: for want of permission, or as the storage archived it."""
+    """The object may not be read, or not even looked at: no permission, or the storage archived it."""
 
     kind = "Denied"
 
 
 class ObjectArchived(ObjectDenied):
-    """The storage archived the object: whoever may read it has to restore it first."""
+    """The storage archived the object, which has to be restored before it can be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +161,7 @@ class Store(ABC):
     @property
     @abstractmethod
     def filesystem(self) -> AbstractFileSystem:
-        """An fsspec filesystem for PyArrow and DuckDB; caches no listings and takes paths of ``path_of``."""
+        """Filesystem of fsspec for PyArrow and DuckDB; caches no listings and takes paths of ``path_of``."""
 
     @abstractmethod
     def _list(self, prefix: str) -> Iterator[StoredObject]:

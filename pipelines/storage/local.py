@@ -56,8 +56,8 @@ class LocalStore(Store):
     """A folder of a mounted file system.
 
     Listings follow links (a loop is not entered twice); a broken one is listed, and reading it gives
-    ``ObjectMissing``. Subfolders that vanish meanwhile hold nothing; ones that may not be listed are an error, as
-    leaving them out would lose data.
+    ``ObjectMissing``. Subfolders that are deleted during the listing hold nothing; ones that may not be listed are an
+    error, because leaving them out would lose data.
     """
 
     @staticmethod
@@ -81,7 +81,7 @@ class LocalStore(Store):
     def _walk(self, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[StoredObject]:
         """Depth first, in the byte order of whole keys; ``above`` identifies the folders around this one."""
         identity, names = self._retry(prefix.rstrip("/"), _scan)
-        if identity is None or identity in above:  # vanished meanwhile, or a link that leads back up
+        if identity is None or identity in above:  # deleted since, or a link that leads back up
             return
         for name in names:
             key = prefix + self._decode(prefix, name)
@@ -174,7 +174,7 @@ class LocalStore(Store):
             with self._staged(data) as staged:
                 try:
                     os.replace(staged, target)
-                except FileNotFoundError:  # deleted meanwhile, folder and all
+                except FileNotFoundError:  # another process deleted it, folder and all
                     return False
         _sync_folder(os.path.dirname(target))
         return True
@@ -229,7 +229,7 @@ class LocalStore(Store):
         oldest = time.time() - _STALE_SECONDS
         with os.scandir(folder) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # somebody else sweeps too
+                with contextlib.suppress(FileNotFoundError):  # another process sweeps too
                     if _STAGED.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
                         os.unlink(entry.path)
 
@@ -264,7 +264,7 @@ class LocalStore(Store):
 
 
 def _scan(folder: str) -> tuple[tuple[int, int] | None, Sequence[bytes]]:
-    """What identifies a folder, and the sorted names of its visible entries; nothing if it has vanished.
+    """Device and inode of a folder, and the sorted names of its visible entries; nothing if it is gone.
 
     A slash marks folders, so that they sort as the keys below them do.
     """
@@ -330,7 +330,7 @@ def _read_file(location: str, etag: str | None) -> bytes:
 
 
 def _link(staged: str, target: str) -> bool:
-    """Link the file to its place unless that is taken; somebody may be deleting the folder as empty just now."""
+    """Link the file to its place unless that is taken, while other processes may delete the folder as empty."""
     while os.path.exists(staged):
         with contextlib.suppress(FileNotFoundError):
             os.makedirs(os.path.dirname(target), exist_ok=True)

@@ -104,7 +104,7 @@ class Checkpoint:
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **given))
 
     def files(self) -> dict[str, bytes]:
-        """Names and bytes of the two files; the one that vouches for both comes last."""
+        """Names and bytes of the two files; the one that holds the fingerprint comes last."""
         content = {
             "format": FORMAT,
             "name": self.name,

@@ -38,7 +38,7 @@ LEAST_TORCH = "2.7"
 """Earlier ones cannot convert an open size to ONNX, nor save such a program."""
 
 # Traced where a size is open; nothing is computed. At any stride the feature of such an image is larger than the grids
-# and not as high as wide: tracing takes sizes for the same that happen to be equal.
+# and not as high as wide, because tracing treats sizes that happen to be equal as one.
 _EXAMPLE = {0: 2, 2: 1301, 3: 1811}
 
 
@@ -79,7 +79,7 @@ def to_program(model: PSPNet, *, size: tuple[int, int] | None = None, batch: int
     dynamic = {axis: Dim.DYNAMIC for axis in AXES if axis not in given}
     network = _MainLogits(deploy(model, device=torch.device("cpu"), winograd=False)).eval()
     for tensor in itertools.chain(network.parameters(), network.buffers()):
-        # torch.export.save takes what lies in another order than its shape's for a part of something larger.
+        # torch.export.save treats a tensor whose memory is in another order than its shape as part of a larger one.
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     with torch.no_grad():
         program = torch.export.export(network, (images,), dynamic_shapes={INPUT: dynamic}, strict=False)
@@ -136,7 +136,7 @@ def to_onnx(
     check_installed(path)
     program = to_program(model, size=size, batch=batch)
     open_axes = {axis: name for axis, name in AXES.items() if axis not in _sizes(size, batch)}
-    # What the exporter says of itself: that torchvision is not there, and how it calls torch.
+    # Silence the exporter, which reports that torchvision is not installed, and how it calls torch.
     logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)

@@ -1,4 +1,4 @@
-"""What mmsegmentation stores beside its weights: class names, colours and the text of the training config.
+"""Read mmsegmentation's metadata: class names, colours and the text of the training config.
 
 0.x keeps ``meta["CLASSES"]``, ``meta["PALETTE"]`` and ``meta["config"]``; 1.x keeps ``meta["dataset_meta"]`` with the
 first two, in small letters as a rule, and ``meta["cfg"]``. The text is Python (``name = dict(key=value, ...)``); it is
