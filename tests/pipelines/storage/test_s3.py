@@ -101,9 +101,6 @@ class TestListing:
         fill(store, {"a/": b"", "a/b": b""})
         assert keys(store) == [item.key for part in store.list_in_parts() for item in part] == ["a/b"]
 
-    def test_s3a_is_s3(self) -> None:
-        assert open_store("s3a://bucket/a/", field="input").root == "s3://bucket/a"
-
 
 class TestReading:
     def test_stream_keeps_to_one_version(self, s3_bucket: str) -> None:

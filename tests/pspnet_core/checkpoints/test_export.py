@@ -11,7 +11,7 @@ import onnx
 import onnxruntime
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 import pspnet_core
 from pspnet_core.checkpoints.checkpoint import Checkpoint
@@ -21,6 +21,7 @@ from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.network.backbones import BACKBONES, BackboneSpec, BasicBlock
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
+from tests.support.public_models import randomise
 
 # What differs between the sources of checkpoints. Tracing takes seconds for each bin, so few have two.
 PAPER = PSPNetConfig(classes=5, backbone="resnet18", bins=(2, 3))
@@ -43,20 +44,10 @@ SIZES = [(48, 48), (33, 130), (257, 97), (9, 200), (3, 50), (1, 1)]
 
 
 def _network(config: PSPNetConfig) -> PSPNet:
-    """A network whose BatchNorm has something to fold."""
-    generator = torch.Generator().manual_seed(0)
-    torch.manual_seed(0)
-    network = PSPNet(config).eval()
-    for module in network.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            for values, low, high in (
-                (module.running_mean, -0.2, 0.2),
-                (module.running_var, 0.7, 1.4),
-                (module.weight.data, 0.7, 1.4),
-                (module.bias.data, -0.2, 0.2),
-            ):
-                assert values is not None
-                values.uniform_(low, high, generator=generator)
+    """A network whose BatchNorm has something to fold, with its own normalisation."""
+    network = PSPNet(config)
+    own = {name: network.state_dict()[name].clone() for name in ("mean", "std")}
+    randomise(network).load_state_dict(own, strict=False)
     return network
 
 
