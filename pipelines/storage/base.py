@@ -154,9 +154,9 @@ class Store(ABC):
         self.retries = retries
 
     @staticmethod
-    @abstractmethod
     def normalise(scheme: str, rest: str) -> str:
         """The root for ``scheme://rest``."""
+        return f"{scheme}://{rest.rstrip('/')}"
 
     @property
     @abstractmethod

@@ -47,10 +47,6 @@ class DriverStore(Store):
             remedy = f"unknown scheme {scheme}://: use a local path, file:// or s3://"
             raise ConfigError(field, root, remedy) from error
 
-    @staticmethod
-    def normalise(scheme: str, rest: str) -> str:
-        return f"{scheme}://{rest.rstrip('/')}"
-
     @functools.cached_property
     def filesystem(self) -> AbstractFileSystem:
         return fsspec.url_to_fs(self.root, use_listings_cache=False)[0]
