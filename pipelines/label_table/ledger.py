@@ -110,7 +110,7 @@ class Ledger:
         Raises:
             As ``LabelIndex.images``.
         """
-        labelled = LabelIndex(self.store, self.paths).images() if listing.images else ()
+        labelled = LabelIndex(self.store, self.paths).images() if listing.images else iter(())
         return listing.pending(labelled, PLAN_IMAGES)
 
     def unlisted(self, listing: Listing) -> int:

@@ -16,7 +16,7 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
@@ -166,11 +166,11 @@ def _spans(places: Mapping[str, _Place]) -> Iterator[dict[str, _Place]]:
 
 def _fetched(store: Store, path: str, span: Mapping[str, _Place]) -> dict[str, ReadResult]:
     start, stop = min(place.start for place in span.values()), max(place.stop for place in span.values())
-    with store.open(path) as stream:
+    # Into one buffer, as what `read` gives may be put together from several requests.
+    buffer = memoryview(bytearray(stop - start))
+    with io.BufferedReader(cast(io.RawIOBase, store.open(path))) as stream:
         stream.seek(start)
-        # Into one buffer, as what `read` gives may be put together from several requests.
-        buffer = memoryview(bytearray(stop - start))
-        filled = io.BufferedReader(cast(io.RawIOBase, stream)).readinto(buffer)
+        filled = stream.readinto(buffer)
     results: dict[str, ReadResult] = {}
     for name, place in span.items():
         whole = place.stop - start <= filled
@@ -191,7 +191,7 @@ def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfi
             stream = stack.enter_context(io.BufferedReader(cast(io.RawIOBase, stream), BLOCK))
         compressed = path.lower().endswith(COMPRESSED)
         if compressed:
-            stream = stack.enter_context(gzip.GzipFile(fileobj=stream))
+            stream = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=stream)))
         with _damage_told():
             # "r|" never seeks back; "r:" skips what it need not read. Names that are no UTF-8 are spelt out.
             archive = stack.enter_context(
