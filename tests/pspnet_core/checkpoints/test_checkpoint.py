@@ -49,6 +49,7 @@ def _tiny(**changes: Any) -> Checkpoint:
 
 
 def test_everything_comes_back(checkpoint: Checkpoint, saved: Path) -> None:
+    images = torch.randint(0, 256, (1, 3, 33, 47), dtype=torch.uint8)
     for folder in (saved, str(saved)):
         back = load_checkpoint(folder)
         assert (back.name, back.config, back.classes, back.settings) == ("small", SMALL, CLASSES, SETTINGS)
@@ -57,10 +58,9 @@ def test_everything_comes_back(checkpoint: Checkpoint, saved: Path) -> None:
             assert value.dtype == checkpoint.weights[name].dtype
             assert torch.equal(value, checkpoint.weights[name])
         assert back.fingerprint == checkpoint.fingerprint
-    images = torch.randint(0, 256, (1, 3, 33, 47), dtype=torch.uint8)
-    assert not back.model.training
-    with torch.no_grad():
-        assert torch.equal(back.model(images).main, checkpoint.model(images).main)
+        assert not back.model.training
+        with torch.no_grad():
+            assert torch.equal(back.model(images).main, checkpoint.model(images).main)
 
 
 def test_saving_makes_the_folder_and_replaces_what_is_there(checkpoint: Checkpoint, tmp_path: Path) -> None:

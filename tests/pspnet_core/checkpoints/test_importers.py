@@ -182,8 +182,7 @@ def _prefixed(state: State, prefix: str) -> State:
 
 
 def _trained(state: State) -> object:
-    optimizer = {"state": {}, "param_groups": [{}]}
-    return {"epoch": 3, "state_dict": _prefixed(state, "module."), "optimizer": optimizer}
+    return {"epoch": 3, "state_dict": _prefixed(state, "module."), "optimizer": {"state": {}, "param_groups": [{}]}}
 
 
 def _parameters(state: State) -> object:
