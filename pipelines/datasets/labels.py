@@ -126,7 +126,7 @@ class _LabelFile:
                 rows = file.read(columns=_LISTED)
             except (KeyError, pa.ArrowException) as error:
                 raise ConfigError("data", item.uri, f"is no file of a label table ({error}); remove it") from error
-        return cls(path=item.key, model=model, classes=ClassTable.from_json(classes), rows=rows)  # type: ignore[arg-type]
+        return cls(path=item.key, model=model, classes=ClassTable.from_json(classes), rows=rows)
 
 
 def _refuse_several(store: Store, files: Sequence[_LabelFile]) -> None:

@@ -1,4 +1,4 @@
-"""Which images the label files hold: read from those files, and kept in a few objects so that the next look is cheap.
+"""Index of the images in the label files: read from those files, kept in a few objects for the next run.
 
 A ledger of 10 million images is 40,000 files of 256 rows; opening each takes minutes on object storage. So ``uri`` and
 ``etag`` of the rows of many files are also kept together, in hidden objects, the parts of the index. The label files
@@ -11,7 +11,7 @@ import hashlib
 import secrets
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -112,15 +112,14 @@ def read_label_file(store: Store, path: str, columns: Collection[str]) -> pa.Tab
 
 
 def no_label_file(store: Store, path: str) -> ConfigError:
-    """What to tell of a file that does not belong among the label files."""
+    """The error of a file that does not belong among the label files."""
     return ConfigError(store.field, store.uri_of(path), "this is no label file: move it out of masks/")
 
 
 def _known(part: pq.ParquetFile, unread: dict[str, str]) -> pa.Table:
     """The rows of a part that come from files that are unread and unchanged; those files count as read then."""
-    metadata: dict[str, Any] = metadata_of(part)
     fresh, counts = [], []
-    for path, etag, rows in metadata["files"]:
+    for path, etag, rows in metadata_of(part)["files"]:
         fresh.append(unread.get(path) == etag)
         counts.append(rows)
         if fresh[-1]:

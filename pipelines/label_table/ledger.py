@@ -1,8 +1,8 @@
 """What is labelled, what is pending, and the plan: the fence that keeps labels from being lost or doubled.
 
 The label table is the ledger. A plan is one Parquet file, written if absent: one row group per chunk of images, and in
-its metadata the run id, the date and the mask format. Chunk names follow from the plan alone, so whoever carries it out
-(a retry, a second driver, one that was thought dead) writes the same objects, and only the first write of each counts.
+its metadata the run id, the date and the mask format. Chunk names follow from the plan alone, so every driver that
+executes it (a retry, a second one, one that was thought dead) writes the same objects, and only the first write counts.
 Plan n+1 is made only when every chunk of plan n is there.
 
 A plan holds a bounded number of images: what is pending beyond that is left for the next one. So neither the driver nor
@@ -15,7 +15,6 @@ import secrets
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -68,7 +67,7 @@ class Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class PlanSpec:
-    """What a plan says besides its images; whoever finishes it keeps to this, not to flags of their own.
+    """What a plan says besides its images; a driver that finishes it keeps to this, not to its own flags.
 
     Attributes:
         source: a row of ``SOURCES``.
@@ -81,9 +80,6 @@ class PlanSpec:
     input: Sequence[str]
     date: str
     mask: str
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "input", tuple(self.input))  # JSON knows lists only
 
 
 class Ledger:
@@ -108,13 +104,13 @@ class Ledger:
         done = {int(name.removeprefix(prefix)) for name in names if name.startswith(prefix)}
         return [chunk for chunk in range(plan.chunks) if chunk not in done]
 
-    def labelled(self) -> Iterator[pa.RecordBatch]:
-        """``uri, etag`` of every row of the label table; raises as ``LabelIndex.images``."""
-        return LabelIndex(self.store, self.paths).images()
-
     def pending(self, listing: Listing) -> pa.Table:
-        """The rows of a listing that are not labelled yet, by key: as many as one plan may hold."""
-        labelled = self.labelled() if listing.images else iter(())
+        """The rows of a listing that are not labelled yet, by key: as many as one plan may hold.
+
+        Raises:
+            As ``LabelIndex.images``.
+        """
+        labelled = LabelIndex(self.store, self.paths).images() if listing.images else iter(())
         return listing.pending(labelled, PLAN_IMAGES)
 
     def unlisted(self, listing: Listing) -> int:
@@ -138,12 +134,7 @@ class Ledger:
         number = after.number + 1 if after else 0
         bounds = chunk_bounds(pending["bytes"].to_numpy(), limits)[:PLAN_CHUNKS]
         run_id, made = new_run_id()
-        metadata = {
-            "schema": SCHEMA_VERSION,
-            "run_id": run_id,
-            "made": made.isoformat(),
-            "spec": asdict(spec),
-        }
+        metadata = {"schema": SCHEMA_VERSION, "run_id": run_id, "made": made.isoformat(), "spec": asdict(spec)}
         self.store.put_if_absent(self.paths.plan(number), to_parquet(pending, row_groups=bounds, metadata=metadata))
         return self.read_plan(number)
 
@@ -168,7 +159,7 @@ class Ledger:
         """The plan with this number."""
         with self.store.open(self.paths.plan(number)) as stream:
             file = pq.ParquetFile(stream)
-            content: dict[str, Any] = metadata_of(file)
+            content = metadata_of(file)
             return Plan(
                 number=number,
                 run_id=content["run_id"],

@@ -1,4 +1,4 @@
-"""What was listed, kept on local disk, so that a listing may be larger than memory.
+"""The listing of an input on local disk, so that it may be larger than memory.
 
 The listing is a Parquet file in a temporary folder (``TMPDIR``). DuckDB subtracts from it what is labelled and sorts
 what is left; what does not fit into its share of memory goes to the same folder.
@@ -39,7 +39,7 @@ class Listing:
     """
 
     def __init__(self, folder: str, batches: Iterable[pa.RecordBatch]) -> None:
-        self._folder = folder
+        self._folder, self._file = folder, f"{folder}/listing.parquet"
         self.images = 0
         # Quick to write: it is read a few times at most.
         options = {"compression": "lz4", "use_dictionary": False, "write_statistics": False}
@@ -74,10 +74,6 @@ class Listing:
             _load_ids(database, images)
             (count,) = database.execute("SELECT count(*) FROM versions ANTI JOIN listing USING (id)").fetchall()[0]
         return int(count)
-
-    @property
-    def _file(self) -> str:
-        return f"{self._folder}/listing.parquet"
 
     def _database(self) -> duckdb.DuckDBPyConnection:
         """A database with the view ``listing``: the columns of ``LISTING``, ``place`` (a row's number) and ``id``."""

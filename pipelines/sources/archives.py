@@ -16,14 +16,15 @@ import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, cast
+from typing import BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
 from pipelines.sources.base import Damaged, ReadResult, Row, batched, place_of
-from pipelines.sources.containers import members_of, read_members
-from pipelines.sources.inputs import Inputs, is_hidden
-from pipelines.storage import ObjectChanged, Store, StoredObject
+from pipelines.sources.containers import check_unchanged, members_of, read_members
+from pipelines.sources.inputs import Inputs
+from pipelines.storage import Store, StoredObject
+from pipelines.storage.base import is_hidden
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ImageError, PspnetError
 from pspnet_core.images.decoding import IMAGE_SUFFIXES
@@ -45,11 +46,7 @@ class _Place(NamedTuple):
     """Where a member's bytes lie."""
 
     start: int
-    size: int
-
-    @property
-    def stop(self) -> int:
-        return self.start + self.size
+    stop: int
 
 
 class WebDataset:
@@ -68,62 +65,28 @@ def _images_of(item: StoredObject, inputs: Inputs) -> list[Row]:
     """One row per image of an archive; raises as ``containers.Look``."""
     store, path = place_of(item.uri, item.key)
     rows: list[Row] = []
-    notes = _Notes()
+    names: Counter[str] = Counter()
+    sparse: list[str] = []
     try:
         for name, member, _ in _walk(store, path):
-            if notes.is_first(name, member) and _is_image(name, member):
+            names[name] += 1
+            if member.issparse():
+                sparse.append(name)
+            if names[name] == 1 and _is_image(name, member):
                 rows.append(Row(f"{item.uri}/{name}", f"{item.key}/{name}", item.etag, member.size))
     except Damaged as error:
         log.warning("%s is damaged (%s); the %d images before that are listed", item.uri, error, len(rows))
         inputs.damaged.append(item.uri)
-    _check_still(store, path, item.etag)
-    for note in notes:
-        log.warning("%s: %s", item.uri, note)
+    check_unchanged(store, path, item.etag)
+    if doubled := [name for name, count in names.items() if count > 1]:
+        log.warning("%s: %s more than once; the first of each name is taken", item.uri, _some(doubled))
+    if sparse:
+        log.warning("%s: %s left out: stored as a sparse file", item.uri, _some(sparse))
     return rows
 
 
-def _check_still(store: Store, path: str, etag: str) -> None:
-    """Raise ObjectChanged unless an archive is the version that it was."""
-    found = store.look_up(path)
-    if found is None or found.etag != etag:
-        raise ObjectChanged(store.uri_of(path), f"{store.uri_of(path)} has changed since it was listed")
-
-
-class _Notes:
-    """Looks at the names of an archive's members as they come, and tells what is irregular."""
-
-    def __init__(self) -> None:
-        self.names: Counter[str] = Counter()
-        self.samples: set[str] = set()
-        self.sample = ""
-        self.scattered: list[str] = []
-        self.sparse: list[str] = []
-
-    def is_first(self, name: str, member: tarfile.TarInfo) -> bool:
-        """Take note of a member; False when there was one of that name."""
-        folder, slash, base = name.rpartition("/")
-        sample = folder + slash + base.partition(".")[0]
-        if sample != self.sample and sample in self.samples:
-            self.scattered.append(sample)
-        self.sample = sample
-        self.samples.add(sample)
-        self.names[name] += 1
-        if member.issparse():
-            self.sparse.append(name)
-        return self.names[name] == 1
-
-    def __iter__(self) -> Iterator[str]:
-        doubled = [name for name, count in self.names.items() if count > 1]
-        if doubled:
-            yield f"{_some(doubled)} more than once; the first of each name is taken"
-        if self.scattered:
-            yield f"the members of sample {_some(list(dict.fromkeys(self.scattered)))} do not lie together"
-        if self.sparse:
-            yield f"{_some(self.sparse)} left out: stored as a sparse file"
-
-
 def _some(names: Sequence[str]) -> str:
-    """The first names, and how many there are besides."""
+    """Names for a message: the first three, and how many more there are."""
     more = f" and {len(names) - 3} more" if len(names) > 3 else ""
     return ", ".join(names[:3]) + more
 
@@ -137,17 +100,16 @@ def _take(store: Store, path: str, etag: str, members: Sequence[str], *, threads
     if path.lower().endswith(COMPRESSED):
         return _streamed(store, path, members)
     known = _places(store, path, etag)
-    results: dict[str, ReadResult] = {name: _gone(store, path) for name in members if name not in known}
-    spans = list(_spans({name: known[name] for name in members if name in known}))
-    if spans:
-        with ThreadPoolExecutor(min(threads, len(spans))) as pool:
-            for found in pool.map(lambda span: _fetched(store, path, span), spans):
-                results |= found
+    results: dict[str, ReadResult] = dict.fromkeys(members, _gone(store, path))
+    spans = _spans({name: known[name] for name in members if name in known})
+    with ThreadPoolExecutor(threads) as pool:
+        for found in pool.map(lambda span: _fetched(store, path, span), spans):
+            results |= found
     return results
 
 
 def _gone(store: Store, path: str) -> ImageError:
-    return ImageError("Truncated", f"{store.uri_of(path)} cannot be followed as far as this member")
+    return ImageError("Truncated", f"{store.uri_of(path)} is damaged before this member")
 
 
 def _cut(store: Store, path: str) -> ImageError:
@@ -162,40 +124,34 @@ def _streamed(store: Store, path: str, members: Sequence[str]) -> Mapping[str, R
         for name, member, archive in _walk(store, path):
             if name in wanted:
                 wanted.remove(name)
-                content = _content(archive, member)
-                results[name] = content if len(content) == member.size else _cut(store, path)
+                results[name] = _cut(store, path)
+                with _damage_told():
+                    stream = archive.extractfile(member)
+                    assert stream is not None  # a regular file has one
+                    content = stream.read(member.size)
+                if len(content) == member.size:
+                    results[name] = content
                 if not wanted:
                     break
     except Damaged:
-        pass  # which the listing has told; what lies behind it are the members that are still wanted
+        pass  # the listing logged it; the members that are still wanted lie behind it
     return results | dict.fromkeys(wanted, _gone(store, path))
-
-
-def _content(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """A member's bytes; fewer where the archive ends early."""
-    stream = archive.extractfile(member)
-    assert stream is not None  # a regular file has one
-    parts = []
-    with contextlib.suppress(Damaged), _damage_told():
-        while part := stream.read(2**20):
-            parts.append(part)
-    return b"".join(parts)
 
 
 @functools.lru_cache(maxsize=KNOWN_ARCHIVES)
 def _places(store: Store, path: str, etag: str) -> Mapping[str, _Place]:
-    """Where the images of a plain archive lie, as far as it can be followed."""
+    """Places of the images of a plain archive, up to its end or its damage."""
     places: dict[str, _Place] = {}
-    with contextlib.suppress(Damaged):  # which the listing has told
+    with contextlib.suppress(Damaged):  # the listing logged it
         for name, member, _ in _walk(store, path):
             if _is_image(name, member):
-                places.setdefault(name, _Place(member.offset_data, member.size))
-    _check_still(store, path, etag)  # raises, so that no other version's places are kept
+                places.setdefault(name, _Place(member.offset_data, member.offset_data + member.size))
+    check_unchanged(store, path, etag)  # raises, so that no other version's places are kept
     return places
 
 
 def _spans(places: Mapping[str, _Place]) -> Iterator[dict[str, _Place]]:
-    """Members that one read shall fetch."""
+    """Groups of neighbouring members, each to be fetched in one read."""
     span: dict[str, _Place] = {}
     first = last = _Place(0, 0)
     for name, place in sorted(places.items(), key=lambda item: item[1]):
@@ -210,13 +166,11 @@ def _spans(places: Mapping[str, _Place]) -> Iterator[dict[str, _Place]]:
 
 def _fetched(store: Store, path: str, span: Mapping[str, _Place]) -> dict[str, ReadResult]:
     start, stop = min(place.start for place in span.values()), max(place.stop for place in span.values())
-    with store.open(path) as stream:
+    # Into one buffer, as what `read` gives may be put together from several requests.
+    buffer = memoryview(bytearray(stop - start))
+    with io.BufferedReader(cast(io.RawIOBase, store.open(path))) as stream:
         stream.seek(start)
-        # Into one buffer, as what `read` gives may be put together from several requests.
-        buffer = memoryview(bytearray(stop - start))
-        filled = 0
-        while filled < len(buffer) and (count := stream.readinto(buffer[filled:])):  # type: ignore[attr-defined]
-            filled += count
+        filled = stream.readinto(buffer)
     results: dict[str, ReadResult] = {}
     for name, place in span.items():
         whole = place.stop - start <= filled
@@ -229,14 +183,26 @@ def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfi
 
     Raises:
         Damaged: it cannot be followed any further.
-        ObjectError: it has changed or gone meanwhile, or may not be read.
+        ObjectError: it has changed, is gone, or may not be read.
     """
     with contextlib.ExitStack() as stack:
         stream = stack.enter_context(store.open(path))
         if not isinstance(store, LocalStore):  # where a read is a request
             stream = stack.enter_context(io.BufferedReader(cast(io.RawIOBase, stream), BLOCK))
+        compressed = path.lower().endswith(COMPRESSED)
+        if compressed:
+            stream = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=stream)))
         with _damage_told():
-            archive = stack.enter_context(_opened(stream, compressed=path.lower().endswith(COMPRESSED)))
+            # "r|" never seeks back; "r:" skips what it need not read. Names that are no UTF-8 are spelt out.
+            archive = stack.enter_context(
+                tarfile.open(
+                    fileobj=cast(io.BufferedReader, stream),
+                    mode="r|" if compressed else "r:",
+                    tarinfo=_Header,
+                    encoding="utf-8",
+                    errors="backslashreplace",
+                )
+            )
         while True:
             with _damage_told():
                 member = archive.next()
@@ -249,23 +215,8 @@ def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfi
                 yield member.name.removeprefix("./").lstrip("/"), member, archive
 
 
-@contextlib.contextmanager
-def _opened(stream: object, *, compressed: bool) -> Iterator[tarfile.TarFile]:
-    with contextlib.ExitStack() as stack:
-        raw = stack.enter_context(gzip.GzipFile(fileobj=cast(io.BufferedReader, stream))) if compressed else stream
-        # "r|" never seeks back; "r:" skips what it need not read. Names that are no UTF-8 are spelt out.
-        archive = tarfile.open(  # noqa: SIM115 (the stack closes it)
-            fileobj=cast(io.BufferedReader, raw),
-            mode="r|" if compressed else "r:",
-            tarinfo=_Header,
-            encoding="utf-8",
-            errors="backslashreplace",
-        )
-        yield stack.enter_context(archive)
-
-
 class _Header(tarfile.TarInfo):
-    """Tells damage from the end, both of which ``TarFile`` takes for the end."""
+    """Header that raises on damage, which ``TarFile`` takes for the archive's end."""
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> "_Header":
@@ -282,7 +233,7 @@ class _Header(tarfile.TarInfo):
 
 @contextlib.contextmanager
 def _damage_told() -> Iterator[None]:
-    """Whatever ``tarfile`` and ``gzip`` raise on bad data becomes ``Damaged``."""
+    """Raise ``Damaged`` for what ``tarfile`` and ``gzip`` raise on bad data."""
     try:
         yield
     except PspnetError:  # the storage's, some of which are ValueErrors too

@@ -1,4 +1,4 @@
-"""What every input format has in common: the rows it lists, and objects of any bucket read by their URIs."""
+"""The ``Source`` protocol, the rows that sources list, and reading objects of any bucket by their URIs."""
 
 import contextlib
 import functools
@@ -24,7 +24,7 @@ ABSENT = ""
 """Etag of an image that was not there when it was listed. Its row becomes an error row of kind ``Missing``; once there
 is such an object, it has an etag of its own and is listed as a new version."""
 DENIED = "denied"
-"""Likewise, of one that could not be looked at for want of permission; kind ``Denied``."""
+"""Etag of an image that might not be looked at when it was listed; kind ``Denied``."""
 
 
 class Damaged(Exception):
@@ -41,7 +41,7 @@ class Row(NamedTuple):
 
 
 class Source(Protocol):
-    """One input format. All that ``read`` needs is in the rows: who reads a plan need not know the flags behind it."""
+    """One input format. All that ``read`` needs is in the rows: a task that reads a plan knows no flags."""
 
     def find(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
         """All images of the inputs, as a stream of ``LISTING`` batches of at most ``BATCH_ROWS`` rows.
@@ -82,7 +82,7 @@ def rows_of(table: pa.Table) -> list[Row]:
 
 @contextlib.contextmanager
 def parquet_damage_told() -> Iterator[None]:
-    """Whatever Arrow raises on a bad Parquet file becomes ``Damaged``."""
+    """Raise ``Damaged`` for what Arrow raises on a bad Parquet file."""
     try:
         yield
     except pa.ArrowException as error:
@@ -140,5 +140,5 @@ def too_large(size: int) -> ImageError:
 
 
 def explained(error: ObjectError) -> ImageError:
-    """What a storage says of one object, as an image's error."""
+    """The error of one object as an image's error."""
     return ImageError(error.kind, error.message)

@@ -1,10 +1,11 @@
 """Files that hold many images: an image's URI is ``<file>/<member>``, its etag and its time are the file's.
 
-A row of a plan, and a row of the label table that is to be replayed, name file and member and nothing else. Where the
-member lies in the file is found anew by whoever reads (and kept in memory while the file is in use): a stored position
-would be one more thing that may be wrong, and replays would not have it.
+A row of a plan, and a row of the label table that is to be retried, name file and member and nothing else. ``read``
+finds the member's place in the file anew, and keeps it in memory while the file is in use: a stored position would be
+one more thing that may be wrong, and retried rows would not have it.
 """
 
+import functools
 import logging
 import re
 from collections import defaultdict
@@ -16,8 +17,8 @@ import pyarrow as pa
 from pipelines.sources import base
 from pipelines.sources.base import DENIED, ReadResult, Row, explained, place_of, rows_of, too_large
 from pipelines.sources.inputs import FIELD, Inputs
-from pipelines.storage import ObjectArchived, ObjectDenied, ObjectError, Store, StoredObject
-from pspnet_core.errors import ConfigError, ImageError
+from pipelines.storage import ObjectArchived, ObjectChanged, ObjectDenied, ObjectError, Store, StoredObject
+from pspnet_core.errors import ConfigError
 from pspnet_core.threads import map_ahead
 
 log = logging.getLogger(__name__)
@@ -37,7 +38,7 @@ def members_of(inputs: Inputs, suffixes: Collection[str], look: Look) -> Iterato
     A file that cannot be had is logged, left out and among ``inputs.damaged``.
 
     Raises:
-        ConfigError: none of the files may be read, for want of permission.
+        ConfigError: the permissions allow none of the files to be read.
     """
     files = (item for item in inputs.objects(suffixes) if inputs.keeps(item.modified))
     denied: ObjectDenied | None = None
@@ -67,12 +68,13 @@ def read_members(rows: pa.Table, suffixes: Collection[str], take: Take) -> list[
     """As ``Source.read``, file by file; what is read of a file that turns out to have changed is thrown away."""
     results: dict[int, ReadResult] = {}
     wanted: dict[tuple[Store, str, str], list[tuple[int, str]]] = defaultdict(list)
-    split = _Splitter(suffixes)
+    ends = re.compile(f"[^/](?:{'|'.join(map(re.escape, suffixes))})(?=/)", re.IGNORECASE)
+    etag_of = functools.cache(_etag_now)
     for index, row in enumerate(rows_of(rows)):
         if row.bytes > base.MAX_BYTES:
             results[index] = too_large(row.bytes)
         else:
-            store, path = split(row)
+            store, path = _file_of(row, ends, etag_of)
             wanted[store, path, row.etag].append((index, row.key[len(path) + 1 :]))
     for (store, path, etag), places in wanted.items():
         found = _read_file(store, path, etag, [member for _, member in places], take)
@@ -80,26 +82,15 @@ def read_members(rows: pa.Table, suffixes: Collection[str], take: Take) -> list[
     return [results[index] for index in range(len(rows))]
 
 
-class _Splitter:
-    """Finds the file in a row's key. Where folders are named like files as well, the etag tells which it is."""
-
-    def __init__(self, suffixes: Collection[str]) -> None:
-        self.ends = re.compile(f"[^/](?:{'|'.join(map(re.escape, suffixes))})(?=/)", re.IGNORECASE)
-        self.etags: dict[tuple[Store, str], str] = {}
-
-    def __call__(self, row: Row) -> tuple[Store, str]:
-        store, key = place_of(row.uri, row.key)
-        paths = [key[: match.end()] for match in self.ends.finditer(key)]
-        if len(paths) == 1:
-            return store, paths[0]
-        here = [path for path in paths if self._etag(store, path)]
-        same = [path for path in here if self._etag(store, path) == row.etag]
-        return store, (same or here or paths[-1:])[0]
-
-    def _etag(self, store: Store, path: str) -> str:
-        if (store, path) not in self.etags:
-            self.etags[store, path] = _etag_now(store, path)
-        return self.etags[store, path]
+def _file_of(row: Row, ends: re.Pattern[str], etag_of: Callable[[Store, str], str]) -> tuple[Store, str]:
+    """The file in a row's key, whose name ``ends`` finds; the etag tells it from folders that are named like files."""
+    store, key = place_of(row.uri, row.key)
+    paths = [key[: match.end()] for match in ends.finditer(key)]
+    if len(paths) > 1:
+        here = [path for path in paths if etag_of(store, path)]
+        same = [path for path in here if etag_of(store, path) == row.etag]
+        paths = same or here or paths[-1:]
+    return store, paths[0]
 
 
 def _etag_now(store: Store, path: str) -> str:
@@ -113,29 +104,22 @@ def _etag_now(store: Store, path: str) -> str:
 
 def _read_file(store: Store, path: str, etag: str, members: Sequence[str], take: Take) -> Mapping[str, ReadResult]:
     """The members' bytes, all of them from the version ``etag``."""
-    problem = _problem(store, path, etag)
-    if problem is None:
-        try:
-            found = take(store, path, etag, members)
-            problem = _problem(store, path, etag)
-            if problem is None:
-                return found
-        except ObjectError as error:
-            problem = explained(error)
-    return dict.fromkeys(members, problem)
-
-
-def _problem(store: Store, path: str, etag: str) -> ImageError | None:
-    """Why the listed version of a file cannot be read, if so."""
     try:
-        item = store.look_up(path)
-    except ObjectDenied as error:
-        return explained(error)
+        check_unchanged(store, path, etag)
+        found = take(store, path, etag, members)
+        check_unchanged(store, path, etag)
+        return found
+    except ObjectError as error:
+        return dict.fromkeys(members, explained(error))
+
+
+def check_unchanged(store: Store, path: str, etag: str) -> None:
+    """Raise ObjectError unless a file is there in the version ``etag``."""
+    item = store.look_up(path)
     if item is None:
         # Asked for in this way, a store also notices that the whole folder is not mounted on this machine.
         (answer,) = store.read_many([(path, etag)])
         if isinstance(answer, ObjectError):
-            return explained(answer)
-    elif item.etag == etag:
-        return None
-    return ImageError("Changed", f"{store.uri_of(path)} has changed since it was listed")
+            raise answer
+    if item is None or item.etag != etag:
+        raise ObjectChanged(store.uri_of(path))

@@ -1,5 +1,6 @@
 """What ``--input`` names: folders, globs and single objects, walked in parallel as one stream of objects."""
 
+import contextlib
 import datetime
 import functools
 import itertools
@@ -13,7 +14,7 @@ from fsspec.utils import glob_translate
 
 from pipelines.sources.dates import with_date
 from pipelines.storage import THREADS, StoredObject, open_store
-from pipelines.storage.base import split_scheme
+from pipelines.storage.base import is_hidden, split_scheme
 from pspnet_core.errors import ConfigError
 from pspnet_core.threads import map_ahead
 
@@ -153,14 +154,9 @@ class Inputs:
 
 def split_inputs(text: str) -> list[str]:
     """The parts of a comma-separated text, or those of a JSON list, where a part may hold a comma itself."""
-    parts: object = None
-    if text.startswith("["):  # which may begin a glob as well
-        try:
-            parts = json.loads(text)
-        except ValueError:
-            parts = None
-    if isinstance(parts, list):
-        return [str(part) for part in parts] or [""]
+    if text.startswith("["):
+        with contextlib.suppress(ValueError):  # it begins a glob
+            return [str(part) for part in json.loads(text)] or [""]
     return [part.strip() for part in text.split(",")]
 
 
@@ -182,11 +178,6 @@ def interleaved(streams: Iterable[Iterator[StoredObject]]) -> Iterator[StoredObj
                 yield from items
     finally:
         pool.shutdown(cancel_futures=True)
-
-
-def is_hidden(key: str) -> bool:
-    """Whether a part of a relative path starts with a dot; such names are left out of every listing."""
-    return key.startswith(".") or "/." in key
 
 
 def _slice(stream: Iterator[StoredObject]) -> list[StoredObject]:

@@ -15,6 +15,7 @@ from typing import NamedTuple, cast
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.label_table.schema import LISTING
 from pipelines.sources.base import (
     ABSENT,
     BATCH_ROWS,
@@ -45,27 +46,20 @@ class Entry(NamedTuple):
     bytes: int | None = None
 
 
-_TYPES = {"uri": pa.string(), "etag": pa.string(), "bytes": pa.int64()}
-
-
 class Manifest:
     """Images that lists name; there may be several lists."""
 
     def find(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
         """As ``Source.find``. What is not there has the etag ``ABSENT``, what may not be looked at ``DENIED``."""
-        return batched(self._rows(inputs))
+        return batched(row for item in inputs.objects(SUFFIXES) for row in rows_named_by(item, inputs))
 
     def read(self, rows: pa.Table, *, threads: int) -> list[ReadResult]:
         """As ``Source.read``."""
         return read_objects(rows, threads=threads)
 
-    def _rows(self, inputs: Inputs) -> Iterator[Row]:
-        for item in inputs.objects(SUFFIXES):
-            yield from rows_named_by(item, inputs)
-
 
 def rows_named_by(item: StoredObject, inputs: Inputs) -> Iterator[Row]:
-    """The images that one manifest names, as far as they are new enough; many are looked up at a time.
+    """The images of one manifest that are new enough; many are looked up at a time.
 
     Raises:
         ConfigError: it is no manifest, or a URI is none; also when all of many images that are looked up together are
@@ -107,20 +101,14 @@ def _looked_up(entry: Entry, inputs: Inputs) -> Row | None:
 
 def _absolute(uri: str, folder: str) -> str:
     """A URI in the form in which listings write it."""
-    scheme, rest = split_scheme(uri)
-    plain = scheme == "file" and rest == uri
-    return open_store(f"{folder}/{uri}" if plain and not uri.startswith(("/", "~")) else uri, field=FIELD).root
+    relative = split_scheme(uri) == ("file", uri) and not uri.startswith(("/", "~"))
+    return open_store(f"{folder}/{uri}" if relative else uri, field=FIELD).root
 
 
 def _entries(item: StoredObject) -> Iterator[Entry]:
     store, path = place_of(item.uri, item.key)
     try:
-        if path.lower().endswith(".parquet"):
-            yield from _parquet_entries(store, path)
-        elif path.lower().endswith(".csv"):
-            yield from _csv_entries(store, path)
-        else:
-            yield from _text_entries(store, path)
+        yield from _READERS[path.lower().rpartition(".")[2]](store, path)
     except ObjectDenied as error:
         raise _no_manifest(store, path, f"cannot be read ({error.message})") from error
 
@@ -145,26 +133,23 @@ def _csv_entries(store: Store, path: str) -> Iterator[Entry]:
 
 
 def _parquet_entries(store: Store, path: str) -> Iterator[Entry]:
-    with store.open(path) as stream:
-        try:
-            with parquet_damage_told():
-                file = pq.ParquetFile(stream)
-                names = [name for name in Entry._fields if name in file.schema_arrow.names]
-                batches = file.iter_batches(batch_size=BATCH_ROWS, columns=names)
-            if "uri" not in names:
+    try:
+        with store.open(path) as stream, parquet_damage_told():
+            file = pq.ParquetFile(stream)
+            schema = pa.schema([LISTING.field(name) for name in Entry._fields if name in file.schema_arrow.names])
+            if "uri" not in schema.names:
                 raise _no_manifest(store, path, "has no column uri")
-            while True:
-                with parquet_damage_told():
-                    batch = next(batches, None)
-                    if batch is None:
-                        return
-                    columns = [batch[name].cast(kind).to_pylist() for name, kind in _TYPES.items() if name in names]
+            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=schema.names):
+                columns = [batch[field.name].cast(field.type).to_pylist() for field in schema]
                 for row in zip(*columns, strict=True):
-                    entry = Entry(**dict(zip(names, row, strict=True)))
-                    if entry.uri:
-                        yield entry
-        except Damaged as error:
-            raise _no_manifest(store, path, f"cannot be read ({error})") from error
+                    if row[0]:
+                        yield Entry(**dict(zip(schema.names, row, strict=True)))
+    except Damaged as error:
+        raise _no_manifest(store, path, f"cannot be read ({error})") from error
+
+
+_READERS = {"txt": _text_entries, "csv": _csv_entries, "parquet": _parquet_entries}
+"""Suffix -> what reads such a manifest."""
 
 
 def _lines(store: Store, path: str) -> Iterator[str]:

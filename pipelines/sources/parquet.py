@@ -51,7 +51,8 @@ def _images_of(item: StoredObject, inputs: Inputs) -> Iterable[Row]:
             file = pq.ParquetFile(stream)
             leaf = _image_leaf(file.schema_arrow)
             if leaf is not None:
-                return _rows(item, _names(file), _mean_sizes(file.metadata, leaf))
+                found = zip(_names(file), _mean_sizes(file.metadata, leaf), strict=True)
+                return (Row(f"{item.uri}/{name}", f"{item.key}/{name}", item.etag, size) for name, size in found)
             if URI_COLUMN in file.schema_arrow.names:
                 return rows_named_by(item, inputs)
     except Damaged as error:
@@ -59,11 +60,6 @@ def _images_of(item: StoredObject, inputs: Inputs) -> Iterable[Row]:
         inputs.damaged.append(item.uri)
         return ()
     raise ConfigError(FIELD, item.uri, "has no column image or bytes with encoded images, and no column uri")
-
-
-def _rows(item: StoredObject, names: Iterable[str], sizes: Iterable[int]) -> Iterator[Row]:
-    for name, size in zip(names, sizes, strict=True):
-        yield Row(f"{item.uri}/{name}", f"{item.key}/{name}", item.etag, size)
 
 
 def _image_leaf(schema: pa.Schema) -> str | None:
@@ -132,21 +128,15 @@ def _row_bytes(file: pq.ParquetFile, leaf: str, numbers: Mapping[str, int]) -> d
     by_group = sorted(numbers.items(), key=lambda item: item[1])
     for group, items in itertools.groupby(by_group, lambda item: int(np.searchsorted(starts, item[1], "right")) - 1):
         wanted = {number - int(starts[group]): name for name, number in items}
-        for place, data in _column(file, leaf, group):
+        for place, data in enumerate(_column(file, leaf, group)):
             if place in wanted:
-                number = place + int(starts[group])
-                value: bytes | None = data.as_py()
-                results[wanted[place]] = (
-                    ImageError("Missing", f"row {number} holds no bytes") if value is None else value
-                )
+                missing = ImageError("Missing", f"row {place + int(starts[group])} holds no bytes")
+                results[wanted[place]] = data.as_py() if data.is_valid else missing
     return results
 
 
-def _column(file: pq.ParquetFile, leaf: str, group: int) -> Iterator[tuple[int, pa.Scalar]]:
-    """The images of one row group with their places in it, a few in memory at a time."""
-    place = 0
+def _column(file: pq.ParquetFile, leaf: str, group: int) -> Iterator[pa.Scalar]:
+    """The images of one row group, a few in memory at a time."""
     for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=[leaf], use_threads=False):
         column = batch[leaf.partition(".")[0]]
-        for data in pc.struct_field(column, "bytes") if leaf.endswith(".bytes") else column:
-            yield place, data
-            place += 1
+        yield from pc.struct_field(column, "bytes") if leaf.endswith(".bytes") else column

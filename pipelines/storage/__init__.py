@@ -1,12 +1,13 @@
 """URI -> store: list, read many, put atomically, on local disk, S3 and (for reading) whatever fsspec drives.
 
-The walk: ``open_store`` (opening) looks the scheme of a URI up in ``ATOMIC_SCHEMES`` and returns its ``Store``
+The walk: ``open_store`` (opening) looks the scheme of a URI up in ``ATOMIC_SCHEMES`` (base) and returns its ``Store``
 (base): ``LocalStore`` (local), ``S3Store`` (s3) or, for any other scheme, the read-only ``DriverStore`` (drivers).
 ``to_local`` (opening) fetches a file or folder for libraries that know nothing but paths. A new scheme that can be
 written is a ``Store`` and one row of ``ATOMIC_SCHEMES``.
 """
 
 from pipelines.storage.base import (
+    ATOMIC_SCHEMES,
     THREADS,
     ObjectArchived,
     ObjectChanged,
@@ -17,7 +18,7 @@ from pipelines.storage.base import (
     StoredObject,
     TransientStorageError,
 )
-from pipelines.storage.opening import ATOMIC_SCHEMES, open_store, to_local
+from pipelines.storage.opening import open_store, to_local
 
 __all__ = [
     "ATOMIC_SCHEMES",

@@ -3,6 +3,7 @@
 import io
 import json
 from collections.abc import Mapping, Sequence
+from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,10 +35,9 @@ def to_parquet(
     return sink.getvalue()
 
 
-def metadata_of(file: pq.ParquetFile) -> dict[str, object]:
+def metadata_of(file: pq.ParquetFile) -> dict[str, Any]:
     """The ``pspnet`` metadata of a file that ``to_parquet`` wrote."""
-    content: dict[str, object] = json.loads((file.schema_arrow.metadata or {})[METADATA_KEY])
-    return content
+    return cast(dict[str, Any], json.loads((file.schema_arrow.metadata or {})[METADATA_KEY]))
 
 
 def to_ipc(table: pa.Table) -> bytes:
@@ -45,11 +45,9 @@ def to_ipc(table: pa.Table) -> bytes:
     sink = pa.BufferOutputStream()
     with pa.ipc.new_stream(sink, table.schema) as writer:
         writer.write_table(table)
-    content: bytes = sink.getvalue().to_pybytes()
-    return content
+    return cast(bytes, sink.getvalue().to_pybytes())
 
 
 def from_ipc(data: bytes) -> pa.Table:
     """The table that ``to_ipc`` wrote."""
-    with pa.ipc.open_stream(data) as reader:
-        return reader.read_all()
+    return pa.ipc.open_stream(data).read_all()

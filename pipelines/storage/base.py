@@ -1,7 +1,7 @@
-"""What every store has in common: its promises, the objects it lists, its patience and its errors.
+"""The ``Store`` base class, the objects that it lists, and its errors.
 
-A ``Store`` is a folder named by a URI. Paths handed to it are relative to that folder, separated by ``/`` and taken
-literally: nothing is percent-encoded or decoded, so that a listed ``uri`` or ``key`` names its object again.
+A ``Store`` is a folder named by a URI. Its methods take paths relative to that folder, separated by ``/``, and take
+them literally: nothing is percent-encoded or decoded, so that a listed ``uri`` or ``key`` names its object again.
 
 ::
 
@@ -10,9 +10,9 @@ literally: nothing is percent-encoded or decoded, so that a listed ``uri`` or ``
     ├── ObjectChanged       it is not the object that was listed
     ├── ObjectMissing       it is gone
     └── ObjectDenied        it may not be read
-        └── ObjectArchived  not for want of permission: it has to be restored first
+        └── ObjectArchived  the storage archived it: restore it first
 
-Everything else that a user can mend (no such bucket or folder, wrong credentials) is a ``ConfigError``.
+Everything else that a user can fix (no such bucket or folder, wrong credentials) is a ``ConfigError``.
 """
 
 from __future__ import annotations
@@ -30,11 +30,15 @@ from fsspec import AbstractFileSystem
 from pipelines.process.retrying import Retries
 from pspnet_core.errors import ConfigError, PspnetError
 
-WRITABLE_SCHEMES = ("file", "s3", "s3a")
-"""Schemes with an atomic put-if-absent: the ones that may be written to."""
+ATOMIC_SCHEMES = {
+    "file": "pipelines.storage.local:LocalStore",
+    "s3": "pipelines.storage.s3:S3Store",
+    "s3a": "pipelines.storage.s3:S3Store",
+}
+"""Schemes with an atomic put-if-absent, the ones that may be written to, and the store of each."""
 
 THREADS = 32
-"""Concurrent reads of one ``read_many`` unless told otherwise."""
+"""Concurrent reads of one ``read_many`` by default."""
 
 TEMPORARY = ".tmp"
 """Folder below a store's root for files that are being written; hidden, so that no listing shows it."""
@@ -76,6 +80,9 @@ class ObjectChanged(ObjectError):
 
     kind = "Changed"
 
+    def __init__(self, uri: str, message: str = "") -> None:
+        super().__init__(uri, message or f"{uri} has changed since it was listed")
+
 
 class ObjectMissing(ObjectError):
     """There is no such object (any more)."""
@@ -84,13 +91,13 @@ class ObjectMissing(ObjectError):
 
 
 class ObjectDenied(ObjectError):
-    """The object may not be read, or not even looked at: for want of permission, or as the storage archived it."""
+    """The object may not be read, or not even looked at: no permission, or the storage archived it."""
 
     kind = "Denied"
 
 
 class ObjectArchived(ObjectDenied):
-    """The storage archived the object: whoever may read it has to restore it first."""
+    """The storage archived the object, which has to be restored before it can be read."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -120,7 +127,7 @@ ReadResults: TypeAlias = list[bytes | ObjectError]
 
 def not_writable(store: Store) -> ConfigError:
     """The error of a store whose scheme is for reading only."""
-    schemes = ", ".join(f"{scheme}://" for scheme in WRITABLE_SCHEMES)
+    schemes = ", ".join(f"{scheme}://" for scheme in ATOMIC_SCHEMES)
     return ConfigError(store.field, store.root, f"this scheme has no atomic put-if-absent here; use {schemes}")
 
 
@@ -146,18 +153,15 @@ class Store(ABC):
         self.field = field
         self.retries = retries
 
-    def __repr__(self) -> str:
-        return f"{type(self).__name__}({self.root!r}, field={self.field!r})"
-
     @staticmethod
-    @abstractmethod
     def normalise(scheme: str, rest: str) -> str:
         """The root for ``scheme://rest``."""
+        return f"{scheme}://{rest.rstrip('/')}"
 
     @property
     @abstractmethod
     def filesystem(self) -> AbstractFileSystem:
-        """An fsspec filesystem for PyArrow and DuckDB; caches no listings and takes paths of ``path_of``."""
+        """Filesystem of fsspec for PyArrow and DuckDB; caches no listings and takes paths of ``path_of``."""
 
     @abstractmethod
     def _list(self, prefix: str) -> Iterator[StoredObject]:
@@ -333,11 +337,12 @@ def _visible(objects: Iterable[StoredObject], prefix: str, suffixes: Collection[
     endings = None if suffixes is None else tuple(suffix.lower() for suffix in suffixes)
     for item in objects:
         below = item.key[len(prefix) :].lstrip("/")
-        if _is_hidden(below) or below.endswith("/") or not below:
+        if is_hidden(below) or below.endswith("/") or not below:
             continue
         if endings is None or item.key.lower().endswith(endings):
             yield item
 
 
-def _is_hidden(key: str) -> bool:
+def is_hidden(key: str) -> bool:
+    """Whether a part of a relative path starts with a dot; listings leave such names out."""
     return key.startswith(".") or "/." in key

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
-from typing import Any, BinaryIO, TypeVar, cast
+from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 import fsspec
 from aiohttp import ClientError as HTTPError
@@ -46,10 +46,6 @@ class DriverStore(Store):
         except ValueError as error:
             remedy = f"unknown scheme {scheme}://: use a local path, file:// or s3://"
             raise ConfigError(field, root, remedy) from error
-
-    @staticmethod
-    def normalise(scheme: str, rest: str) -> str:
-        return f"{scheme}://{rest.rstrip('/')}"
 
     @functools.cached_property
     def filesystem(self) -> AbstractFileSystem:
@@ -120,8 +116,7 @@ class DriverStore(Store):
         if etag is not None:
             found = self.look_up(path)
             if found is None or found.etag != etag:
-                uri = self.uri_of(path)
-                raise ObjectChanged(uri, f"{uri} has changed since it was listed")
+                raise ObjectChanged(self.uri_of(path))
         return data
 
     def _read_many(self, requests: Requests, threads: int) -> ReadResults:
@@ -132,14 +127,10 @@ class DriverStore(Store):
         name = self.path_of(path)
         return cast(BinaryIO, self._retry(lambda: self.filesystem.open(name, "rb"), name))
 
-    def put_if_absent(self, path: str, data: bytes) -> bool:
+    def _refuse(self, *args: Any, **kwargs: Any) -> NoReturn:
         raise not_writable(self)
 
-    def put_if_match(self, path: str, data: bytes, etag: str) -> bool:
-        raise not_writable(self)
-
-    def delete(self, path: str) -> None:
-        raise not_writable(self)
+    put_if_absent = put_if_match = delete = _refuse
 
     def _retry(self, action: Callable[[], T], name: str) -> T:
         def attempt() -> T:
@@ -157,11 +148,8 @@ class DriverStore(Store):
         if refused or isinstance(error, PermissionError):
             return ObjectDenied(name, f"may not read {name}: check the credentials")
         if isinstance(error, HTTPError | ConnectionError | TimeoutError | asyncio.TimeoutError):
-            attempts = self.retries.attempts
-            reason = type(error).__name__
-            return TransientStorageError(
-                f"{name}: no good answer after {attempts} attempts ({reason}): check the server"
-            )
+            tried = f"after {self.retries.attempts} attempts ({type(error).__name__})"
+            return TransientStorageError(f"{name}: no good answer {tried}: check the server")
         return error
 
 

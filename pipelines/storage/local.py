@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import itertools
 import os
 import re
 import stat
@@ -55,8 +56,8 @@ class LocalStore(Store):
     """A folder of a mounted file system.
 
     Listings follow links (a loop is not entered twice); a broken one is listed, and reading it gives
-    ``ObjectMissing``. Subfolders that vanish meanwhile hold nothing; ones that may not be listed are an error, as
-    leaving them out would lose data.
+    ``ObjectMissing``. Subfolders that are deleted during the listing hold nothing; ones that may not be listed are an
+    error, because leaving them out would lose data.
     """
 
     @staticmethod
@@ -79,12 +80,11 @@ class LocalStore(Store):
 
     def _walk(self, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[StoredObject]:
         """Depth first, in the byte order of whole keys; ``above`` identifies the folders around this one."""
-        folder = self._location(prefix).rstrip("/") or "/"
-        identity, names = self._retry(lambda: _scan(folder), folder)
-        if identity is None or identity in above:  # vanished meanwhile, or a link that leads back up
+        identity, names = self._retry(prefix.rstrip("/"), _scan)
+        if identity is None or identity in above:  # deleted since, or a link that leads back up
             return
         for name in names:
-            key = prefix + self._decode(folder, name)
+            key = prefix + self._decode(prefix, name)
             if key.endswith("/"):
                 yield from self._walk(key, above | {identity})
             else:
@@ -92,12 +92,12 @@ class LocalStore(Store):
                 if item is not None:
                     yield item
 
-    def _decode(self, folder: str, name: bytes) -> str:
+    def _decode(self, prefix: str, name: bytes) -> str:
         try:
             return name.decode()
         except UnicodeDecodeError as error:
             remedy = f"holds a name that is not UTF-8, {name!r}: rename it"
-            raise ConfigError(self.field, folder, remedy) from error
+            raise ConfigError(self.field, self._location(prefix.rstrip("/")), remedy) from error
 
     def look_up(self, path: str) -> StoredObject | None:
         try:
@@ -108,12 +108,11 @@ class LocalStore(Store):
             raise
 
     def _stat(self, path: str, *, links: bool) -> StoredObject | None:
-        location = self._location(path)
-        found = self._retry(lambda: _file_status(location, links), location)
+        found = self._retry(path, lambda location: _file_status(location, links))
         if found is None:
             return None
         return StoredObject(
-            uri=location,
+            uri=self.uri_of(path),
             key=path,
             etag=_local_etag(found),
             bytes=found.st_size,
@@ -126,15 +125,14 @@ class LocalStore(Store):
         return self.uri_of(path)
 
     def _read(self, path: str, etag: str | None) -> bytes:
-        location = self._location(path)
-        return self._retry(lambda: _read_file(location, etag), location)
+        return self._retry(path, lambda location: _read_file(location, etag))
 
     def _read_many(self, requests: Requests, threads: int) -> ReadResults:
         size = min(_SLICE, -(-len(requests) // threads))
         slices = [requests[start : start + size] for start in range(0, len(requests), size)]
         with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(lambda part: [self._read_or_error(each) for each in part], slices))
-        results = [result for part in parts for result in part]
+            parts = pool.map(lambda part: [self._read_or_error(each) for each in part], slices)
+            results = list(itertools.chain.from_iterable(parts))
         if all(isinstance(result, ObjectMissing) for result in results) and not _has_content(self.root):
             # Not one image that went, but a machine without the folder: rows that say Missing would be final.
             raise ConfigError(
@@ -143,17 +141,15 @@ class LocalStore(Store):
         return results
 
     def open(self, path: str) -> BinaryIO:
-        location = self._location(path)
-        return self._retry(lambda: _open_file(location), location)
+        return self._retry(path, _open_file)
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
-        target = self._location(path)
-        return self._retry(lambda: self._link_new(target, data), target)
+        return self._retry(path, lambda target: self._link_new(target, data))
 
     def _link_new(self, target: str, data: bytes) -> bool:
         if os.path.lexists(target):
             return False
-        with self._staged(target, data) as staged:
+        with self._staged(data) as staged:
             try:
                 if not _link(staged, target):
                     return False
@@ -166,8 +162,7 @@ class LocalStore(Store):
         return True
 
     def put_if_match(self, path: str, data: bytes, etag: str) -> bool:
-        target = self._location(path)
-        return self._retry(lambda: self._replace(target, data, etag), target)
+        return self._retry(path, lambda target: self._replace(target, data, etag))
 
     def _replace(self, target: str, data: bytes, etag: str) -> bool:
         with self._lock():
@@ -176,17 +171,16 @@ class LocalStore(Store):
                 return False
             if _local_etag(found) != etag:
                 return _read_file(target, None) == data
-            with self._staged(target, data) as staged:
+            with self._staged(data) as staged:
                 try:
                     os.replace(staged, target)
-                except FileNotFoundError:  # deleted meanwhile, folder and all
+                except FileNotFoundError:  # another process deleted it, folder and all
                     return False
         _sync_folder(os.path.dirname(target))
         return True
 
     def delete(self, path: str) -> None:
-        target = self._location(path)
-        self._retry(lambda: self._remove(target), target)
+        self._retry(path, self._remove)
 
     def _remove(self, target: str) -> None:
         """Unlink the file, and the folders that it leaves empty: object stores have no folders."""
@@ -201,7 +195,7 @@ class LocalStore(Store):
             folder = os.path.dirname(folder)
 
     @contextlib.contextmanager
-    def _staged(self, target: str, data: bytes) -> Iterator[str]:
+    def _staged(self, data: bytes) -> Iterator[str]:
         """``data`` in a file of its own, on disk, beside the store's content and outside its listings."""
         staged = f"{self._staging()}/{uuid.uuid4().hex}"
         try:
@@ -228,21 +222,24 @@ class LocalStore(Store):
 
     def check_writable_atomically(self) -> None:
         super().check_writable_atomically()
-        self._retry(self._sweep, self.root)
+        self._retry(TEMPORARY, self._sweep)
 
-    def _sweep(self) -> None:
+    def _sweep(self, folder: str) -> None:
         """Delete what writers that were killed long ago have left."""
         oldest = time.time() - _STALE_SECONDS
-        with os.scandir(self._staging()) as entries:
+        with os.scandir(folder) as entries:
             for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # somebody else sweeps too
+                with contextlib.suppress(FileNotFoundError):  # another process sweeps too
                     if _STAGED.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
                         os.unlink(entry.path)
 
-    def _retry(self, action: Callable[[], T], location: str) -> T:
+    def _retry(self, path: str, action: Callable[[str], T]) -> T:
+        """``action(location of path)``, repeated while the disk or mount may answer another time."""
+        location = self._location(path)
+
         def attempt() -> T:
             try:
-                return action()
+                return action(location)
             except OSError as error:
                 raise self._translate(error, location) from error
 
@@ -267,7 +264,7 @@ class LocalStore(Store):
 
 
 def _scan(folder: str) -> tuple[tuple[int, int] | None, Sequence[bytes]]:
-    """What identifies a folder, and the sorted names of its visible entries; nothing if it has vanished.
+    """Device and inode of a folder, and the sorted names of its visible entries; nothing if it is gone.
 
     A slash marks folders, so that they sort as the keys below them do.
     """
@@ -291,11 +288,9 @@ def _is_folder(entry: os.DirEntry[bytes]) -> bool:
 
 
 def _has_content(folder: str) -> bool:
-    try:
-        with os.scandir(folder) as entries:
-            return any(True for _ in entries)
-    except OSError:
-        return False
+    with contextlib.suppress(OSError), os.scandir(folder) as entries:
+        return any(True for _ in entries)
+    return False
 
 
 def _local_etag(found: os.stat_result) -> str:
@@ -330,12 +325,12 @@ def _read_file(location: str, etag: str | None) -> bytes:
         data = file.read()
         after = _local_etag(os.fstat(file.fileno()))
     if etag is not None and not before == after == etag:
-        raise ObjectChanged(location, f"{location} has changed since it was listed")
+        raise ObjectChanged(location)
     return data
 
 
 def _link(staged: str, target: str) -> bool:
-    """Link the file to its place unless that is taken; somebody may be deleting the folder as empty just now."""
+    """Link the file to its place unless that is taken, while other processes may delete the folder as empty."""
     while os.path.exists(staged):
         with contextlib.suppress(FileNotFoundError):
             os.makedirs(os.path.dirname(target), exist_ok=True)

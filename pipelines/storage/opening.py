@@ -1,40 +1,21 @@
 """From a URI to its store, or to a local path.
 
-``ATOMIC_SCHEMES`` loads a store's module when the first URI of its scheme is opened: the S3 client takes half a
-second, which a worker that reads local disk need not spend.
+A store's module is imported when the first URI of its scheme is opened: the S3 client takes half a second, which a
+worker that reads local disk need not spend.
 """
 
 from __future__ import annotations
 
 import contextlib
+import pkgutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 from pipelines.process.retrying import Retries
-from pipelines.storage.base import Store, not_writable, split_scheme
+from pipelines.storage.base import ATOMIC_SCHEMES, Store, not_writable, split_scheme
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ConfigError
-
-
-def _local() -> type[Store]:
-    return LocalStore
-
-
-def _s3() -> type[Store]:
-    from pipelines.storage.s3 import S3Store
-
-    return S3Store
-
-
-def _driver() -> type[Store]:
-    from pipelines.storage.drivers import DriverStore
-
-    return DriverStore
-
-
-ATOMIC_SCHEMES: Mapping[str, Callable[[], type[Store]]] = {"file": _local, "s3": _s3, "s3a": _s3}
-"""What loads the store of each of ``base.WRITABLE_SCHEMES``."""
 
 
 def open_store(uri: str, *, field: str, retries: Retries | None = None, writable: bool = False) -> Store:
@@ -54,7 +35,7 @@ def open_store(uri: str, *, field: str, retries: Retries | None = None, writable
     scheme, rest = split_scheme(uri)
     if not rest.strip("/") and not (scheme == "file" and rest):
         raise ConfigError(field, uri or "''", "give a folder: a local path, file://... or s3://bucket/folder")
-    kind = ATOMIC_SCHEMES.get(scheme, _driver)()
+    kind: type[Store] = pkgutil.resolve_name(ATOMIC_SCHEMES.get(scheme, "pipelines.storage.drivers:DriverStore"))
     store = kind(kind.normalise(scheme, rest), field=field, retries=retries or Retries())
     if writable and scheme not in ATOMIC_SCHEMES:
         raise not_writable(store)
@@ -90,12 +71,10 @@ def _download(store: Store, folder: Path) -> Path:
         if neighbours.exists(name):
             (folder / name).write_bytes(neighbours.read(name))
             return folder / name
-    found = False
     for item in store.list():
-        found = True
         target = folder / item.key
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(store.read_if(item.key, item.etag))
-    if not found:
+    if not any(folder.iterdir()):
         raise ConfigError(store.field, store.root, "there is no file or folder of that name")
     return folder

@@ -15,7 +15,6 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import datetime
 from http import HTTPStatus
 from typing import Any, BinaryIO, ClassVar, NamedTuple, TypeVar, cast
-from urllib.parse import urlsplit
 
 from aiobotocore.session import AioSession
 from aiohttp import ClientError as HTTPError
@@ -23,9 +22,11 @@ from botocore import exceptions as boto
 from botocore.parsers import ResponseParserError
 from botocore.utils import parse_timestamp
 from fsspec import AbstractFileSystem
+from fsspec.spec import AbstractBufferedFile
 from s3fs import S3FileSystem
 
 from pipelines.process.environment import variables
+from pipelines.process.redaction import redacted
 from pipelines.process.retrying import Retries
 from pipelines.storage.base import (
     ObjectArchived,
@@ -197,30 +198,28 @@ class S3Store(Store):
 
     async def _get_many(self, requests: Requests, threads: int) -> ReadResults:
         # One event loop, not threads: as fast (the time goes into signing and parsing), and simpler to stop.
-        results: dict[int, bytes | ObjectError] = {}
-        pending = iter(enumerate(requests))
+        free = asyncio.Semaphore(threads)
 
-        async def work() -> None:
-            for index, (path, etag) in pending:
-                try:
-                    results[index] = await self._get(path, etag)
-                except ObjectError as error:
-                    results[index] = error
+        async def get(path: str, etag: str | None) -> bytes | ObjectError:
+            try:
+                async with free:
+                    return await self._get(path, etag)
+            except ObjectError as error:
+                return error
 
-        workers = [asyncio.ensure_future(work()) for _ in range(threads)]
+        tasks = [asyncio.ensure_future(get(*request)) for request in requests]
         try:
-            await asyncio.gather(*workers)
+            return await asyncio.gather(*tasks)
         finally:
-            for worker in workers:
-                worker.cancel()
-            await asyncio.gather(*workers, return_exceptions=True)
-        return [results[index] for index in range(len(requests))]
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
 
     async def _get(self, path: str, etag: str | None) -> bytes:
         condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
         answer = await self._request("get_object", path, {**self._named(path), **condition})
         if etag is not None and answer["ETag"].strip('"') != etag:  # a server that ignores If-Match
-            raise self._changed(path)
+            raise ObjectChanged(self.uri_of(path))
         return cast(bytes, answer["Body"])
 
     def open(self, path: str) -> BinaryIO:
@@ -239,9 +238,8 @@ class S3Store(Store):
 
     def put_if_match(self, path: str, data: bytes, etag: str) -> bool:
         try:
-            if self._put(path, data, {"IfMatch": f'"{etag}"'}):
-                return True
-            return self.read(path) == data  # ours, where an earlier attempt's answer was lost
+            # What is there is ours where an earlier attempt's answer was lost.
+            return self._put(path, data, {"IfMatch": f'"{etag}"'}) or self.read(path) == data
         except ObjectMissing:
             return False
 
@@ -271,7 +269,7 @@ class S3Store(Store):
             endpoint = "the default endpoint"
             try:
                 client = await self._client().set_session()
-                endpoint = _without_user(client.meta.endpoint_url)
+                endpoint = client.meta.endpoint_url
                 answer: dict[str, Any] = await getattr(client, operation)(**arguments)
                 if operation == "get_object":
                     async with answer["Body"] as body:
@@ -298,15 +296,15 @@ class S3Store(Store):
     def _translate_answer(self, error: boto.ClientError, operation: str, path: str, endpoint: str) -> Exception:
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
-        uri = self.uri_of(path)
+        uri, deed = self.uri_of(path), _DEEDS.get(operation, "look at")
         if code in _MISSING_CODES:
             return ObjectMissing(uri, f"there is no object {uri}")
         if code in _CHANGED_CODES:
-            return self._changed(path)
+            return ObjectChanged(uri)
         if code == "InvalidObjectState":
             return ObjectArchived(uri, f"{uri} is archived: restore it first")
         if code in _DENIED_CODES:
-            remedy = f"these credentials may not {_deed(operation)} it ({code})"
+            remedy = f"these credentials may not {deed} it ({code})"
             of_one = operation in ("get_object", "head_object")
             return ObjectDenied(uri, f"{uri}: {remedy}") if of_one else ConfigError(self.field, uri, remedy)
         if code in _REMEDIES:
@@ -314,15 +312,11 @@ class S3Store(Store):
         if code in _TRANSIENT_CODES or status >= 500 or status == HTTPStatus.TOO_MANY_REQUESTS:
             return self._unreachable(path, endpoint, code)
         message = error.response.get("Error", {}).get("Message", "")
-        return ConfigError(self.field, uri, f"the storage refused to {_deed(operation)} it ({code}: {message})")
-
-    def _changed(self, path: str) -> ObjectChanged:
-        uri = self.uri_of(path)
-        return ObjectChanged(uri, f"{uri} has changed since it was listed")
+        return ConfigError(self.field, uri, f"the storage refused to {deed} it ({code}: {message})")
 
     def _unreachable(self, path: str, endpoint: str, reason: str) -> TransientStorageError:
         return TransientStorageError(
-            f"{self.uri_of(path)}: no good answer from {endpoint} after {self.retries.attempts} attempts "
+            f"{self.uri_of(path)}: no good answer from {redacted(endpoint)} after {self.retries.attempts} attempts "
             f"({reason}): check that the server runs, the network, and AWS_ENDPOINT_URL"
         )
 
@@ -334,46 +328,15 @@ class _Level(NamedTuple):
     folders: list[str]
 
 
-class _Ranges(io.RawIOBase):
+class _Ranges(AbstractBufferedFile):  # type: ignore[misc]
     """One version of an object as a stream: every read is a conditional range GET."""
 
     def __init__(self, store: S3Store, found: StoredObject) -> None:
-        self._store = store
-        self._found = found
-        self._position = 0
+        super().__init__(None, found.key, cache_type="none", size=found.bytes)
+        self._store, self._etag = store, found.etag
 
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._found.bytes}[whence]
-        self._position = max(0, base + offset)
-        return self._position
-
-    def tell(self) -> int:
-        return self._position
-
-    def readinto(self, buffer: Any) -> int:
-        view = memoryview(buffer).cast("B")
-        stop = min(self._position + len(view), self._found.bytes)
-        if stop <= self._position:
-            return 0
-        data = self._store.read_range(self._found.key, self._found.etag, self._position, stop)
-        view[: len(data)] = data
-        self._position += len(data)
-        return len(data)
-
-
-def _deed(operation: str) -> str:
-    return _DEEDS.get(operation, "look at")
-
-
-def _without_user(url: str) -> str:
-    parts = urlsplit(url)
-    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+    def _fetch_range(self, start: int, end: int) -> bytes:
+        return self._store.read_range(self.path, self._etag, start, min(end, self.size))
 
 
 def _aws_environment() -> int:

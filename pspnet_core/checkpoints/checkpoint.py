@@ -91,7 +91,8 @@ class Checkpoint:
     @cached_property
     def fingerprint(self) -> str:
         """12 hexadecimal digits of the SHA-256 of weights, config, preprocessing and inference settings."""
-        digest = hashlib.sha256(_canonical({"config": self.config, "inference": self.settings}))
+        chosen = {"config": _chosen(self.config), "inference": _chosen(self.settings)}
+        digest = hashlib.sha256(json.dumps(chosen, sort_keys=True, separators=(",", ":")).encode())
         for name, tensor in sorted(self.weights.items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
             # As bytes, since NumPy has no bfloat16.
@@ -109,7 +110,7 @@ class Checkpoint:
         return dataclasses.replace(self, settings=dataclasses.replace(self.settings, **given))
 
     def files(self) -> dict[str, bytes]:
-        """Names and bytes of the two files; the one that vouches for both comes last."""
+        """Names and bytes of the two files; the one that holds the fingerprint comes last."""
         content = {
             "format": FORMAT,
             "name": self.name,
@@ -233,18 +234,13 @@ def check_name(name: str) -> str:
     return name
 
 
-def _canonical(parts: dict[str, Any]) -> bytes:
-    plain = {key: _settings(value) for key, value in parts.items()}
-    return json.dumps(plain, sort_keys=True, separators=(",", ":")).encode()
-
-
-def _settings(config: Any) -> dict[str, Any]:
+def _chosen(config: Any) -> dict[str, Any]:
     """The fields that differ from their defaults: a new field does not change the fingerprints of older models."""
-    fields = {
-        field.name: (_numbers(getattr(config, field.name)), _numbers(field.default))
+    return {
+        field.name: value
         for field in dataclasses.fields(config)
+        if (value := _numbers(getattr(config, field.name))) != _numbers(field.default)
     }
-    return {name: value for name, (value, default) in fields.items() if value != default}
 
 
 def _numbers(value: Any) -> Any:

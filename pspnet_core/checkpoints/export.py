@@ -7,14 +7,13 @@ The graph has one input, ``images`` ``(B, N, H, W)`` uint8 (RGB by default), and
 float32; normalisation is inside. Shapes: ``B`` batch, ``N`` bands, ``C`` classes, ``H W`` pixels.
 """
 
-import contextlib
 import dataclasses
 import importlib.util
 import itertools
 import json
 import logging
 import warnings
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -39,7 +38,7 @@ LEAST_TORCH = "2.7"
 """Earlier ones cannot convert an open size to ONNX, nor save such a program."""
 
 # Traced where a size is open; nothing is computed. At any stride the feature of such an image is larger than the grids
-# and not as high as wide: tracing takes sizes for the same that happen to be equal.
+# and not as high as wide, because tracing treats sizes that happen to be equal as one.
 _EXAMPLE = {0: 2, 2: 1301, 3: 1811}
 
 
@@ -80,7 +79,7 @@ def to_program(model: PSPNet, *, size: tuple[int, int] | None = None, batch: int
     dynamic = {axis: Dim.DYNAMIC for axis in AXES if axis not in given}
     network = _MainLogits(deploy(model, device=torch.device("cpu"), winograd=False)).eval()
     for tensor in itertools.chain(network.parameters(), network.buffers()):
-        # torch.export.save takes what lies in another order than its shape's for a part of something larger.
+        # torch.export.save treats a tensor whose memory is in another order than its shape as part of a larger one.
         tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
     with torch.no_grad():
         program = torch.export.export(network, (images,), dynamic_shapes={INPUT: dynamic}, strict=False)
@@ -137,7 +136,10 @@ def to_onnx(
     check_installed(path)
     program = to_program(model, size=size, batch=batch)
     open_axes = {axis: name for axis, name in AXES.items() if axis not in _sizes(size, batch)}
-    with _quiet_exporter():
+    # Silence the exporter, which reports that torchvision is not installed, and how it calls torch.
+    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         exported = torch.onnx.export(
             program,
             dynamo=True,
@@ -183,17 +185,3 @@ def _sizes(size: tuple[int, int] | None, batch: int | None) -> dict[int, int]:
     """The axes whose size is given."""
     height, width = size or (None, None)
     return {axis: value for axis, value in zip(AXES, (batch, height, width), strict=True) if value is not None}
-
-
-@contextlib.contextmanager
-def _quiet_exporter() -> Iterator[None]:
-    """Keep back what the exporter says of itself: that torchvision is not there, and how it calls torch."""
-    log = logging.getLogger("torch.onnx._internal.exporter._registration")
-    level = log.level
-    log.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
-            yield
-    finally:
-        log.setLevel(level)

@@ -71,7 +71,7 @@ class Importer:
     recognises: Callable[[Collection[str]], bool]
     names: Mapping[str, str]
     parts: str
-    settings: Callable[[Fields, Meta], Fields]
+    settings: Callable[[Fields, Meta], Fields] = lambda shown, meta: {}
     backbone_only: bool = False
 
 
@@ -115,12 +115,11 @@ def import_checkpoint(
     strange = [name for name in leftover if re.match(importer.parts, name) and not str(ours[name]).startswith(unused)]
     if strange:
         raise ConfigError("weights", strange[0], f"a PSPNet of {importer.kind} has no such weight: another network")
-    table = classes or _class_table(config.classes, meta)
     return Imported(
         kind=importer.kind,
         config=config,
         weights=state,
-        classes=table,
+        classes=classes or _class_table(config.classes, meta),
         leftover=leftover,
         backbone_only=importer.backbone_only,
     )
@@ -150,7 +149,7 @@ def _rename(name: str, names: Mapping[str, str], *, averaged: bool) -> str | Non
 
 def _class_table(count: int, meta: Meta) -> ClassTable:
     """Names and colours from the metadata, else the built-in table of as many classes, else made up."""
-    names, colors = mmseg_metadata.class_names(meta), mmseg_metadata.palette(meta)
+    names, colors = mmseg_metadata.per_class(meta, "classes"), mmseg_metadata.per_class(meta, "palette")
     if names is not None and len(names) == count:
         log.info("class names of the metadata")
         content: dict[str, object] = {"names": names}
@@ -186,14 +185,6 @@ def _segmentation_models(shown: Fields, meta: Meta) -> Fields:
     # Its encoder is not dilated; two stages have stride 8 anyway.
     stride = 8 if shown["stages"] == 2 else 32
     return {"output_stride": stride, "align_corners": True, "fusion_order": "feature_last", "dropout": 0.2}
-
-
-def _torchvision(shown: Fields, meta: Meta) -> Fields:
-    return {}
-
-
-def _mmsegmentation(shown: Fields, meta: Meta) -> Fields:
-    return mmseg_metadata.settings_of(meta)
 
 
 _STAGES = r"(layer[1-4]\..+)"
@@ -234,7 +225,7 @@ IMPORTERS: tuple[Importer, ...] = (
             r"auxiliary_head\.conv_seg\.(.+)": r"auxiliary.4.\1",
         },
         parts=r"(backbone|neck|decode_head|auxiliary_head)\.",
-        settings=_mmsegmentation,
+        settings=lambda shown, meta: mmseg_metadata.settings_of(meta),
     ),
     Importer(
         kind="segmentation_models",
@@ -259,7 +250,6 @@ IMPORTERS: tuple[Importer, ...] = (
             r"(?:backbone\.)?" + _STAGES: r"backbone.\1",
         },
         parts=r"(backbone|conv1|bn1|stem|layer[1-4])\.",
-        settings=_torchvision,
         backbone_only=True,
     ),
     Importer(  # the ImageNet weights of semseg: a deep stem in torchvision's manner
@@ -275,7 +265,6 @@ IMPORTERS: tuple[Importer, ...] = (
             _STAGES: r"backbone.\1",
         },
         parts=r"(conv|bn|layer)\d\.",
-        settings=_torchvision,
         backbone_only=True,
     ),
 )

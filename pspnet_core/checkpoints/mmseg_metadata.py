@@ -1,4 +1,4 @@
-"""What mmsegmentation stores beside its weights: class names, colours and the text of the training config.
+"""Read mmsegmentation's metadata: class names, colours and the text of the training config.
 
 0.x keeps ``meta["CLASSES"]``, ``meta["PALETTE"]`` and ``meta["config"]``; 1.x keeps ``meta["dataset_meta"]`` with the
 first two, in small letters as a rule, and ``meta["cfg"]``. The text is Python (``name = dict(key=value, ...)``); it is
@@ -54,17 +54,8 @@ def settings_of(meta: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def class_names(meta: Mapping[str, Any]) -> Sequence[str] | None:
-    """Names of the classes; None where there are none."""
-    return _described(meta, "classes")
-
-
-def palette(meta: Mapping[str, Any]) -> Sequence[Sequence[int]] | None:
-    """A colour ``[r, g, b]``, 0 to 255, for each class; None where there are none."""
-    return _described(meta, "palette")
-
-
-def _described(meta: Mapping[str, Any], key: str) -> Sequence[Any] | None:
+def per_class(meta: Mapping[str, Any], key: str) -> Sequence[Any] | None:
+    """What the metadata says of each class, or None: ``classes``, the names; ``palette``, the colours, 0 to 255."""
     inner = meta.get("dataset_meta")
     places = (inner, meta) if isinstance(inner, Mapping) else (meta,)
     found = (place.get(spelling) for place in places for spelling in (key, key.upper()))

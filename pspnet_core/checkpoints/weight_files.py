@@ -1,4 +1,4 @@
-"""Files of weights that other programs wrote: the tensors by name and the metadata beside them. Nothing is executed.
+"""Read files of weights that other programs wrote: tensors by name, and metadata. Nothing is executed.
 
 Safetensors files hold tensors and nothing else. Any other file is read by ``torch.load(weights_only=True)``, which
 builds tensors, numbers, text and containers of them, and refuses every other class.
@@ -28,7 +28,7 @@ class WeightFile(NamedTuple):
 
     Attributes:
         weights: name -> tensor on the CPU; the names without the prefixes of wrappers such as DataParallel.
-        meta: what mmsegmentation and its kin store beside the weights; empty elsewhere.
+        meta: what mmsegmentation and its relatives store beside the weights; empty elsewhere.
     """
 
     weights: dict[str, Tensor]
@@ -75,7 +75,7 @@ def _load(file: Path, source: str) -> object:
     except SafetensorError as error:
         raise ConfigError("source", source, f"is no safetensors file ({error}); download it again") from error
     except Exception as error:
-        # Bytes that are no pickle at all raise whatever the unpickler stumbles over.
+        # Bytes that are no pickle raise errors of many types.
         refused = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
         if refused is None:
             raise ConfigError("source", source, "is no file of weights, or a damaged one; download it again") from error

@@ -1,4 +1,4 @@
-"""From weights under our names to the network that they fit: what names and shapes show of its config, and its state.
+"""Find the network that weights under our names fit: its config, read from names and shapes, and its state.
 
 ``own`` maps names of our state to the tensors of another program.
 """

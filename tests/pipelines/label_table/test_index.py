@@ -3,6 +3,7 @@
 import itertools
 import shutil
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
@@ -18,11 +19,10 @@ from pipelines.label_table.index import LabelIndex, read_label_file
 from pipelines.label_table.ledger import Ledger
 from pipelines.label_table.listing import VERSION, spool
 from pipelines.label_table.schema import LISTING, Paths
-from pipelines.process.retrying import Retries
 from pipelines.storage import ObjectChanged, Store, open_store
 from pipelines.storage.arrow import to_parquet
-from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ConfigError
+from tests.support.stores import CountingStore
 
 PATHS = Paths(partition="m-0123")
 FOLDER = ".index/model=m-0123"
@@ -43,22 +43,12 @@ def indexed(store: Store) -> list[Version]:
     return sorted(zip(found["uri"].to_pylist(), found["etag"].to_pylist(), strict=True))
 
 
-class CountingStore(LocalStore):
-    """Counts what is opened."""
-
-    def __init__(self, root: Path) -> None:
-        super().__init__(str(root), field="output", retries=Retries())
-        self.opened: list[str] = []
-
-    def open(self, path: str) -> BinaryIO:
-        self.opened.append(path)
-        return super().open(path)
-
-
-@pytest.fixture
-def small_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(label_index, "_PART_ROWS", 6)
-    monkeypatch.setattr(label_index, "_FEWEST_FILES", 2)
+@pytest.fixture(autouse=True, scope="module")
+def small_parts() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(label_index, "_PART_ROWS", 6)
+        patch.setattr(label_index, "_FEWEST_FILES", 2)
+        yield
 
 
 class Life(RuleBasedStateMachine):
@@ -66,24 +56,18 @@ class Life(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
-        self.patch = pytest.MonkeyPatch()
-        self.patch.setattr(label_index, "_PART_ROWS", 6)
-        self.patch.setattr(label_index, "_FEWEST_FILES", 2)
         self.root = Path(tempfile.mkdtemp())
         self.store = open_store(str(self.root), field="output")
         self.ledger = Ledger(self.store, PATHS)
         self.files: dict[str, list[Version]] = {}
         self.numbers = itertools.count()
-        columns = zip(*((uri, uri[1:], etag, 1) for uri, etag in ALL), strict=True)
-        self.listing = pa.RecordBatch.from_pydict(
-            {name: list(column) for name, column in zip(LISTING.names, columns, strict=True)}, LISTING
-        )
+        rows = [{"uri": uri, "key": uri[1:], "etag": etag, "bytes": 1} for uri, etag in ALL]
+        self.listing = pa.RecordBatch.from_pylist(rows, LISTING)
 
     def teardown(self) -> None:
         """What is pending in the end is what no file holds."""
         with spool([self.listing]) as listing:
             pending = self.ledger.pending(listing)
-        self.patch.undo()
         shutil.rmtree(self.root)
         found = list(zip(pending["uri"].to_pylist(), pending["etag"].to_pylist(), strict=True))
         assert found == [version for version in ALL if version not in self.labelled]
@@ -156,7 +140,6 @@ def fill(store: Store, files: int) -> list[Version]:
     return sorted(rows)
 
 
-@pytest.mark.usefixtures("small_parts")
 def test_a_file_is_read_once(tmp_path: Path) -> None:
     store = CountingStore(tmp_path)
     rows = fill(store, 9)
@@ -173,16 +156,20 @@ def test_a_file_is_read_once(tmp_path: Path) -> None:
     assert store.put_if_match(path, label_file([("/bucket/other", "1")]), found.etag)
     assert indexed(store) == sorted({*rows, ("/bucket/other", "1")} - {("/bucket/8", "1"), ("/bucket/9", "1")})
     assert store.opened == [path]
+    # Readers of the table do not meet the parts, which can be looked into.
+    visible = {path.name for path in tmp_path.glob("**/*.parquet") if "/." not in str(path)}
+    assert visible == {f"000000-{number:06d}.parquet" for number in range(9)}
+    for part in (tmp_path / FOLDER).iterdir():
+        assert pq.read_table(part).column_names == ["uri", "etag"]
 
 
 def test_few_files_need_no_index(tmp_path: Path) -> None:
     store = open_store(str(tmp_path), field="output")
-    rows = fill(store, 3)
+    rows = fill(store, 1)
     assert indexed(store) == rows
     assert not (tmp_path / ".index").exists()
 
 
-@pytest.mark.usefixtures("small_parts")
 def test_on_object_storage(s3_bucket: str) -> None:
     store = open_store(f"{s3_bucket}/labels", field="output")
     rows = fill(store, 7)
@@ -195,17 +182,6 @@ def test_on_object_storage(s3_bucket: str) -> None:
     store.put_if_absent(parts[0], damaged)
     assert indexed(store) == rows
     assert indexed(store) == rows
-
-
-@pytest.mark.usefixtures("small_parts")
-def test_readers_of_the_table_do_not_meet_the_index(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path), field="output")
-    fill(store, 7)
-    list(LabelIndex(store, PATHS).images())
-    visible = {path for path in tmp_path.glob("**/*.parquet") if "/." not in str(path)}
-    assert {path.name for path in visible} == {f"000000-{number:06d}.parquet" for number in range(7)}
-    (part, *_) = (tmp_path / FOLDER).iterdir()
-    assert pq.read_table(part).column_names == ["uri", "etag"]  # it can be looked into
 
 
 @pytest.mark.parametrize("content", [b"", b"not Parquet", to_parquet(pa.table({"other": [1]}))])

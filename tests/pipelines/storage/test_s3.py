@@ -9,8 +9,6 @@ from collections.abc import Callable
 from typing import cast
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from pipelines.storage import (
     ObjectArchived,
@@ -24,7 +22,7 @@ from pipelines.storage import (
 )
 from pipelines.storage.s3 import S3Store
 from pspnet_core.errors import ConfigError
-from tests.pipelines.storage.test_storage import QUICK, check_mistake, fill, keys
+from tests.pipelines.storage.test_storage import QUICK, fill, keys, mistake
 from tests.support.faultproxy import Exchange, Fault, FaultProxy, Rule, hang, lose_answer, reset, slow_down, truncate
 from tests.support.s3server import S3Server
 
@@ -71,7 +69,7 @@ class TestListing:
         assert keys(store) == [*names, "12.jpg"]
         next(store.list())  # a stream may be left half-way
 
-    @pytest.mark.parametrize(("below", "enough", "of_a"), [("", 3, [18]), ("/x", 3, [18]), ("", 12, [1, 5, 6, 6])])
+    @pytest.mark.parametrize(("below", "enough", "of_a"), [("/x", 3, [18]), ("", 12, [1, 5, 6, 6])])
     def test_parts_hold_each_object_once(
         self, s3_bucket: str, below: str, enough: int, of_a: list[int], monkeypatch: pytest.MonkeyPatch
     ) -> None:
@@ -96,37 +94,12 @@ class TestListing:
         (part,) = store.list_in_parts()
         assert [item.key for item in part] == keys(store) == [*names, "deep/99.jpg"]
 
-    def test_empty_parts(self, s3_bucket: str) -> None:
+    def test_folder_placeholders_are_no_objects(self, s3_bucket: str) -> None:
         store = SmallPages(f"{s3_bucket}/x", field="input", retries=QUICK)
         assert [item for part in store.list_in_parts() for item in part] == []
-        with pytest.raises(ConfigError, match="no such bucket"):
-            list(SmallPages(f"{s3_bucket}-nope", field="input", retries=QUICK).list_in_parts())
-
-    def test_folder_placeholders_are_no_objects(self, s3_bucket: str) -> None:
-        store = open_store(f"{s3_bucket}/x", field="input")
         open_store(s3_bucket, field="input").put_if_absent("x/", b"")
         fill(store, {"a/": b"", "a/b": b""})
-        assert keys(store) == ["a/b"]
-
-    def test_s3a_is_s3(self) -> None:
-        assert open_store("s3a://bucket/a/", field="input").root == "s3://bucket/a"
-
-    @settings(suppress_health_check=[HealthCheck.function_scoped_fixture], max_examples=30)
-    @given(
-        st.lists(
-            st.text("aé日 #%+=&?;:@$,'\"*!()[]{}<>|^`~_-.", min_size=1, max_size=8)
-            .map(str.strip)
-            .filter(lambda part: part and not part.startswith(".")),
-            min_size=1,
-            max_size=3,
-        ).map("/".join)
-    )
-    def test_any_key_round_trips_on_s3(self, s3_bucket: str, key: str) -> None:
-        store = open_store(f"{s3_bucket}/{os.urandom(8).hex()}", field="input")
-        assert store.put_if_absent(key, b"data")
-        (item,) = store.list()
-        assert item.key == key
-        assert store.read_if(key, item.etag) == b"data"
+        assert keys(store) == [item.key for part in store.list_in_parts() for item in part] == ["a/b"]
 
 
 class TestReading:
@@ -153,10 +126,8 @@ class TestReading:
             assert file.read_bytes() == b"w"
         with to_local(s3_bucket, field="model") as folder:
             assert (folder / "m" / "10" / "config.json").is_file()
-        with (
-            pytest.raises(ConfigError, match="no file or folder of that name"),
-            to_local(f"{s3_bucket}/m/2", field="model"),
-        ):
+        missing = pytest.raises(ConfigError, match="no file or folder of that name")
+        with missing, to_local(f"{s3_bucket}/m/2", field="model"):
             pass
 
     def test_no_secret_travels(self, s3_bucket: str) -> None:
@@ -174,32 +145,40 @@ class TestMistakes:
             lambda: store.read("a"),
             lambda: store.read_many([("a", None)]),
             lambda: store.put_if_absent("a", b""),
+            lambda: list(store.list_in_parts()),
             store.check_writable_atomically,
         ):
-            with pytest.raises(ConfigError) as caught:
+            with mistake(f"{s3_bucket}-nope/x", "no such bucket"):
                 action()
-            check_mistake(caught.value, f"{s3_bucket}-nope/x", "no such bucket")
 
     def test_invalid_bucket(self, s3_bucket: str) -> None:
-        with pytest.raises(ConfigError) as caught:
+        with mistake("s3://A_b c", "no valid bucket name"):
             keys(open_store("s3://A_b c", field="input"))
-        check_mistake(caught.value, "s3://A_b c", "no valid bucket name")
 
     @pytest.mark.parametrize(
-        ("variable", "problem"),
-        [("AWS_ACCESS_KEY_ID", "access key"), ("AWS_SECRET_ACCESS_KEY", "secret key")],
+        ("name", "value", "parts"),
+        [
+            ("AWS_ACCESS_KEY_ID", "wrongwrongwrong", ["access key", "set AWS_ACCESS_KEY_ID"]),
+            ("AWS_SECRET_ACCESS_KEY", "wrongwrongwrong", ["secret key", "set AWS_ACCESS_KEY_ID"]),
+            ("AWS_PROFILE", "nobody", ["nobody"]),
+            ("AWS_ENDPOINT_URL", "localhost:9000", ["localhost:9000"]),
+        ],
     )
-    def test_wrong_credentials(
-        self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, variable: str, problem: str
+    def test_wrong_environment(
+        self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch, name: str, value: str, parts: list[str]
     ) -> None:
         store = open_store(s3_bucket, field="input")
         assert keys(store) == []
-        monkeypatch.setenv(variable, "wrongwrongwrong")
+        monkeypatch.setenv(name, value)
         for action in (lambda: keys(store), lambda: store.read_many([("a", None), ("b", None)])):
-            with pytest.raises(ConfigError) as caught:
+            with mistake(s3_bucket, *parts):
                 action()
-            check_mistake(caught.value, s3_bucket, problem, "set AWS_ACCESS_KEY_ID")
-            assert os.environ["AWS_SECRET_ACCESS_KEY"] not in str(caught.value)
+
+    def test_no_credentials(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+        with mistake("no credentials", "set AWS_ACCESS_KEY_ID"):
+            keys(open_store(s3_bucket, field="input"))
 
     def test_insufficient_permissions(
         self, s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatch
@@ -208,9 +187,8 @@ class TestMistakes:
         requests = [(item.key, item.etag) for item in fill(store, {"a": b"1", "b": b"2"}).values()]
         self.become("reader", s3_server, monkeypatch)
         assert store.read_many(requests) == [b"1", b"2"]
-        with pytest.raises(ConfigError) as caught:
+        with mistake(f"{s3_bucket}/c", "may not write"):
             store.put_if_absent("c", b"3")
-        check_mistake(caught.value, f"{s3_bucket}/c", "may not write")
         self.become("lister", s3_server, monkeypatch)
         assert keys(store) == ["a", "b"]
         with pytest.raises(ObjectDenied, match=r"^Denied: .*/a: these credentials may not read it"):
@@ -222,25 +200,6 @@ class TestMistakes:
     def become(self, role: str, server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
         for name, value in server.environment(role).items():
             monkeypatch.setenv(name, value)
-
-    def test_no_credentials(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
-        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
-        with pytest.raises(ConfigError) as caught:
-            keys(open_store(s3_bucket, field="input"))
-        check_mistake(caught.value, "no credentials", "set AWS_ACCESS_KEY_ID")
-
-    def test_wrong_profile(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("AWS_PROFILE", "nobody")
-        with pytest.raises(ConfigError) as caught:
-            keys(open_store(s3_bucket, field="input"))
-        check_mistake(caught.value, "nobody")
-
-    def test_endpoint_without_scheme(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        monkeypatch.setenv("AWS_ENDPOINT_URL", "localhost:9000")
-        with pytest.raises(ConfigError) as caught:
-            keys(open_store(s3_bucket, field="input"))
-        check_mistake(caught.value, "localhost:9000")
 
 
 class TestFaults:
@@ -262,16 +221,8 @@ class TestFaults:
         store = open_store(s3_bucket, field="input", retries=QUICK)
         store.check_replaces_atomically()
         s3_proxy.add(Rule(ignoring(condition), method="PUT"))
-        with pytest.raises(ConfigError) as caught:
+        with mistake(s3_bucket, f"use one that honours {condition}"):
             store.check_replaces_atomically()
-        check_mistake(caught.value, s3_bucket, f"use one that honours {condition}")
-
-    def test_a_refusal_that_nobody_knows_is_told_in_its_own_words(self, s3_bucket: str, s3_proxy: FaultProxy) -> None:
-        store = open_store(s3_bucket, field="input", retries=QUICK)
-        rule = s3_proxy.add(Rule(refusal(400, "Strange"), method="GET"))
-        with pytest.raises(ConfigError, match=r"^input=.*/a: the storage refused to read it \(Strange: Said so\.\)$"):
-            store.read("a")
-        assert len(rule.hits) == 1
 
     @pytest.mark.parametrize(
         ("status", "code"), [(500, "Strange"), (429, "Strange"), (503, "SlowDown"), (400, "SlowDown")]
@@ -290,15 +241,19 @@ class TestFaults:
 
     @pytest.mark.parametrize(
         ("code", "remedy"),
-        [("RequestTimeTooSkewed", "clock"), ("ExpiredToken", "expired"), ("301", "AWS_DEFAULT_REGION")],
+        [
+            ("RequestTimeTooSkewed", "clock"),
+            ("ExpiredToken", "expired"),
+            ("301", "AWS_DEFAULT_REGION"),
+            ("Strange", ": the storage refused to list it (Strange: Said so.)"),
+        ],
     )
     def test_what_the_user_can_mend_is_told_once(
         self, s3_bucket: str, s3_proxy: FaultProxy, code: str, remedy: str
     ) -> None:
         rule = s3_proxy.add(Rule(refusal(400, code), method="GET"))
-        with pytest.raises(ConfigError) as caught:
+        with mistake(s3_bucket, remedy):
             keys(open_store(s3_bucket, field="input", retries=QUICK))
-        check_mistake(caught.value, s3_bucket, remedy)
         assert len(rule.hits) == 1
 
     def test_a_read_that_hangs_is_given_up_and_tried_again(
@@ -366,7 +321,7 @@ class TestFaults:
         with socket.create_server(("127.0.0.1", 0)) as held:
             port = held.getsockname()[1]
         monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:hidden@127.0.0.1:{port}")
-        with pytest.raises(TransientStorageError, match=f"from http://127.0.0.1:{port} after 3") as caught:
+        with pytest.raises(TransientStorageError, match=rf"from http://\*\*\*@127.0.0.1:{port} after 3") as caught:
             keys(open_store(s3_bucket, field="input", retries=QUICK))
         assert "AWS_ENDPOINT_URL" in str(caught.value)
         assert "hidden" not in str(caught.value)
