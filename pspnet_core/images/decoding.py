@@ -86,7 +86,18 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
     Raises:
         ImageError: ``Empty``, ``Unreadable``, ``Truncated`` or ``TooLarge``.
     """
-    return ImageFile(data, _open(data, max_pixels))
+    if not data:
+        raise ImageError("Empty", "the file has no bytes")
+    # A file that begins like an image is one, only damaged; anything else is something else.
+    kind = "Truncated" if data.startswith(_SIGNATURES) else "Unreadable"
+    with _codec(kind, "the header cannot be read"):
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError("Unreadable", f"an image of {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise ImageError("TooLarge", f"{width} x {height} pixels; at most {max_pixels} are decoded")
+    return ImageFile(data, image)
 
 
 def decode_image(file: bytes | ImageFile, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -183,7 +194,7 @@ def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.unsi
     Raises:
         ImageError: as :func:`decode_image`, and ``NotAMask`` for another format or several channels.
     """
-    image = _open(data, max_pixels)
+    image = open_image(data, max_pixels=max_pixels).header
     if image.format != "PNG" or image.mode not in ("1", "L", "P", "I;16", "I"):
         raise ImageError("NotAMask", f"{image.format} of mode {image.mode}; a mask is a single-channel PNG")
     step = _GREY_STEPS.get(_raw_mode(image), 1)
@@ -197,22 +208,6 @@ def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.unsi
 
 def _opened(file: bytes | ImageFile, max_pixels: int) -> ImageFile:
     return file if isinstance(file, ImageFile) else open_image(file, max_pixels=max_pixels)
-
-
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Read the header and check the size."""
-    if not data:
-        raise ImageError("Empty", "the file has no bytes")
-    # A file that begins like an image is one, only damaged; anything else is something else.
-    kind = "Truncated" if data.startswith(_SIGNATURES) else "Unreadable"
-    with _codec(kind, "the header cannot be read"):
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ImageError("Unreadable", f"an image of {width} x {height} pixels")
-    if width * height > max_pixels:
-        raise ImageError("TooLarge", f"{width} x {height} pixels; at most {max_pixels} are decoded")
-    return image
 
 
 def _plain_jpeg(image: Image.Image, data: bytes) -> NDArray[np.uint8] | None:
