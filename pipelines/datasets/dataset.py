@@ -20,10 +20,8 @@ from numpy.typing import NDArray
 
 from pipelines.storage import ObjectError, ObjectMissing, Store
 from pspnet_core.errors import ConfigError, ImageError
-from pspnet_core.images.classes import ClassTable
+from pspnet_core.images.classes import ClassTable, Mask
 from pspnet_core.images.decoding import decode_image, decode_mask
-
-Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 class PairError(ConfigError):
@@ -144,7 +142,7 @@ class Dataset:
 
     def uri_of(self, path: str) -> str:
         """The URI of a pair's image or mask."""
-        return path if _is_absolute(path) else self.store.uri_of(path)
+        return path if path.startswith("/") or "://" in path else self.store.uri_of(path)
 
     def read(self, pair: Pair) -> tuple[NDArray[np.uint8], Mask]:
         """Fetch and decode one pair.
@@ -212,7 +210,3 @@ def by_split(pairs: Iterable[Pair]) -> dict[str, tuple[Pair, ...]]:
     for pair in pairs:
         splits.setdefault(pair.split, []).append(pair)
     return {name: tuple(found) for name, found in splits.items()}
-
-
-def _is_absolute(path: str) -> bool:
-    return path.startswith("/") or "://" in path
