@@ -157,7 +157,7 @@ def content_hash(data: bytes) -> str:
 
 
 def measure(pair: Pair, sample: Sample, mask: Mask, classes: int) -> SplitCard:
-    """The card of one good pair; ``mask`` is what ``Dataset.decode`` made of the sample."""
+    """Make the card of one good pair; ``mask`` is what ``Dataset.decode`` made of the sample."""
     counts = np.bincount(mask.ravel(), minlength=classes)[:classes]
     return SplitCard(
         pixels=counts.astype(np.int64, copy=False),
@@ -169,9 +169,7 @@ def measure(pair: Pair, sample: Sample, mask: Mask, classes: int) -> SplitCard:
 
 
 def check(dataset: Dataset, pairs: Iterable[Pair], *, threads: int = 8) -> DataCard:
-    """Read every pair, and make their card.
-
-    Images that two splits share are warned of, where the pairs are of several splits.
+    """Read every pair, make their card, and warn of images that two splits share.
 
     Raises:
         PairError: for the first pair that cannot be learnt from; names the file, what is wrong and the remedy.
@@ -190,24 +188,17 @@ def check(dataset: Dataset, pairs: Iterable[Pair], *, threads: int = 8) -> DataC
 
 
 def _lines(card: DataCard) -> Iterator[str]:
-    yield "# Data card"
-    yield ""
-    yield "| split | images | rejected | sizes |"
-    yield "|---|---:|---:|---|"
+    yield from ("# Data card", "", "| split | images | rejected | sizes |", "|---|---:|---:|---|")
     for name, split in card.splits.items():
         sizes = ", ".join(f"{width}x{height} ({count})" for (width, height), count in split.sizes.most_common(SHOWN))
         more = f" and {len(split.sizes) - SHOWN} more" if len(split.sizes) > SHOWN else ""
         yield f"| {name} | {split.images} | {len(split.rejected)} | {sizes}{more} |"
-    yield ""
-    yield f"| class | {' | '.join(f'{name}, % of pixels' for name in card.splits)} |"
-    yield f"|---|{'---:|' * len(card.splits)}"
-    shares = [100 * split.pixels / max(1, split.pixels.sum() + split.ignored) for split in card.splits.values()]
-    for number, name in enumerate(card.classes):
-        yield f"| {name} | {' | '.join(f'{share[number]:.3f}' for share in shares)} |"
-    ignored = [
-        100 - share.sum() if split.images else 0.0 for share, split in zip(shares, card.splits.values(), strict=True)
-    ]
-    yield f"| (ignored) | {' | '.join(f'{max(0.0, share):.3f}' for share in ignored)} |"
+    titles = (f"{name}, % of pixels" for name in card.splits)
+    yield from ("", f"| class | {' | '.join(titles)} |", f"|---|{'---:|' * len(card.splits)}")
+    pixels = [np.append(split.pixels, split.ignored) for split in card.splits.values()]
+    for number, name in enumerate((*card.classes, "(ignored)")):
+        shares = (f"{100 * counts[number] / max(1, counts.sum()):.3f}" for counts in pixels)
+        yield f"| {name} | {' | '.join(shares)} |"
     for title, rows in (
         ("Rejected", [f"{row.file}: {row.reason}" for row in card.rejected]),
         ("In two splits", list(map(str, card.leaks()))),

@@ -126,7 +126,7 @@ def plan_shards(dataset: Dataset, limit: int) -> tuple[tuple[Pair, ...], ...]:
 
 
 def listing_of(dataset: Dataset) -> str:
-    """Identifies the data set as it was listed, all splits."""
+    """Identify the data set as it was listed, all splits."""
     parts = [(name, dataset.fingerprint(name)) for name in sorted(dataset.splits)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 

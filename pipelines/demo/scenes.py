@@ -28,6 +28,8 @@ NEAREST = 1.5
 Random = np.random.Generator
 Rgb = NDArray[np.float64]
 Point = tuple[float, float, float]
+Part = tuple[str, float, list[Point]]
+"""A part of a car: its paint, the light on it and its corners."""
 
 # Plaster, brick, concrete and glass.
 _WALLS = np.array(
@@ -166,11 +168,10 @@ def _draw_road(street: Street, random: Random, z: float) -> Iterator[Shape]:
         near = random.uniform(5, 18)
         for x in np.arange(-road + 0.3, road - 0.3, 1.1):
             yield Shape(_flat(x, x + 0.55, near, near + 3), paint)
-    if street.sun:
-        edges = np.geomspace(NEAREST, 90, 9)
-        for near, far, reach in zip(edges, edges[1:], random.uniform(-0.5, 1, 8), strict=False):
-            inner, outer = street.sun * street.half_street * np.array([reach, 3])
-            yield Shape(_flat(inner, outer, near, far), (0, 0, 0), opacity=0.4)
+    if edge := street.sun * street.half_street:
+        bands = itertools.pairwise(np.geomspace(NEAREST, 90, 9).tolist())
+        for (near, far), reach in zip(bands, random.uniform(-0.5, 1, 8), strict=True):
+            yield Shape(_flat(reach * edge, 3 * edge, near, far), (0, 0, 0), opacity=0.4)
 
 
 def _draw_house(street: Street, random: Random, z: float) -> Iterator[Shape]:
@@ -220,8 +221,8 @@ def _draw_tree(street: Street, random: Random, z: float) -> Iterator[Shape]:
             yield Shape(leaf, leaves, tone)
 
 
-# A car's parts in the order of painting: paint, light, and corners as shares of its half width, height and length.
-_CAR = (
+# A car's parts in the order of painting; corners are shares of its half width, height and length.
+_CAR: tuple[Part, ...] = (
     ("tyre", 1.0, _upright(1, 0.14, 1, 0.28, 0, 0.4)),
     ("tyre", 1.0, _upright(1, 0.72, 1, 0.86, 0, 0.4)),
     ("body", 0.75, _upright(1, 0, 1, 1, 0.15, 0.56)),
@@ -237,7 +238,7 @@ _CAR = (
     ("plate", 1.0, _upright(-0.28, 0, 0.28, 0, 0.29, 0.37)),
 )
 # The same of a car that crosses the street: shares of half its length, and of its height.
-_CROSSING_CAR = (
+_CROSSING_CAR: tuple[Part, ...] = (
     ("body", 1.08, [(-0.84, 0.58, 0), (-0.6, 1, 0), (0.16, 1, 0), (0.56, 0.58, 0)]),
     ("glass", 1.0, [(-0.72, 0.62, 0), (-0.54, 0.93, 0), (-0.2, 0.93, 0), (-0.2, 0.62, 0)]),
     ("glass", 1.0, [(-0.12, 0.62, 0), (-0.12, 0.93, 0), (0.12, 0.93, 0), (0.44, 0.62, 0)]),
@@ -276,7 +277,7 @@ def _draw_car(street: Street, random: Random, z: float) -> Iterator[Shape]:
 
 
 def _draw_person(street: Street, random: Random, z: float) -> Iterator[Shape]:
-    """Draw somebody who walks on the road or on the pavement."""
+    """Draw a person who walks on the road or on the pavement."""
     x, tall = random.uniform(-1, 1) * (street.half_street - 0.3), random.uniform(1.15, 1.9)
     coat, trousers, skin = _vivid(random), _vivid(random), random.choice(_SKINS)
     stride, swing = random.uniform(0.02, 0.2), random.uniform(-0.12, 0.12)
@@ -310,8 +311,8 @@ class Kind:
 
     color: Color
     grain: float
-    count: tuple[int, int] = (0, 0)
-    depth: tuple[float, float] = (1, 1)
+    count: tuple[int, int]
+    depth: tuple[float, float]
     draw: Callable[[Street, Random, float], Iterator[Shape]]
 
 

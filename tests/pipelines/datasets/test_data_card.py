@@ -12,8 +12,7 @@ import pytest
 
 from pipelines.datasets.data_card import DataCard, Rejected, SplitCard, check
 from pipelines.datasets.dataset import Dataset, PairError
-from pipelines.datasets.layouts import open_dataset
-from tests.pipelines.datasets.test_dataset import CLASSES, write_pair
+from tests.pipelines.datasets.test_dataset import CLASSES, opened, write_pair
 
 
 @pytest.fixture
@@ -25,10 +24,6 @@ def root(tmp_path: Path) -> Path:
             mask = random.choice(np.array([0, 1, 9], np.uint8), (4 + number % 2, 3 + number))
             write_pair(tmp_path, split, f"{number}", mask, colour=(number, 10 * count, 0))
     return tmp_path
-
-
-def opened(root: Path) -> Dataset:
-    return open_dataset(str(root), "folder")
 
 
 def everything(dataset: Dataset) -> DataCard:
