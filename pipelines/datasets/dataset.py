@@ -180,20 +180,18 @@ class Dataset:
         if isinstance(raw, bytes):
             with self._explained(pair.mask):
                 raw = decode_mask(raw)
-        if self.classes.ids is not None and self.last_id is not None:
-            self._refuse_above(self.last_id, raw, pair)
-        mask = self.classes.remap(raw)
-        if self.classes.ids is None:
-            self._refuse_above(len(self.classes) - 1, mask, pair)
-        return mask
+        last = len(self.classes) - 1 if self.classes.ids is None else self.last_id
+        if last is not None:
+            self._refuse_above(last, raw, pair)
+        return self.classes.remap(raw)
 
-    def _refuse_above(self, last: int, mask: Mask, pair: Pair) -> None:
-        stray = mask[(mask > last) & (mask != self.classes.ignore)]
+    def _refuse_above(self, last: int, ids: Mask, pair: Pair) -> None:
+        stray = ids[(ids > last) & (ids != self.classes.ignore)]
         if stray.size:
-            ids = np.unique(stray)
-            found = ("id " if ids.size == 1 else "ids ") + ", ".join(map(str, ids[:5])) + (", ..." * (ids.size > 5))
-            allowed = f"0..{last} and ignore {self.classes.ignore}"
-            raise PairError("data", self.uri_of(pair.mask), f"holds {found}; the classes allow {allowed}")
+            found = np.unique(stray)
+            shown = ", ".join(map(str, found[:5])) + (", ..." * (found.size > 5))
+            noun, allowed = "id" if found.size == 1 else "ids", f"0..{last} and ignore {self.classes.ignore}"
+            raise PairError("data", self.uri_of(pair.mask), f"holds {noun} {shown}; the classes allow {allowed}")
 
     @contextlib.contextmanager
     def _explained(self, path: str) -> Iterator[None]:
