@@ -1,4 +1,4 @@
-"""The data card: what a labelled data set holds, and what is wrong with it.
+"""Data cards: count what a labelled data set holds, and list what is wrong with it.
 
 ``check`` makes the card that training wants before its first step; packing makes one of the parts that its tasks count.
 
@@ -58,7 +58,7 @@ class SplitCard:
 
     @classmethod
     def empty(cls, classes: int) -> "SplitCard":
-        """The card of no pairs."""
+        """Return the card of no pairs."""
         return cls(pixels=np.zeros(classes, np.int64))
 
     def __iadd__(self, other: "SplitCard") -> "SplitCard":
@@ -90,7 +90,7 @@ class DataCard:
     splits: dict[str, SplitCard] = field(default_factory=dict)
 
     def add(self, split: str, part: SplitCard) -> None:
-        """Count a part of a split."""
+        """Add a part of a split to the card."""
         if split not in self.splits:
             self.splits[split] = SplitCard.empty(len(self.classes))
         self.splits[split] += part
@@ -101,7 +101,7 @@ class DataCard:
         return tuple(row for card in self.splits.values() for row in card.rejected)
 
     def leaks(self) -> tuple["Leak", ...]:
-        """The images that two splits share, byte for byte."""
+        """Find the images that two splits share, byte for byte."""
         return tuple(
             Leak(splits=(one, other), keys=(card.keys[digest], beside.keys[digest]))
             for (one, card), (other, beside) in itertools.combinations(sorted(self.splits.items()), 2)
@@ -115,7 +115,7 @@ class DataCard:
             log.warning("images in two splits: %d (%s); scores on them tell nothing", len(leaks), named)
 
     def to_json(self) -> dict[str, Any]:
-        """The card in plain JSON types."""
+        """Return the card in plain JSON types."""
         return {
             "classes": list(self.classes),
             "splits": {
@@ -136,7 +136,7 @@ class DataCard:
         }
 
     def to_markdown(self) -> str:
-        """The card as a text for people."""
+        """Return the card as a Markdown text."""
         return "\n".join(_lines(self)) + "\n"
 
 
@@ -152,7 +152,7 @@ class Leak:
 
 
 def content_hash(data: bytes) -> str:
-    """32 hexadecimal digits that identify some bytes."""
+    """Return 32 hexadecimal digits that identify some bytes."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 

@@ -76,10 +76,10 @@ class Reader(Protocol):
     """Fetches pairs. Safe to share between threads, and cheap to pickle."""
 
     def fetch(self, store: Store, pair: Pair) -> Sample:
-        """Read one pair; PairError, or an ObjectError, when it cannot be had."""
+        """Read one pair; PairError or an ObjectError when it cannot be read."""
 
     def block(self, pair: Pair) -> str:
-        """Names the file that a pair shares with others; neighbours with the same name are cheap to read together."""
+        """Name the file that holds a pair; neighbours with the same name are cheap to read together."""
 
 
 class LooseFiles:
@@ -112,7 +112,7 @@ class Dataset:
     last_id: int | None = None
 
     def split(self, name: str) -> tuple[Pair, ...]:
-        """The pairs of a split; ConfigError when there are none."""
+        """Return the pairs of a split; ConfigError when there are none."""
         pairs = self.splits.get(name, ())
         if not pairs:
             known = ", ".join(sorted(self.splits)) or "none"
@@ -120,7 +120,7 @@ class Dataset:
         return pairs
 
     def blocks(self, split: str) -> tuple[int, ...]:
-        """Sizes of the runs of consecutive pairs that are cheap to read together: 1 each for loose files.
+        """Return the sizes of the runs of pairs that are cheap to read together: 1 each for loose files.
 
         Raises:
             ConfigError: as ``split``.
@@ -129,7 +129,7 @@ class Dataset:
         return tuple(sum(1 for _ in run) for _, run in runs)
 
     def fingerprint(self, split: str) -> str:
-        """32 hexadecimal digits that identify keys, files and classes of a split as they were listed.
+        """Return 32 hexadecimal digits that identify keys, files and classes of a split as they were listed.
 
         Two splits with the same one are the same data. Local files count as changed when their time is.
 
@@ -141,7 +141,7 @@ class Dataset:
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
     def uri_of(self, path: str) -> str:
-        """The URI of a pair's image or mask."""
+        """Return the URI of a pair's image or mask."""
         return path if path.startswith("/") or "://" in path else self.store.uri_of(path)
 
     def read(self, pair: Pair) -> tuple[NDArray[np.uint8], Mask]:
@@ -157,7 +157,7 @@ class Dataset:
         return self.decode(pair, self.fetch(pair))
 
     def fetch(self, pair: Pair) -> Sample:
-        """The encoded content of one pair; PairError when it cannot be had."""
+        """Read the encoded content of one pair; PairError when it cannot be read."""
         try:
             return self.reader.fetch(self.store, pair)
         except ObjectMissing as error:
@@ -203,7 +203,7 @@ class Dataset:
 
 
 def by_split(pairs: Iterable[Pair]) -> dict[str, tuple[Pair, ...]]:
-    """Pairs grouped by their ``split``, in the order given."""
+    """Group pairs by their ``split``, in the order given."""
     splits: dict[str, list[Pair]] = {}
     for pair in pairs:
         splits.setdefault(pair.split, []).append(pair)

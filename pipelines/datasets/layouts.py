@@ -1,4 +1,4 @@
-"""How labelled data lies in a folder or bucket: one function per layout, and the table ``LAYOUTS``.
+"""Layouts of labelled data in a folder or bucket: one function each, and the table ``LAYOUTS``.
 
 A layout lists a store once and pairs images with masks. Reading, decoding and checking are shared
 (``dataset.Dataset``); layouts whose pairs are rows of Parquet files have files of their own (``shards``, ``labels``).
@@ -151,7 +151,7 @@ LAYOUTS: dict[str, Callable[[Store, LayoutOptions], Dataset]] = {
 
 
 def open_dataset(uri: str, layout: str, options: LayoutOptions | None = None) -> Dataset:
-    """The data set at ``uri``.
+    """Open the data set at ``uri``.
 
     Raises:
         ConfigError: for an unknown layout, a missing folder or bucket, or content that does not fit the layout.
@@ -172,12 +172,12 @@ class DataConfig:
     labels: LayoutOptions = field(default_factory=LayoutOptions)
 
     def open(self) -> Dataset:
-        """The data set. Raises as ``open_dataset``."""
+        """Open the data set. Raises as ``open_dataset``."""
         return open_dataset(self.data, self.layout, self.labels)
 
 
 def read_classes(store: Store) -> ClassTable:
-    """The class table in ``classes.json``; ConfigError when it is not there or no class table."""
+    """Read the class table in ``classes.json``; ConfigError when it is not there or no class table."""
     uri = store.uri_of(CLASSES_FILE)
     try:
         data = store.read(CLASSES_FILE)
@@ -236,17 +236,17 @@ def _mirrored(store: Store, folders: Iterable[tuple[str, str, str | None]]) -> t
 
 
 def _files(store: Store, folder: str, suffixes: Iterable[str]) -> Files:
-    """The files below a folder by their path."""
+    """List the files below a folder by their path."""
     return {item.key: item for item in store.list(folder, suffixes=frozenset(suffixes))}
 
 
 def _below(path: str, folder: str) -> str:
-    """A file's path below a folder, without its suffix."""
+    """Return a file's path below a folder, without its suffix."""
     return str(PurePosixPath(path).relative_to(folder).with_suffix(""))
 
 
 def _split_and_key(path: str, folder: str) -> tuple[str, str]:
-    """Split and key of ``<folder>/<split>/KEY.suffix``; a file beside the split folders has the split ``""``."""
+    """Return split and key of ``<folder>/<split>/KEY.suffix``; a file beside the split folders has the split ``""``."""
     *split, key = _below(path, folder).split("/", 1)
     return "".join(split), key
 
@@ -256,7 +256,7 @@ def _stem(path: str) -> str:
 
 
 def _pair(split: str, key: str, image: StoredObject, mask: StoredObject | None, expected: str) -> Pair:
-    """A pair of files; ConfigError when there is no mask, naming where it was expected."""
+    """Pair two files; ConfigError when there is no mask, naming where it was expected."""
     if mask is None:
         raise ConfigError("data", image.uri, f"has no mask; expected {expected}")
     return Pair(
@@ -270,7 +270,7 @@ def _pair(split: str, key: str, image: StoredObject, mask: StoredObject | None, 
 
 
 def _lines(store: Store, path: str) -> Iterator[tuple[int, list[str]]]:
-    """Number, counted from 1, and blank-separated fields of each line of a text file that is not empty."""
+    """Read number, counted from 1, and blank-separated fields of each line of a text file that is not empty."""
     try:
         text = store.read(path).decode()
     except UnicodeDecodeError as error:

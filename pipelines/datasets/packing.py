@@ -132,7 +132,7 @@ def listing_of(dataset: Dataset) -> str:
 
 
 def claim(output: Store, config: PrepareConfig, dataset: Dataset) -> None:
-    """Write down what goes into the output, if nothing is written there yet.
+    """Write the plan of the output, unless there is one already.
 
     Raises:
         ConfigError: the output is of another input, or of other settings.
@@ -159,7 +159,7 @@ class Part:
     entries: tuple[IndexRow, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The part in plain JSON types."""
+        """Return the part in plain JSON types."""
         return {
             "split": self.split,
             "entries": [asdict(entry) for entry in self.entries],
@@ -231,7 +231,7 @@ class Pack:
         return writer.finish(json.dumps(part.to_json()))
 
     def _checked(self, pair: Pair) -> tuple[SplitCard, tuple[bytes, bytes] | None]:
-        """What a pair adds to the card; image and mask as they go into the shard, unless the pair is rejected."""
+        """Return what a pair adds to the card, and image and mask for the shard unless the pair is rejected."""
         classes = self.dataset.classes
         try:
             sample = self.dataset.fetch(pair)
@@ -246,7 +246,7 @@ class Pack:
 
 
 def pack_on_ray(pack: Pack) -> list[Part]:
-    """Every shard's part, in order, from tasks of Ray Data."""
+    """Make every shard by a task of Ray Data, and return their parts in order."""
     quiet_ray_data()
     count = len(pack.shards)
     parts: dict[int, Part] = {}
@@ -259,7 +259,7 @@ def pack_on_ray(pack: Pack) -> list[Part]:
 
 
 def card_of_parts(dataset: Dataset, parts: Iterable[Part]) -> DataCard:
-    """The card of all shards."""
+    """Add up the cards of all shards."""
     card = DataCard(classes=dataset.classes.names)
     for part in parts:
         card.add(part.split, part.card)
@@ -275,7 +275,7 @@ def _refuse_unusable(dataset: Dataset, card: DataCard) -> None:
 
 
 def finish(output: Store, dataset: Dataset, card: DataCard, parts: Iterable[Part]) -> None:
-    """Write what belongs to the end; the card last, as it says that all the rest is there."""
+    """Write index, class table and card; the card last, as it says that all the rest is there."""
     classes = replace(dataset.classes, ids=None)
     files = {
         INDEX_FILE: write_index(entry for part in parts for entry in part.entries),

@@ -70,7 +70,7 @@ class IndexRow:
 
 
 def shard_path(number: int) -> str:
-    """Where a shard lies."""
+    """Return the path of a shard."""
     return f"shards/{number:06d}.parquet"
 
 
@@ -95,7 +95,7 @@ class ShardWriter:
         self._bytes += size
 
     def finish(self, metadata: str) -> bytes:
-        """The whole file; ``metadata`` is kept in its footer."""
+        """Return the whole file, with ``metadata`` in its footer."""
         self._flush()
         self._writer.add_key_value_metadata({METADATA_KEY.decode(): metadata})
         self._writer.close()
@@ -108,7 +108,7 @@ class ShardWriter:
 
 
 def shard_metadata(store: Store, path: str) -> str:
-    """What ``ShardWriter.finish`` was given; raises as ``Store.open``."""
+    """Read the metadata in a shard's footer; raises as ``Store.open``."""
     with store.open(path) as stream:
         content: bytes = pq.read_metadata(stream).metadata[METADATA_KEY]
     return content.decode()
@@ -144,7 +144,7 @@ class ShardRows:
 
 @functools.lru_cache(maxsize=OPEN_SHARDS)
 def _footer(store: Store, path: str) -> tuple[pq.FileMetaData, NDArray[np.int64]]:
-    """A shard's metadata, and the first row of each row group."""
+    """Read a shard's metadata, and the first row of each row group."""
     with store.open(path) as stream:
         metadata = pq.read_metadata(stream)
     rows = np.array([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=np.int64)
@@ -152,7 +152,7 @@ def _footer(store: Store, path: str) -> tuple[pq.FileMetaData, NDArray[np.int64]
 
 
 def write_index(entries: Iterable[IndexRow]) -> bytes:
-    """The index as a Parquet file."""
+    """Return the index as a Parquet file."""
     return to_parquet(pa.Table.from_pylist([asdict(entry) for entry in entries], schema=INDEX))
 
 

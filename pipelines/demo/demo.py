@@ -149,7 +149,7 @@ def _train_config(config: DemoConfig, root: Path) -> TrainConfig:
 
 
 def _narrator() -> Callable[..., None]:
-    """Prints numbered steps to standard error (standard output holds the result line alone)."""
+    """Print numbered steps to standard error (standard output holds the result line alone)."""
     steps = itertools.count(1)
 
     def say(text: str, *tables: Any) -> None:
