@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 
 from pipelines.storage import ObjectError, ObjectMissing, Store
 from pspnet_core.errors import ConfigError, ImageError
-from pspnet_core.images.classes import ClassTable, Mask
+from pspnet_core.images.classes import ClassTable
+from pspnet_core.images.classes import Mask as Mask
 from pspnet_core.images.decoding import decode_image, decode_mask
 
 

@@ -108,7 +108,8 @@ def _jitter(random: Random, color: ArrayLike, spread: float) -> Rgb:
 
 
 def _mix(one: ArrayLike, other: ArrayLike, share: ArrayLike) -> Rgb:
-    return np.asarray(one) * (1 - np.asarray(share)) + np.asarray(other) * share
+    mixed: Rgb = np.asarray(one) * (1 - np.asarray(share)) + np.asarray(other) * share
+    return mixed
 
 
 def _vivid(random: Random) -> Rgb:
@@ -264,7 +265,7 @@ def _draw_car(street: Street, random: Random, z: float) -> Iterator[Shape]:
         half, length = length / 2, 0
     else:
         turned = -np.sign(x)  # it shows the flank that is nearer to the middle
-    paints = {
+    paints: dict[str, Iterable[float]] = {
         "body": _vivid(random),
         "glass": _mix((34, 38, 44), street.horizon, random.uniform(0.1, 0.5)),
         "tyre": (24, 24, 26),
@@ -348,7 +349,7 @@ def draw_scene(seed: int, *, width: int = 160, height: int = 120) -> tuple[NDArr
     random = np.random.default_rng(seed)
     street = _lay_out(random)
     things = [
-        (math.exp(random.uniform(*map(math.log, kind.depth))), label)
+        (math.exp(random.uniform(math.log(kind.depth[0]), math.log(kind.depth[1]))), label)
         for label, kind in enumerate(KINDS.values(), start=1)
         for _ in range(random.integers(*kind.count, endpoint=True))
     ]
@@ -423,4 +424,5 @@ def _photograph(picture: Image.Image, mask: NDArray[np.uint8], random: Random) -
         ImageFilter.BoxBlur(random.uniform(0.2, 0.7) * size[0] / 160)
     )
     noise = random.standard_normal((*mask.shape, 3), dtype=np.float32) * np.float32(random.uniform(1.5, 6))
-    return (noise + np.asarray(soft)).clip(0, 255).astype(np.uint8)
+    noise += np.asarray(soft)
+    return noise.clip(0, 255).astype(np.uint8)

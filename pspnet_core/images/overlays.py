@@ -79,7 +79,7 @@ def contact_sheet(
         raise ValueError(f"{len(rows)} rows in {columns} columns of {tile_width} pixels: nothing to show")
     if len({len(row) for row in rows}) > 1:
         raise ValueError(f"rows of {sorted({len(row) for row in rows})} pictures: give each as many masks")
-    above = captions or [None] * len(rows)
+    above: Sequence[str | None] = captions or [None] * len(rows)
     strips = [
         _strip(image, masks, classes, tile_width, caption) for (image, *masks), caption in zip(rows, above, strict=True)
     ]

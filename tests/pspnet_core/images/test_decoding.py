@@ -57,7 +57,8 @@ def _views(data: bytes, **options: int) -> Views:
 def _kind(data: bytes, *others: Callable[..., object], **options: int) -> str:
     """Return what ``decode_image``, ``decode_views`` and other functions say is wrong with a file, all the same."""
     kinds = set()
-    for decode in (decode_image, _views, *others):
+    decoders: list[Callable[..., object]] = [decode_image, _views, *others]
+    for decode in decoders:
         with pytest.raises(ImageError) as caught:
             decode(data, **options)
         assert len(str(caught.value).splitlines()) == 1
