@@ -19,12 +19,12 @@ from pspnet_core.images.overlays import contact_sheet
 from pspnet_core.training.augment import AugmentConfig, Draw, apply, augment
 
 OUTPUT = Path(__file__).with_name("images") / "augmentation.png"
-SCENE = 17
+SCENE = 16
 CONFIG = AugmentConfig(crop=120, photometric=1.0)
 ANY = dataclasses.replace(CONFIG, cat_max_ratio=1.0)
 
 # A close look at the foot of the scene is all road; the second place has more to see.
-CLOSE = Draw(scale=2.0, places=((0.99, 0.3), (0.4, 0.3)))
+CLOSE = Draw(scale=2.0, places=((0.99, 0.6), (0.4, 0.6)))
 
 # One change each, at the end of its range.
 SINGLE: dict[str, tuple[AugmentConfig, Draw]] = {

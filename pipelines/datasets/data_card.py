@@ -1,45 +1,29 @@
-"""The data card: what a labelled data set holds, and what is wrong with it.
+"""Data cards: count what a labelled data set holds, and list what is wrong with it.
 
-Cards of parts of a data set add up with ``+``. ``check`` is the one that training makes before its first step.
+``check`` makes the card that training wants before its first step; packing makes one of the parts that its tasks count.
 
 Shapes: ``C`` classes.
 """
 
 import hashlib
+import itertools
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.datasets.dataset import Dataset, Mask, Pair, PairError, Sample
+from pipelines.datasets.dataset import Dataset, Mask, Pair, Sample
 from pspnet_core.threads import map_ahead
 
 log = logging.getLogger(__name__)
 
 SHOWN = 5
 """Keys that a warning names, and rows of a table of sizes in the text."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Measured:
-    """What one good pair adds to a card.
-
-    Attributes:
-        size: width and height in pixels.
-        pixels: ``(C,)`` pixels of each class.
-        image_hash: hash of the encoded image.
-    """
-
-    split: str
-    key: str
-    size: tuple[int, int]
-    pixels: NDArray[np.int64]
-    image_hash: str
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -51,78 +35,46 @@ class Rejected:
     file: str
     reason: str
 
-    @classmethod
-    def of(cls, pair: Pair, error: PairError) -> "Rejected":
-        """The row for what ``Dataset.read`` raised."""
-        return cls(split=pair.split, key=pair.key, file=str(error.value), reason=error.remedy)
 
-
-@dataclass(frozen=True, kw_only=True)
+@dataclass(kw_only=True)
 class SplitCard:
-    """One split.
+    """What one split holds, or a part of it; ``+=`` adds another part in place.
 
     Attributes:
-        images: good pairs.
         pixels: ``(C,)`` pixels of each class.
+        images: good pairs.
         ignored: pixels without a class.
         sizes: images of each width and height.
         rejected: the pairs that cannot be learnt from.
         keys: hash of an encoded image -> the first key that has it.
     """
 
-    images: int
     pixels: NDArray[np.int64]
-    ignored: int
-    sizes: Counter[tuple[int, int]]
-    rejected: tuple[Rejected, ...]
-    keys: Mapping[str, str]
+    images: int = 0
+    ignored: int = 0
+    sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
+    rejected: list[Rejected] = field(default_factory=list)
+    keys: dict[str, str] = field(default_factory=dict)
 
-    def __add__(self, other: "SplitCard") -> "SplitCard":
-        """Both together."""
-        return SplitCard(
-            images=self.images + other.images,
-            pixels=self.pixels + other.pixels,
-            ignored=self.ignored + other.ignored,
-            sizes=self.sizes + other.sizes,
-            rejected=self.rejected + other.rejected,
-            keys={**other.keys, **self.keys},
-        )
+    @classmethod
+    def empty(cls, classes: int) -> "SplitCard":
+        """Return the card of no pairs."""
+        return cls(pixels=np.zeros(classes, np.int64))
+
+    def __iadd__(self, other: "SplitCard") -> "SplitCard":
+        self.pixels = self.pixels + other.pixels
+        self.images += other.images
+        self.ignored += other.ignored
+        self.sizes.update(other.sizes)
+        self.rejected += other.rejected
+        for digest, key in other.keys.items():
+            self.keys.setdefault(digest, key)
+        return self
 
     @property
     def largest(self) -> tuple[int, int]:
         """Width and height of the image with the longest side; (0, 0) without images."""
         return max(self.sizes, key=max, default=(0, 0))
-
-
-class Tally:
-    """Counts the pairs of one split, one after another; ``C`` is ``classes``."""
-
-    def __init__(self, classes: int) -> None:
-        self._pixels = np.zeros(classes, np.int64)
-        self._sizes: Counter[tuple[int, int]] = Counter()
-        self._rejected: list[Rejected] = []
-        self._keys: dict[str, str] = {}
-
-    def add(self, found: Measured | Rejected) -> None:
-        """Count one pair."""
-        if isinstance(found, Rejected):
-            self._rejected.append(found)
-            return
-        self._pixels += found.pixels
-        self._sizes[found.size] += 1
-        self._keys.setdefault(found.image_hash, found.key)
-
-    def card(self) -> SplitCard:
-        """The card of what was counted."""
-        area = sum(width * height * count for (width, height), count in self._sizes.items())
-        return SplitCard(
-            images=sum(self._sizes.values()),
-            pixels=self._pixels,
-            ignored=area - int(self._pixels.sum()),
-            sizes=self._sizes,
-            rejected=tuple(self._rejected),
-            keys=self._keys,
-        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,14 +87,13 @@ class DataCard:
     """
 
     classes: tuple[str, ...]
-    splits: Mapping[str, SplitCard]
+    splits: dict[str, SplitCard] = field(default_factory=dict)
 
-    def __add__(self, other: "DataCard") -> "DataCard":
-        """Both together; they are of the same classes."""
-        splits = dict(self.splits)
-        for name, card in other.splits.items():
-            splits[name] = splits[name] + card if name in splits else card
-        return DataCard(classes=self.classes, splits=splits)
+    def add(self, split: str, part: SplitCard) -> None:
+        """Add a part of a split to the card."""
+        if split not in self.splits:
+            self.splits[split] = SplitCard.empty(len(self.classes))
+        self.splits[split] += part
 
     @property
     def rejected(self) -> tuple[Rejected, ...]:
@@ -150,17 +101,21 @@ class DataCard:
         return tuple(row for card in self.splits.values() for row in card.rejected)
 
     def leaks(self) -> tuple["Leak", ...]:
-        """The images that two splits share, byte for byte."""
-        names = sorted(self.splits)
+        """Find the images that two splits share, byte for byte."""
         return tuple(
-            Leak(splits=(one, other), keys=(self.splits[one].keys[digest], self.splits[other].keys[digest]))
-            for position, one in enumerate(names)
-            for other in names[position + 1 :]
-            for digest in sorted(self.splits[one].keys.keys() & self.splits[other].keys.keys())
+            Leak(splits=(one, other), keys=(card.keys[digest], beside.keys[digest]))
+            for (one, card), (other, beside) in itertools.combinations(sorted(self.splits.items()), 2)
+            for digest in sorted(card.keys.keys() & beside.keys.keys())
         )
 
+    def warn_of_leaks(self) -> None:
+        """Log how many images two splits share, and the first of them."""
+        if leaks := self.leaks():
+            named = ", ".join(map(str, leaks[:SHOWN])) + (", ..." if len(leaks) > SHOWN else "")
+            log.warning("images in two splits: %d (%s); scores on them tell nothing", len(leaks), named)
+
     def to_json(self) -> dict[str, Any]:
-        """The card in plain JSON types."""
+        """Return the card in plain JSON types."""
         return {
             "classes": list(self.classes),
             "splits": {
@@ -176,14 +131,12 @@ class DataCard:
                 }
                 for name, card in self.splits.items()
             },
-            "rejected": [
-                {"split": row.split, "key": row.key, "file": row.file, "reason": row.reason} for row in self.rejected
-            ],
+            "rejected": [asdict(row) for row in self.rejected],
             "leaks": [{"splits": list(leak.splits), "keys": list(leak.keys)} for leak in self.leaks()],
         }
 
     def to_markdown(self) -> str:
-        """The card as a text for people."""
+        """Return the card as a Markdown text."""
         return "\n".join(_lines(self)) + "\n"
 
 
@@ -199,79 +152,56 @@ class Leak:
 
 
 def content_hash(data: bytes) -> str:
-    """32 hexadecimal digits that identify some bytes."""
+    """Return 32 hexadecimal digits that identify some bytes."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def measure(pair: Pair, sample: Sample, mask: Mask, classes: int) -> Measured:
-    """What a pair adds to the card; ``mask`` is what ``Dataset.decode`` made of the sample."""
+def measure(pair: Pair, sample: Sample, mask: Mask, classes: int) -> SplitCard:
+    """Make the card of one good pair; ``mask`` is what ``Dataset.decode`` made of the sample."""
     counts = np.bincount(mask.ravel(), minlength=classes)[:classes]
-    return Measured(
-        split=pair.split,
-        key=pair.key,
-        size=(mask.shape[1], mask.shape[0]),
+    return SplitCard(
         pixels=counts.astype(np.int64, copy=False),
-        image_hash=content_hash(sample.image),
+        images=1,
+        ignored=mask.size - int(counts.sum()),
+        sizes=Counter([(mask.shape[1], mask.shape[0])]),
+        keys={content_hash(sample.image): pair.key},
     )
 
 
 def check(dataset: Dataset, pairs: Iterable[Pair], *, threads: int = 8) -> DataCard:
-    """Read every pair, and make their card.
-
-    Images that two splits share are warned of, where the pairs are of several splits.
+    """Read every pair, make their card, and warn of images that two splits share.
 
     Raises:
         PairError: for the first pair that cannot be learnt from; names the file, what is wrong and the remedy.
     """
 
-    def one(pair: Pair) -> Measured:
+    def one(pair: Pair) -> tuple[str, SplitCard]:
         sample = dataset.fetch(pair)
-        return measure(pair, sample, dataset.decode(pair, sample)[1], len(dataset.classes))
+        return pair.split, measure(pair, sample, dataset.decode(pair, sample)[1], len(dataset.classes))
 
+    card = DataCard(classes=dataset.classes.names)
     with ThreadPoolExecutor(threads) as pool:
-        card = card_of(dataset, map_ahead(pool, one, pairs, depth=2 * threads))
-    if leaks := card.leaks():
-        named = ", ".join(map(str, leaks[:SHOWN])) + (", ..." if len(leaks) > SHOWN else "")
-        log.warning("images in two splits: %d (%s); scores on them tell nothing", len(leaks), named)
+        for split, part in map_ahead(pool, one, pairs, depth=2 * threads):
+            card.add(split, part)
+    card.warn_of_leaks()
     return card
 
 
-def card_of(dataset: Dataset, findings: Iterable[Measured | Rejected]) -> DataCard:
-    """The card of what was found, in one pass."""
-    tallies: dict[str, Tally] = {}
-    for found in findings:
-        if found.split not in tallies:
-            tallies[found.split] = Tally(len(dataset.classes))
-        tallies[found.split].add(found)
-    splits = {name: tally.card() for name, tally in tallies.items()}
-    return DataCard(classes=dataset.classes.names, splits=splits)
-
-
 def _lines(card: DataCard) -> Iterator[str]:
-    yield "# Data card"
-    yield ""
-    yield "| split | images | rejected | sizes |"
-    yield "|---|---:|---:|---|"
+    yield from ("# Data card", "", "| split | images | rejected | sizes |", "|---|---:|---:|---|")
     for name, split in card.splits.items():
         sizes = ", ".join(f"{width}x{height} ({count})" for (width, height), count in split.sizes.most_common(SHOWN))
-        yield f"| {name} | {split.images} | {len(split.rejected)} | {sizes}{_more(len(split.sizes))} |"
-    yield ""
-    yield f"| class | {' | '.join(f'{name}, % of pixels' for name in card.splits)} |"
-    yield f"|---|{'---:|' * len(card.splits)}"
-    shares = [100 * split.pixels / max(1, split.pixels.sum() + split.ignored) for split in card.splits.values()]
-    for number, name in enumerate(card.classes):
-        yield f"| {name} | {' | '.join(f'{share[number]:.3f}' for share in shares)} |"
-    ignored = [
-        100 - share.sum() if split.images else 0.0 for share, split in zip(shares, card.splits.values(), strict=True)
-    ]
-    yield f"| (ignored) | {' | '.join(f'{max(0.0, share):.3f}' for share in ignored)} |"
+        more = f" and {len(split.sizes) - SHOWN} more" if len(split.sizes) > SHOWN else ""
+        yield f"| {name} | {split.images} | {len(split.rejected)} | {sizes}{more} |"
+    titles = (f"{name}, % of pixels" for name in card.splits)
+    yield from ("", f"| class | {' | '.join(titles)} |", f"|---|{'---:|' * len(card.splits)}")
+    pixels = [np.append(split.pixels, split.ignored) for split in card.splits.values()]
+    for number, name in enumerate((*card.classes, "(ignored)")):
+        shares = (f"{100 * counts[number] / max(1, counts.sum()):.3f}" for counts in pixels)
+        yield f"| {name} | {' | '.join(shares)} |"
     for title, rows in (
         ("Rejected", [f"{row.file}: {row.reason}" for row in card.rejected]),
         ("In two splits", list(map(str, card.leaks()))),
     ):
         if rows:
             yield from ("", f"## {title}", "", *(f"- {row}" for row in rows))
-
-
-def _more(sizes: int) -> str:
-    return f" and {sizes - SHOWN} more" if sizes > SHOWN else ""

@@ -21,9 +21,8 @@ from numpy.typing import NDArray
 from pipelines.storage import ObjectError, ObjectMissing, Store
 from pspnet_core.errors import ConfigError, ImageError
 from pspnet_core.images.classes import ClassTable
+from pspnet_core.images.classes import Mask as Mask
 from pspnet_core.images.decoding import decode_image, decode_mask
-
-Mask = NDArray[np.uint8] | NDArray[np.uint16]
 
 
 class PairError(ConfigError):
@@ -78,10 +77,10 @@ class Reader(Protocol):
     """Fetches pairs. Safe to share between threads, and cheap to pickle."""
 
     def fetch(self, store: Store, pair: Pair) -> Sample:
-        """Read one pair; PairError, or an ObjectError, when it cannot be had."""
+        """Read one pair; PairError or an ObjectError when it cannot be read."""
 
     def block(self, pair: Pair) -> str:
-        """Names the file that a pair shares with others; neighbours with the same name are cheap to read together."""
+        """Name the file that holds a pair; neighbours with the same name are cheap to read together."""
 
 
 class LooseFiles:
@@ -114,7 +113,7 @@ class Dataset:
     last_id: int | None = None
 
     def split(self, name: str) -> tuple[Pair, ...]:
-        """The pairs of a split; ConfigError when there are none."""
+        """Return the pairs of a split; ConfigError when there are none."""
         pairs = self.splits.get(name, ())
         if not pairs:
             known = ", ".join(sorted(self.splits)) or "none"
@@ -122,7 +121,7 @@ class Dataset:
         return pairs
 
     def blocks(self, split: str) -> tuple[int, ...]:
-        """Sizes of the runs of consecutive pairs that are cheap to read together: 1 each for loose files.
+        """Return the sizes of the runs of pairs that are cheap to read together: 1 each for loose files.
 
         Raises:
             ConfigError: as ``split``.
@@ -131,7 +130,7 @@ class Dataset:
         return tuple(sum(1 for _ in run) for _, run in runs)
 
     def fingerprint(self, split: str) -> str:
-        """32 hexadecimal digits that identify keys, files and classes of a split as they were listed.
+        """Return 32 hexadecimal digits that identify keys, files and classes of a split as they were listed.
 
         Two splits with the same one are the same data. Local files count as changed when their time is.
 
@@ -143,8 +142,8 @@ class Dataset:
         return hashlib.sha256(content.encode()).hexdigest()[:32]
 
     def uri_of(self, path: str) -> str:
-        """The URI of a pair's image or mask."""
-        return path if _is_absolute(path) else self.store.uri_of(path)
+        """Return the URI of a pair's image or mask."""
+        return path if path.startswith("/") or "://" in path else self.store.uri_of(path)
 
     def read(self, pair: Pair) -> tuple[NDArray[np.uint8], Mask]:
         """Fetch and decode one pair.
@@ -159,7 +158,7 @@ class Dataset:
         return self.decode(pair, self.fetch(pair))
 
     def fetch(self, pair: Pair) -> Sample:
-        """The encoded content of one pair; PairError when it cannot be had."""
+        """Read the encoded content of one pair; PairError when it cannot be read."""
         try:
             return self.reader.fetch(self.store, pair)
         except ObjectMissing as error:
@@ -182,20 +181,18 @@ class Dataset:
         if isinstance(raw, bytes):
             with self._explained(pair.mask):
                 raw = decode_mask(raw)
-        if self.classes.ids is not None and self.last_id is not None:
-            self._refuse_above(self.last_id, raw, pair)
-        mask = self.classes.remap(raw)
-        if self.classes.ids is None:
-            self._refuse_above(len(self.classes) - 1, mask, pair)
-        return mask
+        last = len(self.classes) - 1 if self.classes.ids is None else self.last_id
+        if last is not None:
+            self._refuse_above(last, raw, pair)
+        return self.classes.remap(raw)
 
-    def _refuse_above(self, last: int, mask: Mask, pair: Pair) -> None:
-        stray = mask[(mask > last) & (mask != self.classes.ignore)]
+    def _refuse_above(self, last: int, ids: Mask, pair: Pair) -> None:
+        stray = ids[(ids > last) & (ids != self.classes.ignore)]
         if stray.size:
-            ids = np.unique(stray)
-            found = ("id " if ids.size == 1 else "ids ") + ", ".join(map(str, ids[:5])) + (", ..." * (ids.size > 5))
-            allowed = f"0..{last} and ignore {self.classes.ignore}"
-            raise PairError("data", self.uri_of(pair.mask), f"holds {found}; the classes allow {allowed}")
+            found = np.unique(stray)
+            shown = ", ".join(map(str, found[:5])) + (", ..." * (found.size > 5))
+            noun, allowed = "id" if found.size == 1 else "ids", f"0..{last} and ignore {self.classes.ignore}"
+            raise PairError("data", self.uri_of(pair.mask), f"holds {noun} {shown}; the classes allow {allowed}")
 
     @contextlib.contextmanager
     def _explained(self, path: str) -> Iterator[None]:
@@ -207,12 +204,8 @@ class Dataset:
 
 
 def by_split(pairs: Iterable[Pair]) -> dict[str, tuple[Pair, ...]]:
-    """Pairs grouped by their ``split``, in the order given."""
+    """Group pairs by their ``split``, in the order given."""
     splits: dict[str, list[Pair]] = {}
     for pair in pairs:
         splits.setdefault(pair.split, []).append(pair)
     return {name: tuple(found) for name, found in splits.items()}
-
-
-def _is_absolute(path: str) -> bool:
-    return path.startswith("/") or "://" in path

@@ -137,7 +137,7 @@ def _refuse_several(store: Store, files: Sequence[_LabelFile]) -> None:
 
 
 def _share(key: str) -> float:
-    """A number from 0 to below 1 that is a function of the key alone, evenly spread."""
+    """Hash the key to a number from 0 to below 1, evenly spread."""
     return int.from_bytes(hashlib.blake2b(key.encode(), digest_size=6).digest(), "big") / 2**48
 
 

@@ -1,4 +1,4 @@
-"""How labelled data lies in a folder or bucket: one function per layout, and the table ``LAYOUTS``.
+"""Layouts of labelled data in a folder or bucket: one function each, and the table ``LAYOUTS``.
 
 A layout lists a store once and pairs images with masks. Reading, decoding and checking are shared
 (``dataset.Dataset``); layouts whose pairs are rows of Parquet files have files of their own (``shards``, ``labels``).
@@ -6,7 +6,7 @@ A layout lists a store once and pairs images with masks. Reading, decoding and c
 
 import json
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
@@ -24,10 +24,9 @@ SHOWN = 5
 """Files that a warning names."""
 
 _MASK_SUFFIXES = frozenset({".png"})
-_ADE20K_SPLITS = {"training": "train", "validation": "val"}
 _IMAGE_ID = "_leftImg8bit"
 
-Files = Mapping[str, StoredObject]
+Files = dict[str, StoredObject]
 
 
 def read_folder(store: Store, options: LayoutOptions) -> Dataset:
@@ -36,14 +35,7 @@ def read_folder(store: Store, options: LayoutOptions) -> Dataset:
     ``images/<split>/KEY.{jpg,png}``, ``masks/<split>/KEY.png`` (single channel, class ids) and ``classes.json``.
     """
     classes = read_classes(store)
-    masks = {_split_and_key(path, "masks"): item for path, item in _files(store, "masks", _MASK_SUFFIXES).items()}
-    pairs = []
-    for path, image in _files(store, "images", IMAGE_SUFFIXES).items():
-        split, key = _split_and_key(path, "images")
-        mask = masks.get((split, key))
-        pairs.append(_pair(store, split, key, image, mask, str(PurePosixPath("masks", split, f"{key}.png"))))
-    _tell_strays((mask.key for mask in masks.values()), pairs)
-    return Dataset(store=store, classes=classes, splits=by_split(pairs))
+    return _dataset(store, *_mirrored(store, [("images", "masks", None)]), classes)
 
 
 def read_ade20k(store: Store, options: LayoutOptions) -> Dataset:
@@ -52,17 +44,12 @@ def read_ade20k(store: Store, options: LayoutOptions) -> Dataset:
     ``images/{training,validation}/KEY.jpg`` and ``annotations/{training,validation}/KEY.png``, in which 0 is "other"
     and ignored, and 1 to 150 are the classes 0 to 149.
     """
-    masks = _files(store, "annotations", _MASK_SUFFIXES)
-    pairs = []
-    for path, image in _files(store, "images", IMAGE_SUFFIXES).items():
-        folder, key = _split_and_key(path, "images")
-        if folder in _ADE20K_SPLITS:
-            wanted = f"annotations/{folder}/{key}.png"
-            pairs.append(_pair(store, _ADE20K_SPLITS[folder], key, image, masks.get(wanted), wanted))
-    _refuse_empty(store, pairs, "images/training/*.jpg, as in the folder ADEChallengeData2016")
-    _tell_strays((path for path in masks if _split_and_key(path, "annotations")[0] in _ADE20K_SPLITS), pairs)
-    classes, last_id = _classes_or(store, "ade20k-raw")
-    return Dataset(store=store, classes=classes, splits=by_split(pairs), last_id=last_id)
+    folders = [
+        ("images/training", "annotations/training", "train"),
+        ("images/validation", "annotations/validation", "val"),
+    ]
+    expected = "images/training/*.jpg, as in the folder ADEChallengeData2016"
+    return _dataset(store, *_mirrored(store, folders), "ade20k-raw", expected)
 
 
 def read_cityscapes(store: Store, options: LayoutOptions) -> Dataset:
@@ -74,17 +61,16 @@ def read_cityscapes(store: Store, options: LayoutOptions) -> Dataset:
     masks = _files(store, "gtFine", _MASK_SUFFIXES)
     raw = any(path.endswith("_gtFine_labelIds.png") for path in masks)
     suffix = f"_gtFine_label{'' if raw else 'Train'}Ids.png"
-    labelled = {path.split("/")[1] for path in masks if path.endswith(suffix)}
+    masks = {path: item for path, item in masks.items() if path.endswith(suffix)}
+    labelled = {path.split("/")[1] for path in masks}
     pairs = []
     for path, image in _files(store, "leftImg8bit", _MASK_SUFFIXES).items():
         split, key = _split_and_key(path, "leftImg8bit")
         if split in labelled and key.endswith(_IMAGE_ID):
             wanted = f"gtFine/{split}/{key.removesuffix(_IMAGE_ID)}{suffix}"
-            pairs.append(_pair(store, split, key.removesuffix(_IMAGE_ID), image, masks.get(wanted), wanted))
-    _refuse_empty(store, pairs, f"leftImg8bit/train/<city>/*{_IMAGE_ID}.png and gtFine/train/<city>/*{suffix}")
-    _tell_strays((path for path in masks if path.endswith(suffix)), pairs)
-    classes, last_id = _classes_or(store, "cityscapes-raw" if raw else "cityscapes")
-    return Dataset(store=store, classes=classes, splits=by_split(pairs), last_id=last_id)
+            pairs.append(_pair(split, key.removesuffix(_IMAGE_ID), image, masks.get(wanted), wanted))
+    expected = f"leftImg8bit/train/<city>/*{_IMAGE_ID}.png and gtFine/train/<city>/*{suffix}"
+    return _dataset(store, pairs, masks, "cityscapes-raw" if raw else "cityscapes", expected)
 
 
 def read_voc2012(store: Store, options: LayoutOptions) -> Dataset:
@@ -94,10 +80,10 @@ def read_voc2012(store: Store, options: LayoutOptions) -> Dataset:
     ``SegmentationClassAug/KEY.png`` the split ``train`` is what ``trainaug.txt`` names, or all masks of that folder
     where there is no such list, in both cases without the images of ``val``.
     """
-    images = _files(store, "JPEGImages", IMAGE_SUFFIXES)
+    images = {_stem(path): item for path, item in _files(store, "JPEGImages", IMAGE_SUFFIXES).items()}
     fine, more = (_files(store, name, _MASK_SUFFIXES) for name in ("SegmentationClass", "SegmentationClassAug"))
     lists = {
-        PurePosixPath(path).stem: [PurePosixPath(fields[0]).stem for _, fields in _lines(store, path)]
+        _stem(path): [_stem(fields[0]) for _, fields in _lines(store, path)]
         for path in _files(store, "ImageSets/Segmentation", {".txt"})
     }
     if "train" not in lists or "val" not in lists:
@@ -105,22 +91,18 @@ def read_voc2012(store: Store, options: LayoutOptions) -> Dataset:
         raise ConfigError("data", store.root, remedy)
     names = {"train": lists["train"], "val": lists["val"]}
     if more:
-        held_out = set(lists["val"])
-        wider = lists.get("trainaug") or [PurePosixPath(path).stem for path in more]
+        wider, held_out = lists.get("trainaug") or [_stem(path) for path in more], set(lists["val"])
         names["train"] = [name for name in wider if name not in held_out]
-    by_name = {PurePosixPath(path).stem: item for path, item in images.items()}
     pairs = []
     for split, name in [(split, name) for split, listed in names.items() for name in listed]:
-        if name not in by_name:
-            raise _missing(
-                store, store.uri_of(f"ImageSets/Segmentation/{split}.txt"), f"JPEGImages/{name}.jpg", "image"
-            )
+        if name not in images:
+            where = store.uri_of(f"ImageSets/Segmentation/{split}.txt")
+            raise _missing(store, where, f"JPEGImages/{name}.jpg", "image")
         own, wide = fine.get(f"SegmentationClass/{name}.png"), more.get(f"SegmentationClassAug/{name}.png")
         mask = (wide or own) if split == "train" else (own or wide)
-        pairs.append(_pair(store, split, name, by_name[name], mask, f"SegmentationClass/{name}.png"))
-    _refuse_empty(store, pairs, "names of images in ImageSets/Segmentation/train.txt and val.txt")
-    _tell_strays((path for path in (*fine, *more) if PurePosixPath(path).stem not in by_name), pairs)
-    return Dataset(store=store, classes=_classes_or(store, "voc2012")[0], splits=by_split(pairs))
+        pairs.append(_pair(split, name, images[name], mask, f"SegmentationClass/{name}.png"))
+    strays = [path for path in (*fine, *more) if _stem(path) not in images]
+    return _dataset(store, pairs, strays, "voc2012", "names of images in ImageSets/Segmentation/train.txt and val.txt")
 
 
 def read_camvid(store: Store, options: LayoutOptions) -> Dataset:
@@ -128,17 +110,9 @@ def read_camvid(store: Store, options: LayoutOptions) -> Dataset:
 
     The masks hold the 11 class ids, and 11 for pixels without a label.
     """
-    pairs: list[Pair] = []
-    masks: dict[str, StoredObject] = {}
-    for split in ("train", "val", "test"):
-        masks |= _files(store, f"{split}annot", _MASK_SUFFIXES)
-        for path, image in _files(store, split, IMAGE_SUFFIXES).items():
-            key = str(PurePosixPath(path).relative_to(split).with_suffix(""))
-            wanted = f"{split}annot/{key}.png"
-            pairs.append(_pair(store, split, key, image, masks.get(wanted), wanted))
-    _refuse_empty(store, pairs, "train/*.png and trainannot/*.png, as in the SegNet release of CamVid")
-    _tell_strays(masks, pairs)
-    return Dataset(store=store, classes=_classes_or(store, "camvid")[0], splits=by_split(pairs))
+    folders = [(split, f"{split}annot", split) for split in ("train", "val", "test")]
+    expected = "train/*.png and trainannot/*.png, as in the SegNet release of CamVid"
+    return _dataset(store, *_mirrored(store, folders), "camvid", expected)
 
 
 def read_list(store: Store, options: LayoutOptions) -> Dataset:
@@ -154,15 +128,14 @@ def read_list(store: Store, options: LayoutOptions) -> Dataset:
             line = f"{store.uri_of(name)} line {number}"
             if len(fields) != 2:
                 raise ConfigError("data", line, "expected the path of an image, a blank and the path of its mask")
-            image, mask = (files.get(path.lstrip("/")) for path in fields)
-            if image is None:
-                raise _missing(store, line, fields[0], "image")
-            if mask is None:
-                raise _missing(store, line, fields[1], "mask")
+            for path, what in zip(fields, ("image", "mask"), strict=True):
+                if path.lstrip("/") not in files:
+                    raise _missing(store, line, path, what)
+            image, mask = (files[path.lstrip("/")] for path in fields)
             key = str(PurePosixPath(image.key).with_suffix(""))
-            pairs.append(_pair(store, name.removesuffix(".txt"), key, image, mask, mask.key))
-    _refuse_empty(store, pairs, "train.txt and val.txt with the paths of an image and its mask in each line")
-    return Dataset(store=store, classes=classes, splits=by_split(pairs))
+            pairs.append(_pair(name.removesuffix(".txt"), key, image, mask, mask.key))
+    expected = "train.txt and val.txt with the paths of an image and its mask in each line"
+    return _dataset(store, pairs, (), classes, expected)
 
 
 LAYOUTS: dict[str, Callable[[Store, LayoutOptions], Dataset]] = {
@@ -178,7 +151,7 @@ LAYOUTS: dict[str, Callable[[Store, LayoutOptions], Dataset]] = {
 
 
 def open_dataset(uri: str, layout: str, options: LayoutOptions | None = None) -> Dataset:
-    """The data set at ``uri``.
+    """Open the data set at ``uri``.
 
     Raises:
         ConfigError: for an unknown layout, a missing folder or bucket, or content that does not fit the layout.
@@ -199,12 +172,12 @@ class DataConfig:
     labels: LayoutOptions = field(default_factory=LayoutOptions)
 
     def open(self) -> Dataset:
-        """The data set. Raises as ``open_dataset``."""
+        """Open the data set. Raises as ``open_dataset``."""
         return open_dataset(self.data, self.layout, self.labels)
 
 
 def read_classes(store: Store) -> ClassTable:
-    """The class table in ``classes.json``; ConfigError when it is not there or no class table."""
+    """Read the class table in ``classes.json``; ConfigError when it is not there or no class table."""
     uri = store.uri_of(CLASSES_FILE)
     try:
         data = store.read(CLASSES_FILE)
@@ -218,27 +191,72 @@ def read_classes(store: Store) -> ClassTable:
     return ClassTable.from_json(content)
 
 
-def _classes_or(store: Store, name: str) -> tuple[ClassTable, int | None]:
-    """The class table in ``classes.json`` where there is one, else a built-in one with its largest raw id, if any."""
-    if store.exists(CLASSES_FILE):
-        return read_classes(store), None
-    table = class_table(name)
-    return table, max(table.ids) if table.ids else None
+def _dataset(
+    store: Store, pairs: Sequence[Pair], masks: Iterable[str], classes: ClassTable | str, expected: str = ""
+) -> Dataset:
+    """Put a data set together, and warn of ``masks`` that no pair has: a half-copied data set looks like that.
+
+    Args:
+        classes: the class table, or the name of a built-in one where there is no ``classes.json``.
+        expected: refuse a data set without pairs, and say that these files were expected.
+    """
+    if expected and not pairs:
+        raise ConfigError("data", store.root, f"no labelled images; expected {expected}")
+    if strays := sorted(set(masks) - {pair.mask for pair in pairs}):
+        named = ", ".join(strays[:SHOWN]) + (", ..." if len(strays) > SHOWN else "")
+        log.warning("masks without an image: %d passed over (%s)", len(strays), named)
+    last_id = None
+    if isinstance(classes, str):
+        built_in = not store.exists(CLASSES_FILE)
+        classes = class_table(classes) if built_in else read_classes(store)
+        last_id = max(classes.ids) if built_in and classes.ids else None
+    return Dataset(store=store, classes=classes, splits=by_split(pairs), last_id=last_id)
 
 
-def _files(store: Store, folder: str, suffixes: Iterable[str]) -> dict[str, StoredObject]:
-    """The files below a folder by their path."""
+def _mirrored(store: Store, folders: Iterable[tuple[str, str, str | None]]) -> tuple[list[Pair], Files]:
+    """Pair the images below some folders with masks of the same paths below others.
+
+    Args:
+        folders: of images, of their masks, and the split; None where it is the first folder of each path.
+
+    Returns:
+        The pairs, and all masks by their path.
+    """
+    pairs: list[Pair] = []
+    files: Files = {}
+    for images, masks, split in folders:
+        found = _files(store, masks, _MASK_SUFFIXES)
+        by_name = {_below(path, masks): mask for path, mask in found.items()}
+        for path, image in _files(store, images, IMAGE_SUFFIXES).items():
+            name = _below(path, images)
+            own, key = (split, name) if split else _split_and_key(path, images)
+            pairs.append(_pair(own, key, image, by_name.get(name), f"{masks}/{name}.png"))
+        files |= found
+    return pairs, files
+
+
+def _files(store: Store, folder: str, suffixes: Iterable[str]) -> Files:
+    """List the files below a folder by their path."""
     return {item.key: item for item in store.list(folder, suffixes=frozenset(suffixes))}
 
 
+def _below(path: str, folder: str) -> str:
+    """Return a file's path below a folder, without its suffix."""
+    return str(PurePosixPath(path).relative_to(folder).with_suffix(""))
+
+
 def _split_and_key(path: str, folder: str) -> tuple[str, str]:
-    """Split and key of ``<folder>/<split>/KEY.suffix``; a file beside the split folders has the split ``""``."""
-    parts = PurePosixPath(path).relative_to(folder).with_suffix("").parts
-    return ("", parts[0]) if len(parts) == 1 else (parts[0], "/".join(parts[1:]))
+    """Return split and key of ``<folder>/<split>/KEY.suffix``; a file beside the split folders has the split ``""``."""
+    *split, key = _below(path, folder).split("/", 1)
+    return "".join(split), key
 
 
-def _pair(store: Store, split: str, key: str, image: StoredObject, mask: StoredObject | None, expected: str) -> Pair:
-    """A pair of files; ConfigError when there is no mask, naming where it was expected."""
+def _stem(path: str) -> str:
+    return PurePosixPath(path).stem
+
+
+def _pair(split: str, key: str, image: StoredObject, mask: StoredObject | None, expected: str) -> Pair:
+    """Pair two files; ConfigError when there is no mask, naming where it was expected."""
     if mask is None:
         raise ConfigError("data", image.uri, f"has no mask; expected {expected}")
     return Pair(
@@ -251,16 +269,8 @@ def _pair(store: Store, split: str, key: str, image: StoredObject, mask: StoredO
     )
 
 
-def _tell_strays(masks: Iterable[str], pairs: Iterable[Pair]) -> None:
-    """Masks that no image goes with are passed over, but not in silence: a half-copied data set looks like that."""
-    strays = sorted(set(masks) - {pair.mask for pair in pairs})
-    if strays:
-        named = ", ".join(strays[:SHOWN]) + (", ..." if len(strays) > SHOWN else "")
-        log.warning("masks without an image: %d passed over (%s)", len(strays), named)
-
-
 def _lines(store: Store, path: str) -> Iterator[tuple[int, list[str]]]:
-    """Number, counted from 1, and blank-separated fields of each line of a text file that is not empty."""
+    """Read number, counted from 1, and blank-separated fields of each line of a text file that is not empty."""
     try:
         text = store.read(path).decode()
     except UnicodeDecodeError as error:
@@ -272,8 +282,3 @@ def _lines(store: Store, path: str) -> Iterator[tuple[int, list[str]]]:
 
 def _missing(store: Store, where: str, path: str, what: str) -> ConfigError:
     return ConfigError("data", where, f"names {path}, but there is no such {what} below {store.root}")
-
-
-def _refuse_empty(store: Store, pairs: Iterable[Pair], expected: str) -> None:
-    if not any(True for _ in pairs):
-        raise ConfigError("data", store.root, f"no labelled images; expected {expected}")

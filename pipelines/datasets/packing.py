@@ -10,19 +10,18 @@ Tasks are Ray Data's, as in labelling: a large data set is packed by all nodes o
 
 import hashlib
 import json
-import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 import numpy as np
 import ray.data
 
 from pipelines.cluster.ray_data import quiet_ray_data, rows_of
 from pipelines.cluster.session import ray_session
-from pipelines.datasets.data_card import DataCard, Measured, Rejected, SplitCard, Tally, content_hash, measure
+from pipelines.datasets.data_card import DataCard, Rejected, SplitCard, content_hash, measure
 from pipelines.datasets.dataset import Dataset, Pair, PairError
 from pipelines.datasets.layouts import DataConfig
 from pipelines.datasets.shards import (
@@ -41,8 +40,6 @@ from pipelines.storage import Store, open_store
 from pspnet_core.errors import ConfigError, PspnetError
 from pspnet_core.images.masks import to_png
 from pspnet_core.threads import map_ahead
-
-log = logging.getLogger(__name__)
 
 FORMAT = 1
 PLAN_FILE = "plan.json"
@@ -98,13 +95,12 @@ def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | N
     if listing_of(config.dataset.open()) != listing_of(dataset):
         raise PackingFailed(f"{dataset.store.root} changed while it was packed; empty {output.root} and start again")
     finish(output, dataset, card, parts)
-    if leaks := card.leaks():
-        log.warning("images in two splits: %d, the first %s", len(leaks), leaks[0])
+    card.warn_of_leaks()
     return {
         "splits": {name: split.images for name, split in card.splits.items()},
         "shards": len(pack.shards),
         "rejected": len(card.rejected),
-        "leaks": len(leaks),
+        "leaks": len(card.leaks()),
         "card": output.uri_of(CARD_FILE),
     }
 
@@ -130,13 +126,13 @@ def plan_shards(dataset: Dataset, limit: int) -> tuple[tuple[Pair, ...], ...]:
 
 
 def listing_of(dataset: Dataset) -> str:
-    """Identifies the data set as it was listed, all splits."""
+    """Identify the data set as it was listed, all splits."""
     parts = [(name, dataset.fingerprint(name)) for name in sorted(dataset.splits)]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
 def claim(output: Store, config: PrepareConfig, dataset: Dataset) -> None:
-    """Write down what goes into the output, if nothing is written there yet.
+    """Write the plan of the output, unless there is one already.
 
     Raises:
         ConfigError: the output is of another input, or of other settings.
@@ -163,7 +159,7 @@ class Part:
     entries: tuple[IndexRow, ...]
 
     def to_json(self) -> dict[str, Any]:
-        """The part in plain JSON types."""
+        """Return the part in plain JSON types."""
         return {
             "split": self.split,
             "entries": [asdict(entry) for entry in self.entries],
@@ -182,7 +178,7 @@ class Part:
             pixels=np.array(content["pixels"], dtype=np.int64),
             ignored=content["ignored"],
             sizes=Counter({(width, height): count for width, height, count in content["sizes"]}),
-            rejected=tuple(Rejected(**row) for row in content["rejected"]),
+            rejected=[Rejected(**row) for row in content["rejected"]],
             keys={entry.image_hash: entry.key for entry in reversed(entries)},
         )
         return cls(split=content["split"], card=card, entries=entries)
@@ -209,54 +205,48 @@ class Pack:
 
     def _shard(self, number: int) -> bytes:
         pairs = self.shards[number]
-        writer, tally = ShardWriter(), Tally(len(self.dataset.classes))
+        writer, card = ShardWriter(), SplitCard.empty(len(self.dataset.classes))
         entries: list[IndexRow] = []
         with ThreadPoolExecutor(THREADS) as pool:
-            for packed in map_ahead(pool, self._checked, pairs, depth=2 * THREADS):
-                if isinstance(packed, Rejected):
-                    tally.add(packed)
+            for pair, (found, packed) in zip(
+                pairs, map_ahead(pool, self._checked, pairs, depth=2 * THREADS), strict=True
+            ):
+                card += found
+                if packed is None:
                     continue
-                tally.add(packed.measured)
-                writer.add(packed.measured.key, packed.image, packed.mask, packed.measured.split)
-                entries.append(packed.entry(number, row=len(entries)))
-        part = Part(split=pairs[0].split, card=tally.card(), entries=tuple(entries))
+                image, mask = packed
+                (image_hash,) = found.keys
+                row = IndexRow(
+                    key=pair.key,
+                    split=pair.split,
+                    shard=number,
+                    row=len(entries),
+                    bytes=len(image) + len(mask),
+                    image_hash=image_hash,
+                    mask_hash=content_hash(mask),
+                )
+                entries.append(row)
+                writer.add(pair.key, image, mask, pair.split)
+        part = Part(split=pairs[0].split, card=card, entries=tuple(entries))
         return writer.finish(json.dumps(part.to_json()))
 
-    def _checked(self, pair: Pair) -> "_Packed | Rejected":
+    def _checked(self, pair: Pair) -> tuple[SplitCard, tuple[bytes, bytes] | None]:
+        """Return what a pair adds to the card, and image and mask for the shard unless the pair is rejected."""
+        classes = self.dataset.classes
         try:
             sample = self.dataset.fetch(pair)
             mask = self.dataset.decode(pair, sample)[1]
         except PairError as error:
-            return Rejected.of(pair, error)
-        classes = self.dataset.classes
+            row = Rejected(split=pair.split, key=pair.key, file=str(error.value), reason=error.remedy)
+            return replace(SplitCard.empty(len(classes)), rejected=[row]), None
         # A shard holds class ids, so that its readers need no table of raw ones.
         as_it_is = isinstance(sample.mask, bytes) and classes.ids is None
         encoded = sample.mask if as_it_is else to_png(mask, classes.palette())
-        return _Packed(sample.image, cast(bytes, encoded), measure(pair, sample, mask, len(classes)))
-
-
-class _Packed(NamedTuple):
-    """One good pair, as it goes into a shard."""
-
-    image: bytes
-    mask: bytes
-    measured: Measured
-
-    def entry(self, shard: int, row: int) -> IndexRow:
-        """Its row of the index."""
-        return IndexRow(
-            key=self.measured.key,
-            split=self.measured.split,
-            shard=shard,
-            row=row,
-            bytes=len(self.image) + len(self.mask),
-            image_hash=self.measured.image_hash,
-            mask_hash=content_hash(self.mask),
-        )
+        return measure(pair, sample, mask, len(classes)), (sample.image, cast(bytes, encoded))
 
 
 def pack_on_ray(pack: Pack) -> list[Part]:
-    """Every shard's part, in order, from tasks of Ray Data."""
+    """Make every shard by a task of Ray Data, and return their parts in order."""
     quiet_ray_data()
     count = len(pack.shards)
     parts: dict[int, Part] = {}
@@ -269,10 +259,10 @@ def pack_on_ray(pack: Pack) -> list[Part]:
 
 
 def card_of_parts(dataset: Dataset, parts: Iterable[Part]) -> DataCard:
-    """The card of all shards."""
-    card = DataCard(classes=dataset.classes.names, splits={})
+    """Add up the cards of all shards."""
+    card = DataCard(classes=dataset.classes.names)
     for part in parts:
-        card += DataCard(classes=card.classes, splits={part.split: part.card})
+        card.add(part.split, part.card)
     return card
 
 
@@ -285,7 +275,7 @@ def _refuse_unusable(dataset: Dataset, card: DataCard) -> None:
 
 
 def finish(output: Store, dataset: Dataset, card: DataCard, parts: Iterable[Part]) -> None:
-    """Write what belongs to the end; the card last, as it says that all the rest is there."""
+    """Write index, class table and card; the card last, as it says that all the rest is there."""
     classes = replace(dataset.classes, ids=None)
     files = {
         INDEX_FILE: write_index(entry for part in parts for entry in part.entries),

@@ -16,7 +16,6 @@ import io
 import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -25,7 +24,7 @@ from numpy.typing import NDArray
 
 from pipelines.datasets.dataset import Dataset, LayoutOptions, Pair, PairError, Sample, by_split
 from pipelines.storage import ObjectMissing, Store
-from pipelines.storage.arrow import METADATA_KEY
+from pipelines.storage.arrow import METADATA_KEY, to_parquet
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
 
@@ -71,7 +70,7 @@ class IndexRow:
 
 
 def shard_path(number: int) -> str:
-    """Where a shard lies."""
+    """Return the path of a shard."""
     return f"shards/{number:06d}.parquet"
 
 
@@ -96,7 +95,7 @@ class ShardWriter:
         self._bytes += size
 
     def finish(self, metadata: str) -> bytes:
-        """The whole file; ``metadata`` is kept in its footer."""
+        """Return the whole file, with ``metadata`` in its footer."""
         self._flush()
         self._writer.add_key_value_metadata({METADATA_KEY.decode(): metadata})
         self._writer.close()
@@ -109,7 +108,7 @@ class ShardWriter:
 
 
 def shard_metadata(store: Store, path: str) -> str:
-    """What ``ShardWriter.finish`` was given; raises as ``Store.open``."""
+    """Read the metadata in a shard's footer; raises as ``Store.open``."""
     with store.open(path) as stream:
         content: bytes = pq.read_metadata(stream).metadata[METADATA_KEY]
     return content.decode()
@@ -128,13 +127,14 @@ class ShardRows:
             raise PairError("data", store.uri_of(path), remedy) from error
 
     def _read(self, store: Store, path: str, row: int) -> Sample:
-        footer = _footer(store, path)
-        group = int(np.searchsorted(footer.starts, row, side="right")) - 1
+        metadata, starts = _footer(store, path)
+        group = int(np.searchsorted(starts, row, side="right")) - 1
         with store.open(path) as stream:
-            # The columns lie side by side: with pre_buffer Arrow fetches both in one read.
-            file = pq.ParquetFile(_Whole(stream), metadata=footer.metadata, pre_buffer=True)
+            # The columns lie side by side: with pre_buffer Arrow fetches both in one read, which a buffered stream
+            # would split where it is larger than the buffer.
+            file = pq.ParquetFile(getattr(stream, "raw", stream), metadata=metadata, pre_buffer=True)
             rows = file.read_row_group(group, columns=["image", "mask"], use_threads=False)
-        image, mask = (rows[name][row - int(footer.starts[group])].as_py() for name in ("image", "mask"))
+        image, mask = (rows[name][row - int(starts[group])].as_py() for name in ("image", "mask"))
         return Sample(image, mask)
 
     def block(self, pair: Pair) -> str:
@@ -142,49 +142,18 @@ class ShardRows:
         return _place(pair.image)[0]
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Footer:
-    """A shard's metadata, and the first row of each row group."""
-
-    metadata: pq.FileMetaData
-    starts: NDArray[np.int64]
-
-
 @functools.lru_cache(maxsize=OPEN_SHARDS)
-def _footer(store: Store, path: str) -> _Footer:
+def _footer(store: Store, path: str) -> tuple[pq.FileMetaData, NDArray[np.int64]]:
+    """Read a shard's metadata, and the first row of each row group."""
     with store.open(path) as stream:
         metadata = pq.read_metadata(stream)
     rows = np.array([metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)], dtype=np.int64)
-    return _Footer(metadata=metadata, starts=np.cumsum(rows) - rows)
-
-
-class _Whole(io.RawIOBase):
-    """A stream that asks for each read in one piece; a buffered one would split what is larger than its buffer."""
-
-    def __init__(self, stream: BinaryIO) -> None:
-        self._stream = stream
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
-        return self._stream.seek(offset, whence)
-
-    def tell(self) -> int:
-        return self._stream.tell()
-
-    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
-        return self._stream.readinto(buffer)  # type: ignore[attr-defined, no-any-return]
+    return metadata, np.cumsum(rows) - rows
 
 
 def write_index(entries: Iterable[IndexRow]) -> bytes:
-    """The index as a Parquet file."""
-    sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist([asdict(entry) for entry in entries], schema=INDEX), sink, compression="zstd")
-    return sink.getvalue()
+    """Return the index as a Parquet file."""
+    return to_parquet(pa.Table.from_pylist([asdict(entry) for entry in entries], schema=INDEX))
 
 
 def read_shards(store: Store, options: LayoutOptions) -> Dataset:

@@ -5,10 +5,10 @@ Everything is real (Ray Train, Ray Data, MLflow, the label table) and small; onl
 
 import itertools
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,7 @@ from pspnet_core.errors import ConfigError
 from pspnet_core.images import run_lengths
 from pspnet_core.images.decoding import decode_image
 from pspnet_core.images.masks import to_png
-from pspnet_core.images.overlays import contact_sheet
+from pspnet_core.images.overlays import Row, contact_sheet
 from pspnet_core.training.augment import AugmentConfig
 from pspnet_core.training.optim import OptimiserConfig, ScheduleConfig
 
@@ -40,7 +40,7 @@ FROM (SELECT unnest(class_stats) AS s FROM read_parquet('{labels}', hive_partiti
 GROUP BY ALL ORDER BY percent DESC
 """
 ERRORS = "SELECT key, error FROM read_parquet('{labels}', hive_partitioning = true) WHERE status = 'error' ORDER BY key"
-BEST = """
+FIRST = """
 SELECT uri, width, height, mask_classes, mask_lengths FROM read_parquet('{labels}', hive_partitioning = true)
 WHERE status = 'ok' ORDER BY key LIMIT {count}
 """
@@ -116,7 +116,7 @@ def draw_dataset(folder: Path, *, train: int, val: int, seed: int) -> None:
             (folder / kind / split).mkdir(parents=True, exist_ok=True)
         for number in range(first, first + count):
             image, mask = draw_scene(number)
-            (folder / "images" / split / f"{number:07d}.jpg").write_bytes(_jpeg(image))
+            Image.fromarray(image).save(folder / "images" / split / f"{number:07d}.jpg", quality=90)
             (folder / "masks" / split / f"{number:07d}.png").write_bytes(to_png(mask))
 
 
@@ -124,17 +124,14 @@ def draw_bucket(folder: Path, *, images: int, seed: int) -> int:
     """Write fresh scenes, and among them files that are broken the usual ways; returns how many are."""
     folder.mkdir(parents=True, exist_ok=True)
     for number in range(seed, seed + images):
-        (folder / f"street-{number:07d}.jpg").write_bytes(_jpeg(draw_scene(number)[0]))
-    whole = _jpeg(draw_scene(seed)[0])
-    broken = {
-        "broken-empty.jpg": b"",
-        "broken-truncated.jpg": whole[: len(whole) // 2],
-        "broken-page.jpg": b"<html>404 Not Found</html>",
-        "broken-bomb.png": _bomb(),
-    }
-    for name, content in broken.items():
-        (folder / name).write_bytes(content)
-    return len(broken)
+        Image.fromarray(draw_scene(number)[0]).save(folder / f"street-{number:07d}.jpg", quality=90)
+    truncated = folder / "broken-truncated.jpg"
+    Image.fromarray(draw_scene(seed)[0]).save(truncated, quality=90)
+    os.truncate(truncated, truncated.stat().st_size // 2)
+    (folder / "broken-empty.jpg").touch()
+    (folder / "broken-page.jpg").write_text("<html>404 Not Found</html>")
+    Image.new("1", (20000, 20000)).save(folder / "broken-bomb.png")  # a few hundred kB, but 400 million pixels
+    return len(list(folder.glob("broken-*")))
 
 
 def _train_config(config: DemoConfig, root: Path) -> TrainConfig:
@@ -153,7 +150,7 @@ def _train_config(config: DemoConfig, root: Path) -> TrainConfig:
 
 
 def _narrator() -> Callable[..., None]:
-    """Prints numbered steps to standard error (standard output holds the result line alone)."""
+    """Print numbered steps to standard error (standard output holds the result line alone)."""
     steps = itertools.count(1)
 
     def say(text: str, *tables: Any) -> None:
@@ -163,25 +160,10 @@ def _narrator() -> Callable[..., None]:
 
 
 def _draw_sheet(labels: str, path: Path, count: int = 12) -> Path:
-    """Contact sheet of the first labelled images, from the label table alone."""
-
-    def rows() -> Iterator[tuple[Any, Any]]:
-        for uri, width, height, classes, lengths in duckdb.execute(BEST.format(labels=labels, count=count)).fetchall():
-            mask = run_lengths.decode(np.array(classes, np.int32), np.array(lengths, np.int32), height, width)
-            yield decode_image(Path(uri).read_bytes()), mask
-
-    contact_sheet(list(rows()), SCENE_CLASSES).save(path)
+    """Save a contact sheet of the first labelled images, from the label table alone."""
+    rows: list[Row] = []
+    for uri, width, height, classes, lengths in duckdb.execute(FIRST.format(labels=labels, count=count)).fetchall():
+        mask = run_lengths.decode(np.array(classes, np.int32), np.array(lengths, np.int32), height, width)
+        rows.append((decode_image(Path(uri).read_bytes()), mask))
+    contact_sheet(rows, SCENE_CLASSES).save(path)
     return path
-
-
-def _jpeg(image: Any) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(image).save(buffer, "JPEG", quality=90)
-    return buffer.getvalue()
-
-
-def _bomb() -> bytes:
-    """A PNG of a few hundred kilobytes that would decode to 400 million pixels."""
-    buffer = BytesIO()
-    Image.new("1", (20000, 20000)).save(buffer, "PNG")
-    return buffer.getvalue()

@@ -8,6 +8,7 @@ Colours are RGB, 0 to 255 each. ``CLASS_TABLES`` names the built-in tables; any 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import TypeGuard
@@ -156,11 +157,8 @@ def _check_names(names: tuple[str, ...]) -> None:
         raise ConfigError("classes.names", f"{len(names)} names", f"give 2 to {MAX_CLASS_ID} classes")
     if empty := [index for index, name in enumerate(names) if not name.strip()]:
         raise ConfigError("classes.names", repr(names[empty[0]]), f"give class {empty[0]} a name")
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise ConfigError("classes.names", name, "the name is given twice; make the names unique")
-        seen.add(name)
+    if twice := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError("classes.names", twice[0], "the name is given twice; make the names unique")
 
 
 def _check_colors(colors: Sequence[Sequence[object]], classes: int) -> None:
@@ -169,12 +167,8 @@ def _check_colors(colors: Sequence[Sequence[object]], classes: int) -> None:
             "classes.colors", f"{len(colors)} colours", f"give one colour for each of the {classes} classes"
         )
     for color in colors:
-        if len(color) != 3 or not all(_is_byte(channel) for channel in color):
+        if len(color) != 3 or not all(_is_whole(channel) and 0 <= channel <= 255 for channel in color):
             raise ConfigError("classes.colors", color, "a colour is three whole numbers, 0 to 255")
-
-
-def _is_byte(value: object) -> bool:
-    return _is_whole(value) and 0 <= value <= 255
 
 
 def _is_whole(value: object) -> TypeGuard[int]:
@@ -205,17 +199,10 @@ def _colormap(first: int, count: int) -> tuple[Color, ...]:
     The bits of the id are dealt to red, green and blue in turn, the lowest into the top bit of each
     (``VOCcolormap.m`` of the VOC2012 development kit).
     """
-    return tuple(_deal_bits(index) for index in range(first, first + count))
-
-
-def _deal_bits(index: int) -> Color:
-    red = green = blue = 0
-    for place in range(7, -1, -1):
-        red |= (index & 1) << place
-        green |= (index >> 1 & 1) << place
-        blue |= (index >> 2 & 1) << place
-        index >>= 3
-    return red, green, blue
+    ids = np.arange(first, first + count)[:, None, None]
+    bits = ids >> np.arange(24).reshape(8, 3) & 1
+    colors = (bits << np.arange(7, -1, -1)[:, None]).sum(axis=1)
+    return tuple((red, green, blue) for red, green, blue in colors.tolist())
 
 
 def _table(rows: str, *, ignore: int = 255) -> ClassTable:

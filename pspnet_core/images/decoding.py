@@ -23,7 +23,7 @@ from PIL import Image
 from pspnet_core.errors import ImageError
 
 # Pillow's own guard against decompression bombs warns at a fixed size and raises at twice that. The
-# `max_pixels` of the functions below stands in its place: it is checked for every image, from the
+# `max_pixels` of the functions below replaces it: it is checked for every image, from the
 # header, and may be raised by the caller. Switched off once, here, since the switch is a global and
 # changing it per call would not be thread safe.
 Image.MAX_IMAGE_PIXELS = None
@@ -86,7 +86,18 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
     Raises:
         ImageError: ``Empty``, ``Unreadable``, ``Truncated`` or ``TooLarge``.
     """
-    return ImageFile(data, _open(data, max_pixels))
+    if not data:
+        raise ImageError("Empty", "the file has no bytes")
+    # A file that begins like an image is one, only damaged; anything else is something else.
+    kind = "Truncated" if data.startswith(_SIGNATURES) else "Unreadable"
+    with _codec(kind, "the header cannot be read"):
+        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    width, height = image.size
+    if width < 1 or height < 1:
+        raise ImageError("Unreadable", f"an image of {width} x {height} pixels")
+    if width * height > max_pixels:
+        raise ImageError("TooLarge", f"{width} x {height} pixels; at most {max_pixels} are decoded")
+    return ImageFile(data, image)
 
 
 def decode_image(file: bytes | ImageFile, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
@@ -183,7 +194,7 @@ def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.unsi
     Raises:
         ImageError: as :func:`decode_image`, and ``NotAMask`` for another format or several channels.
     """
-    image = _open(data, max_pixels)
+    image = open_image(data, max_pixels=max_pixels).header
     if image.format != "PNG" or image.mode not in ("1", "L", "P", "I;16", "I"):
         raise ImageError("NotAMask", f"{image.format} of mode {image.mode}; a mask is a single-channel PNG")
     step = _GREY_STEPS.get(_raw_mode(image), 1)
@@ -199,27 +210,11 @@ def _opened(file: bytes | ImageFile, max_pixels: int) -> ImageFile:
     return file if isinstance(file, ImageFile) else open_image(file, max_pixels=max_pixels)
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
-    """Read the header and check the size."""
-    if not data:
-        raise ImageError("Empty", "the file has no bytes")
-    # A file that begins like an image is one, only damaged; anything else is something else.
-    kind = "Truncated" if data.startswith(_SIGNATURES) else "Unreadable"
-    with _codec(kind, "the header cannot be read"):
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
-    width, height = image.size
-    if width < 1 or height < 1:
-        raise ImageError("Unreadable", f"an image of {width} x {height} pixels")
-    if width * height > max_pixels:
-        raise ImageError("TooLarge", f"{width} x {height} pixels; at most {max_pixels} are decoded")
-    return image
-
-
 def _plain_jpeg(image: Image.Image, data: bytes) -> NDArray[np.uint8] | None:
-    """The same pixels in less time than Pillow's, for the commonest sort of file: an upright, whole RGB JPEG.
+    """Decode the commonest sort of file, an upright, whole RGB JPEG, to Pillow's pixels in less time.
 
     Returns:
-        None for all others, and where the codec fails, since Pillow tells what is wrong.
+        None for all others, and where the codec fails, since Pillow's errors say what is wrong.
     """
     upright_rgb = image.format in _JPEGS and image.mode == "RGB" and _orientation(image) == 1
     if not upright_rgb or "progressive" in image.info or not _is_one_whole_scan(data):
@@ -233,7 +228,7 @@ def _plain_jpeg(image: Image.Image, data: bytes) -> NDArray[np.uint8] | None:
 
 
 def _is_one_whole_scan(data: bytes) -> bool:
-    """Whether a JPEG has one scan, up to its end, with no marker in between: OpenCV would pass over damage there.
+    """Return whether a JPEG has one scan up to its end with no marker in between; OpenCV passes over damage there.
 
     In a scan a byte 0xff is followed by a zero (ITU-T T.81, B.1.1.5), or else it begins a marker.
     """
@@ -294,7 +289,7 @@ def _codec(kind: str, what: str) -> Iterator[None]:
 
 
 def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
-    """Height and width of an upright image from those of the stored one, and the other way round."""
+    """Return height and width of an upright image from those of the stored one, and the other way round."""
     return size[::-1] if orientation >= 5 else size
 
 

@@ -37,23 +37,16 @@ def to_png(mask: Ids, palette: bytes | None = None, *, classes: int | None = Non
         raise ValueError(f"a PNG cannot hold a mask of shape {mask.shape}")
     check_ids(mask)
     deep = int(mask.max()) > 255 if classes is None else classes > 256
-    if deep:
-        image = _image("I;16", mask.astype("<u2"))
-    else:
-        if mask.max() > 255:
-            raise ValueError(f"id {mask.max()} in a mask of {classes} classes")
-        image = _image("L" if palette is None else "P", mask.astype(np.uint8))
-        if palette is not None:
-            # A short palette would make Pillow write fewer bits than the ids may need.
-            image.putpalette(palette[:768].ljust(768, b"\0"))
+    if not deep and mask.max() > 255:
+        raise ValueError(f"id {mask.max()} in a mask of {classes} classes")
+    mode, dtype = ("I;16", "<u2") if deep else ("L" if palette is None else "P", "u1")
+    image = Image.frombytes(mode, (mask.shape[1], mask.shape[0]), mask.astype(dtype).tobytes())
+    if palette is not None and not deep:
+        # A short palette would make Pillow write fewer bits than the ids may need.
+        image.putpalette(palette[:768].ljust(768, b"\0"))
     buffer = io.BytesIO()
     image.save(buffer, "PNG", compress_level=1)
     return buffer.getvalue()
-
-
-def _image(mode: str, ids: Ids) -> Image.Image:
-    height, width = ids.shape
-    return Image.frombytes(mode, (width, height), np.ascontiguousarray(ids).tobytes())
 
 
 def check_mask(mask: Ids) -> Ids:

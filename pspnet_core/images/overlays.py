@@ -79,9 +79,10 @@ def contact_sheet(
         raise ValueError(f"{len(rows)} rows in {columns} columns of {tile_width} pixels: nothing to show")
     if len({len(row) for row in rows}) > 1:
         raise ValueError(f"rows of {sorted({len(row) for row in rows})} pictures: give each as many masks")
-    strips = [_strip(image, masks, classes, tile_width) for image, *masks in rows]
-    if captions:
-        strips = [_add_caption(strip, caption) for strip, caption in zip(strips, captions, strict=True)]
+    above: Sequence[str | None] = captions or [None] * len(rows)
+    strips = [
+        _strip(image, masks, classes, tile_width, caption) for (image, *masks), caption in zip(rows, above, strict=True)
+    ]
     lines = [strips[start : start + columns] for start in range(0, len(strips), columns)]
     heights = [max(strip.height for strip in line) for line in lines]
     width = columns * (strips[0].width + _GAP) + _GAP
@@ -97,24 +98,20 @@ def contact_sheet(
     return sheet
 
 
-def _strip(image: NDArray[np.uint8], masks: Sequence[Ids], classes: ClassTable, width: int) -> Image.Image:
-    """Return an image and its overlays side by side, each ``width`` wide."""
+def _strip(
+    image: NDArray[np.uint8], masks: Sequence[Ids], classes: ClassTable, width: int, caption: str | None
+) -> Image.Image:
+    """Return an image and its overlays side by side, each ``width`` wide, below a line of text if there is one."""
     height = max(1, round(image.shape[0] * width / image.shape[1]))
     pictures = [image, *(overlay(image, mask, classes.colors) for mask in masks)]
-    strip = Image.new("RGB", (len(pictures) * width, height))
+    top = 0 if caption is None else _SWATCH + _GAP // 2
+    strip = Image.new("RGB", (len(pictures) * width, top + height), _BACKGROUND)
+    if caption is not None:
+        ImageDraw.Draw(strip).text((0, -1), caption, fill=_INK, font=ImageFont.load_default(_SWATCH))
     for place, pixels in enumerate(pictures):
         tile = Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR)
-        strip.paste(tile, (place * width, 0))
+        strip.paste(tile, (place * width, top))
     return strip
-
-
-def _add_caption(strip: Image.Image, caption: str) -> Image.Image:
-    """Return a strip with a line of text above it."""
-    top = _SWATCH + _GAP // 2
-    picture = Image.new("RGB", (strip.width, top + strip.height), _BACKGROUND)
-    ImageDraw.Draw(picture).text((0, -1), caption, fill=_INK, font=ImageFont.load_default(_SWATCH))
-    picture.paste(strip, (0, top))
-    return picture
 
 
 def _legend(classes: ClassTable, present: Sequence[int], width: int) -> Image.Image:

@@ -38,10 +38,6 @@ class Runs:
     pixels: NDArray[np.int64]
     confidence: NDArray[np.float32]
 
-    def total(self, values: NDArray[np.generic]) -> NDArray[np.float64]:
-        """Add up ``values``, (N,) one per run, for each class: (K,) float64."""
-        return np.bincount(self.slot, weights=values, minlength=self.class_id.size).astype(np.float64, copy=False)
-
 
 def pixels(runs: Runs) -> NDArray[np.int64]:
     """Return the pixels of each class: (K,) int64, summing to H * W."""
@@ -57,7 +53,7 @@ def confidence(runs: Runs) -> NDArray[np.float32]:
     """Return the mean confidence over the pixels of each class: (K,) float32, 0 to 1."""
     # In float64: adding a million float32 values in a row loses the third decimal.
     sums = np.add.reduceat(runs.confidence, runs.starts, dtype=np.float64)
-    return (runs.total(sums) / runs.pixels).astype(np.float32)
+    return (np.bincount(runs.slot, weights=sums, minlength=runs.class_id.size) / runs.pixels).astype(np.float32)
 
 
 STATISTICS: dict[str, Callable[[Runs], NDArray[np.generic]]] = {

@@ -10,10 +10,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from pipelines.datasets.data_card import DataCard, Rejected, card_of, check, measure
+from pipelines.datasets.data_card import DataCard, Rejected, SplitCard, check
 from pipelines.datasets.dataset import Dataset, PairError
-from pipelines.datasets.layouts import open_dataset
-from tests.pipelines.datasets.test_dataset import CLASSES, write_pair
+from tests.pipelines.datasets.test_dataset import CLASSES, opened, write_pair
 
 
 @pytest.fixture
@@ -25,10 +24,6 @@ def root(tmp_path: Path) -> Path:
             mask = random.choice(np.array([0, 1, 9], np.uint8), (4 + number % 2, 3 + number))
             write_pair(tmp_path, split, f"{number}", mask, colour=(number, 10 * count, 0))
     return tmp_path
-
-
-def opened(root: Path) -> Dataset:
-    return open_dataset(str(root), "folder")
 
 
 def everything(dataset: Dataset) -> DataCard:
@@ -58,7 +53,9 @@ def test_parts_add_up_to_the_whole(root: Path) -> None:
     whole = everything(dataset)
     pairs = (*dataset.split("val"), *dataset.split("train"))
     for cut in (0, 2, 4, 9, len(pairs)):
-        parts = check(dataset, pairs[:cut]) + check(dataset, pairs[cut:])
+        parts = check(dataset, pairs[:cut])
+        for name, split in check(dataset, pairs[cut:]).splits.items():
+            parts.add(name, split)
         found, expected = parts.to_json(), whole.to_json()
         for content in (found, expected):
             for split in content["splits"].values():
@@ -93,9 +90,9 @@ def test_the_first_bad_pair_in_order_is_told(root: Path) -> None:
 
 def test_what_is_written_down(root: Path) -> None:
     dataset = opened(root)
-    findings = [measure(pair, dataset.fetch(pair), dataset.read(pair)[1], 2) for pair in dataset.split("train")]
+    card = check(dataset, dataset.split("train"))
     bad = Rejected(split="val", key="x", file="masks/val/x.png", reason="holds id 7")
-    card = card_of(dataset, [*findings, bad])
+    card.add("val", SplitCard(pixels=np.zeros(2, np.int64), rejected=[bad]))
     content = json.loads(json.dumps(card.to_json()))
     assert content["classes"] == ["sky", "road"]
     train = card.splits["train"]

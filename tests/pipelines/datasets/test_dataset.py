@@ -53,12 +53,28 @@ def test_splits_keys_and_pixels(root: Path) -> None:
     image, mask = dataset.read(dataset.split("val")[0])
     assert (image.shape, mask.shape) == ((2, 3, 3), (2, 3))
     assert check(dataset, dataset.split("train")).splits["train"].pixels.tolist() == [2, 4]
+    assert dataset.blocks("train") == (1, 1)
 
 
-def test_an_id_beyond_the_classes_names_file_and_id(root: Path) -> None:
-    write_pair(root, "train", "bad", np.array([[0, 1], [7, 9]], np.uint8))
+@pytest.mark.parametrize(
+    ("mask", "size", "message"),
+    [
+        ([[0, 1], [7, 9]], None, r"holds id 7; the classes allow 0\.\.1 and ignore 9"),
+        ([[0, 2, 3], [4, 5, 6], [7, 8, 9]], None, r"holds ids 2, 3, 4, 5, 6, \.\.\.; the classes allow"),
+        ([[0, 1]], (4, 5), r"the mask is 2x1, its image 5x4; make them the same size"),
+        (b"", None, "cannot be read"),
+        (b"no picture", None, "cannot be read"),
+    ],
+)
+def test_a_bad_mask_is_named(
+    root: Path, mask: list[list[int]] | bytes, size: tuple[int, int] | None, message: str
+) -> None:
+    content = mask if isinstance(mask, list) else [[0]]
+    write_pair(root, "train", "bad", np.array(content, np.uint8), size=size)
+    if isinstance(mask, bytes):
+        (root / "masks/train/bad.png").write_bytes(mask)
     dataset = opened(root)
-    with pytest.raises(ConfigError, match=r"masks/train/bad\.png: holds id 7; the classes allow 0\.\.1 and ignore 9"):
+    with pytest.raises(PairError, match=rf"masks/train/bad\.png: {message}"):
         check(dataset, dataset.split("train"))
 
 
@@ -82,28 +98,6 @@ def test_a_built_in_table_may_be_named(root: Path) -> None:
         opened(root)
 
 
-def test_a_mask_of_another_size_names_both_sizes(root: Path) -> None:
-    write_pair(root, "train", "bad", np.zeros((4, 5), np.uint8), size=(8, 10))
-    dataset = opened(root)
-    pair = next(pair for pair in dataset.split("train") if pair.key == "bad")
-    with pytest.raises(ConfigError, match=r"bad\.png: the mask is 5x4, its image 10x8"):
-        dataset.read(pair)
-
-
-def test_an_image_without_a_mask_is_named(root: Path) -> None:
-    (root / "masks/train/a.png").unlink()
-    with pytest.raises(ConfigError, match=r"images/train/a\.jpg: has no mask; expected masks/train/a\.png"):
-        opened(root)
-
-
-@pytest.mark.parametrize("content", [b"", b"no picture"])
-def test_an_unreadable_mask_is_named(root: Path, content: bytes) -> None:
-    (root / "masks/train/a.png").write_bytes(content)
-    dataset = opened(root)
-    with pytest.raises(ConfigError, match=r"masks/train/a\.png: cannot be read"):
-        check(dataset, dataset.split("train"))
-
-
 def test_what_is_missing_is_told(root: Path) -> None:
     with pytest.raises(ConfigError, match=r"layout=tiles: choose one of folder, ade20k"):
         open_dataset(str(root), "tiles")
@@ -117,20 +111,6 @@ def test_what_is_missing_is_told(root: Path) -> None:
     (root / "classes.json").unlink()
     with pytest.raises(ConfigError, match="this layout needs it"):
         opened(root)
-
-
-def test_loose_files_are_blocks_of_one(root: Path) -> None:
-    dataset = opened(root)
-    assert dataset.blocks("train") == (1, 1)
-    with pytest.raises(ConfigError, match="split=test"):
-        dataset.blocks("test")
-
-
-def test_several_stray_ids_are_named(root: Path) -> None:
-    write_pair(root, "train", "bad", np.arange(12, dtype=np.uint8).reshape(3, 4))
-    dataset = opened(root)
-    with pytest.raises(PairError, match=r"bad\.png: holds ids 2, 3, 4, 5, 6, \.\.\.; the classes allow"):
-        check(dataset, dataset.split("train"))
 
 
 def test_a_file_that_went_after_the_listing(root: Path) -> None:

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from pipelines.datasets.data_card import check
 from pipelines.datasets.dataset import Dataset, Pair, by_split
 from pipelines.datasets.layouts import open_dataset
-from pipelines.datasets.packing import Pack, PackingFailed, PrepareConfig, plan_shards, prepare
+from pipelines.datasets.packing import PackingFailed, PrepareConfig, plan_shards, prepare
 from pipelines.process.config_tree import build
 from pipelines.storage import open_store
 from pspnet_core.errors import ConfigError
@@ -218,15 +218,3 @@ def test_shards_are_dealt_by_size(sizes: dict[str, list[int]], limit: int) -> No
             total = sum(pair.bytes for pair in shard)
             assert total <= limit or len(shard) == 1
             assert following is None or total + following[0].bytes > limit  # full
-
-
-def test_a_task_may_run_again_or_beside_itself(data: Path, tmp_path: Path) -> None:
-    dataset = open_dataset(str(data), "folder")
-    output = open_store(str(tmp_path / "out"), field="output")
-    pack = Pack(dataset, output, plan_shards(dataset, 10**6))
-    first = pack({"id": 2})
-    before = files(tmp_path / "out")
-    assert pack({"id": 2}) == first
-    elsewhere = Pack(dataset, open_store(str(tmp_path / "else"), field="output"), pack.shards)
-    assert elsewhere({"id": 2}) == first
-    assert files(tmp_path / "else") == files(tmp_path / "out") == before

@@ -1,4 +1,4 @@
-"""Scenes are pure functions of their seed, exact, and not to be told by colour alone."""
+"""Scenes are pure functions of their seed, exact, and colour alone does not give the classes away."""
 
 from __future__ import annotations
 

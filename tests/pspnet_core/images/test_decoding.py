@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import io
+import itertools
 import struct
 import zlib
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -17,10 +19,11 @@ from PIL import Image, ImageOps
 
 from pspnet_core.errors import ImageError
 from pspnet_core.images import decoding as images
-from pspnet_core.images.decoding import IMAGE_SUFFIXES, decode_image, decode_mask, decode_views, open_image
+from pspnet_core.images.decoding import IMAGE_SUFFIXES, Views, decode_image, decode_mask, decode_views, open_image
 
 WIDTH, HEIGHT = 31, 22
 BOMB = 20_000
+KINDS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 ORIENTATION = 0x0112
 
 
@@ -47,11 +50,21 @@ def _png(width: int, height: int, depth: int, color: int, rows: bytes, *extra: t
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(name, body) for name, body in chunks)
 
 
-def _kind(data: bytes, **options: int) -> str:
-    with pytest.raises(ImageError) as caught:
-        decode_image(data, **options)
-    assert len(str(caught.value).splitlines()) == 1
-    return caught.value.kind
+def _views(data: bytes, **options: int) -> Views:
+    return decode_views(data, lambda height, width: [(5, 5)], **options)
+
+
+def _kind(data: bytes, *others: Callable[..., object], **options: int) -> str:
+    """Return what ``decode_image``, ``decode_views`` and other functions say is wrong with a file, all the same."""
+    kinds = set()
+    decoders: list[Callable[..., object]] = [decode_image, _views, *others]
+    for decode in decoders:
+        with pytest.raises(ImageError) as caught:
+            decode(data, **options)
+        assert len(str(caught.value).splitlines()) == 1
+        kinds.add(caught.value.kind)
+    (kind,) = kinds
+    return kind
 
 
 def _samples() -> dict[str, bytes]:
@@ -98,6 +111,7 @@ def _samples() -> dict[str, bytes]:
         "bmp": _encode(picture, "BMP"),
         "bmp 1": _encode(picture.convert("1"), "BMP"),
         "bmp palette": _encode(picture.quantize(32), "BMP"),
+        **{f"pixel {kind}": _encode(Image.new("RGB", (1, 1)), kind) for kind in KINDS},
     }
 
 
@@ -110,42 +124,24 @@ SAMPLES = _samples()
 @pytest.mark.parametrize("name", SAMPLES)
 def test_every_sort_of_file_becomes_rgb(name: str) -> None:
     pixels = decode_image(SAMPLES[name])
-    turned = name in ("jpeg exif", "png exif", "webp lossless")
-    assert pixels.shape == ((WIDTH, HEIGHT, 3) if turned else (HEIGHT, WIDTH, 3))
     assert pixels.dtype == np.uint8
     assert pixels.flags.writeable
     assert pixels.flags.c_contiguous
+    upright = ImageOps.exif_transpose(Image.open(io.BytesIO(SAMPLES[name])))
+    assert pixels.shape == (upright.height, upright.width, 3)
+    if upright.mode not in ("I;16", "I", "F"):
+        upright.info.pop("transparency", None)
+        np.testing.assert_array_equal(pixels, np.asarray(upright.convert("RGB")))
 
 
-@pytest.mark.parametrize(
-    "name",
-    ["jpeg", "jpeg progressive", "jpeg grey", "jpeg cmyk", "png grey", "png palette", "gif", "webp", "bmp"],
-)
-def test_pixels_are_those_of_pillow(name: str) -> None:
-    expected = np.asarray(Image.open(io.BytesIO(SAMPLES[name])).convert("RGB"))
-    np.testing.assert_array_equal(decode_image(SAMPLES[name]), expected)
-
-
-@pytest.mark.parametrize("name", ["png", "tiff", "tiff lzw", "bmp", "png rgba", "tiff rgba"])
-def test_lossless_files_give_the_picture_back(name: str) -> None:
-    np.testing.assert_array_equal(decode_image(SAMPLES[name]), np.asarray(_picture()))
-
-
-@pytest.mark.parametrize("name", ["png animated", "gif animated", "webp animated", "jpeg mpo"])
-def test_of_an_animation_the_first_frame_is_taken(name: str) -> None:
-    first, second = (np.asarray(_picture(seed)).astype(int) for seed in range(2))
-    pixels = decode_image(SAMPLES[name])
-    assert np.abs(pixels - first).mean() < 12 < np.abs(pixels - second).mean()
-
-
-def test_an_inverted_cmyk_jpeg_is_not_a_negative() -> None:
-    pixels = decode_image(SAMPLES["jpeg cmyk"])
-    assert np.abs(pixels.astype(int) - np.asarray(_picture())).mean() < 12
-
-
-def test_transparent_palette_keeps_its_colours() -> None:
-    expected = np.asarray(_picture().quantize(32).convert("RGB"))
-    np.testing.assert_array_equal(decode_image(SAMPLES["png palette transparent"]), expected)
+@pytest.mark.parametrize("name", SAMPLES)
+def test_a_file_may_be_opened_first_and_viewed_in_its_own_size(name: str) -> None:
+    pixels, file = decode_image(SAMPLES[name]), open_image(SAMPLES[name])
+    assert file.nbytes == pixels.nbytes
+    np.testing.assert_array_equal(decode_image(file), pixels)
+    found = decode_views(SAMPLES[name], lambda height, width: [(height, width)])
+    assert (found.height, found.width) == pixels.shape[:2]
+    np.testing.assert_array_equal(found.views[0], pixels)
 
 
 def test_alpha_is_dropped_and_not_blended() -> None:
@@ -153,34 +149,30 @@ def test_alpha_is_dropped_and_not_blended() -> None:
     assert (decode_image(_encode(hidden, "PNG")) == (200, 10, 60)).all()
 
 
-def test_sixteen_bit_grey_is_scaled() -> None:
-    grey = np.array([[0, 128, 129, 257, 32768, 65535]], np.uint16)
-    pixels = decode_image(_encode(Image.fromarray(grey), "PNG"))
-    assert pixels[0, :, 0].tolist() == [0, 0, 1, 1, 128, 255]
-    assert (pixels == pixels[:, :, :1]).all()
-    np.testing.assert_array_equal(decode_image(_encode(Image.fromarray(grey), "TIFF")), pixels)
-
-
-def test_thirty_two_bit_grey_is_scaled_as_sixteen_and_clipped() -> None:
-    grey = np.array([[-5, 0, 257, 65535, 2**31 - 1]], np.int32)
-    assert decode_image(_encode(Image.fromarray(grey), "TIFF"))[0, :, 0].tolist() == [0, 0, 1, 255, 255]
-
-
-def test_float_grey_is_clipped() -> None:
-    grey = np.array([[-np.inf, -1, 0.4, 0.6, 254.6, 300, np.inf, np.nan]], np.float32)
-    pixels = decode_image(_encode(Image.fromarray(grey), "TIFF"))
-    assert pixels[0, :, 0].tolist() == [0, 0, 0, 1, 255, 255, 255, 0]
+@pytest.mark.parametrize(
+    ("kind", "grey", "expected"),
+    [
+        *[
+            (kind, np.array([0, 128, 129, 257, 32768, 65535], np.uint16), [0, 0, 1, 1, 128, 255])
+            for kind in ("PNG", "TIFF")
+        ],
+        ("TIFF", np.array([-5, 0, 257, 65535, 2**31 - 1], np.int32), [0, 0, 1, 255, 255]),
+        (
+            "TIFF",
+            np.array([-np.inf, -1, 0.4, 0.6, 254.6, 300, np.inf, np.nan], np.float32),
+            [0, 0, 0, 1, 255, 255, 255, 0],
+        ),
+    ],
+    ids=["16 bits", "16 bits of a TIFF", "32 bits as 16, clipped", "floats, clipped"],
+)
+def test_deep_grey_becomes_bytes(kind: str, grey: NDArray[np.generic], expected: list[int]) -> None:
+    pixels = decode_image(_encode(Image.fromarray(grey[None]), kind))
+    assert pixels[0].tolist() == [[value] * 3 for value in expected]
 
 
 def test_sixteen_bit_rgb_keeps_its_high_bytes() -> None:
     rows = b"\0" + struct.pack(">6H", 0, 256, 65535, 32768, 512, 1024)
     assert decode_image(_png(2, 1, 16, 2, rows)).tolist() == [[[0, 1, 255], [128, 2, 4]]]
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"])
-def test_one_pixel(kind: str) -> None:
-    pixels = decode_image(_encode(Image.new("RGB", (1, 1), (255, 255, 255)), kind))
-    assert pixels.tolist() == [[[255, 255, 255]]]
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF"])
@@ -235,31 +227,7 @@ def test_threads_do_not_disturb_each_other() -> None:
             np.testing.assert_array_equal(pixels, expected[name])
 
 
-@pytest.mark.parametrize("name", SAMPLES)
-def test_the_header_tells_how_large_the_image_will_be(name: str) -> None:
-    assert open_image(SAMPLES[name]).nbytes == decode_image(SAMPLES[name]).nbytes
-
-
-@pytest.mark.parametrize("name", SAMPLES)
-def test_a_file_may_be_opened_first_and_decoded_later(name: str) -> None:
-    file = open_image(SAMPLES[name])
-    np.testing.assert_array_equal(decode_image(file), decode_image(SAMPLES[name]))
-
-
-def test_opening_tells_what_is_wrong_with_a_header() -> None:
-    kinds = []
-    for data, most in ((b"", 9), (b"text", 9), (SAMPLES["png"][:12], 9), (SAMPLES["png"], WIDTH * HEIGHT - 1)):
-        with pytest.raises(ImageError) as caught:
-            open_image(data, max_pixels=most)
-        kinds.append(caught.value.kind)
-    assert kinds == ["Empty", "Unreadable", "Truncated", "TooLarge"]
-
-
 # --- bad files -----------------------------------------------------------------------------------
-
-
-def test_no_bytes() -> None:
-    assert _kind(b"") == "Empty"
 
 
 @pytest.mark.parametrize(
@@ -271,20 +239,27 @@ def test_no_bytes() -> None:
         bytes(4096),
         b"%PDF-1.7 ...",
         b"BMW cars",
+        _encode(_picture(), "PPM"),
+        _encode(_picture(), "ICO"),
     ],
-    ids=["byte", "html", "text", "zeros", "pdf", "like a bmp"],
+    ids=["byte", "html", "text", "zeros", "pdf", "like a bmp", "ppm", "ico"],
 )
 def test_what_is_no_image(data: bytes) -> None:
-    assert _kind(data) == "Unreadable"
+    assert _kind(data, open_image, decode_mask) == "Unreadable"
 
 
-def test_other_formats_of_pillow_are_not_read() -> None:
-    assert _kind(_encode(_picture(), "PPM")) == "Unreadable"
-    assert _kind(_encode(_picture(), "ICO")) == "Unreadable"
+CUT = ["jpeg", "jpeg progressive", "jpeg exif", "jpeg cmyk", "png", "png palette", "png 16"]
+CUT_ELSEWHERE = ["gif", "webp", "tiff", "tiff lzw"]
 
 
-@pytest.mark.parametrize("name", ["jpeg", "jpeg progressive", "jpeg exif", "jpeg cmyk", "png", "png palette", "png 16"])
-@pytest.mark.parametrize("share", [0.02, 0.1, 0.3, 0.5, 0.7, 0.9])
+@pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning")
+@pytest.mark.parametrize(
+    ("name", "share"),
+    [
+        *itertools.product(CUT, [0.02, 0.1, 0.3, 0.5, 0.7, 0.9]),
+        *itertools.product(CUT_ELSEWHERE, [0.1, 0.5, 0.9]),
+    ],
+)
 def test_a_cut_file(name: str, share: float) -> None:
     data = SAMPLES[name]
     assert _kind(data[: max(9, int(len(data) * share))]) == "Truncated"
@@ -295,14 +270,6 @@ def test_a_large_file_cut_late(kind: str) -> None:
     noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8))
     data = _encode(noise, kind)
     assert _kind(data[: len(data) - 2000]) == "Truncated"
-
-
-@pytest.mark.parametrize("name", ["gif", "webp", "tiff", "tiff lzw"])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
-@pytest.mark.filterwarnings("ignore:Truncated File Read:UserWarning")
-def test_a_cut_file_of_another_format(name: str, share: float) -> None:
-    data = SAMPLES[name]
-    assert _kind(data[: int(len(data) * share)]) == "Truncated"
 
 
 def _jpeg_bomb() -> bytes:
@@ -340,11 +307,16 @@ BOMBS = {
 
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_pixel_bomb_is_refused_from_its_header(name: str) -> None:
-    # None of these holds the pixels it promises: only the header can have told.
-    with pytest.raises(ImageError) as caught:
+    # None of these holds the pixels it promises: only the header can have said so.
+    with pytest.raises(ImageError, match=r"^TooLarge: .*; at most 100000000 are decoded"):
         decode_image(BOMBS[name])
-    assert caught.value.kind == "TooLarge"
-    assert "100000000" in caught.value.message
+
+
+@pytest.mark.parametrize(
+    ("data", "kind"), [(b"", "Empty"), (SAMPLES["png"][:12], "Truncated"), (BOMBS["png"], "TooLarge")]
+)
+def test_what_is_wrong_with_a_header_is_told_by_all(data: bytes, kind: str) -> None:
+    assert _kind(data, open_image, decode_mask) == kind
 
 
 def test_the_limit_is_the_largest_size_allowed() -> None:
@@ -403,7 +375,7 @@ def _edit(data: bytes, edits: list[Edit]) -> bytes:
 
 @pytest.mark.filterwarnings("ignore")
 @given(st.sampled_from(list(SAMPLES)), EDITS)
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 def test_any_damage_gives_an_array_or_an_image_error(name: str, edits: list[Edit]) -> None:
     data = _edit(SAMPLES[name], edits)
     for decode in (decode_image, decode_mask):
@@ -432,7 +404,7 @@ def test_jpeg_pixels_are_those_of_pillow_whatever_its_settings(sort: str) -> Non
 
 @pytest.mark.filterwarnings("ignore")
 @given(st.sampled_from(list(JPEGS)), st.integers(2, 4000), st.binary(min_size=1, max_size=2))
-@settings(max_examples=150, deadline=None, derandomize=True)
+@settings(max_examples=150)
 def test_of_a_damaged_jpeg_the_pixels_are_those_of_pillow_too(sort: str, place: int, value: bytes) -> None:
     data, pixels = _edit(JPEGS[sort], [("set", place, value)]), 97 * 61
     try:
@@ -447,7 +419,6 @@ def test_of_a_damaged_jpeg_the_pixels_are_those_of_pillow_too(sort: str, place: 
 
 
 @given(st.binary(max_size=200))
-@settings(deadline=None, derandomize=True)
 def test_random_bytes_are_no_image(data: bytes) -> None:
     assert _kind(data) in ("Empty", "Unreadable", "Truncated")
 
@@ -492,26 +463,15 @@ def test_masks_of_few_bits_are_not_scaled(color: int, depth: int, packed: bytes,
     assert found.dtype == np.uint8
 
 
+def test_a_cut_mask() -> None:
+    with pytest.raises(ImageError, match="Truncated"):
+        decode_mask(SAMPLES["png grey"][:60])
+
+
 @pytest.mark.parametrize("name", ["png rgba", "png", "png la", "jpeg grey", "tiff", "gif", "bmp 1"])
 def test_what_is_no_mask(name: str) -> None:
-    with pytest.raises(ImageError) as caught:
+    with pytest.raises(ImageError, match="NotAMask"):
         decode_mask(SAMPLES[name])
-    assert caught.value.kind == "NotAMask"
-
-
-@pytest.mark.parametrize(
-    ("data", "kind"),
-    [
-        (b"", "Empty"),
-        (b"text", "Unreadable"),
-        (SAMPLES["png grey"][:60], "Truncated"),
-        (BOMBS["png"], "TooLarge"),
-    ],
-)
-def test_masks_that_are_no_images(data: bytes, kind: str) -> None:
-    with pytest.raises(ImageError) as caught:
-        decode_mask(data)
-    assert caught.value.kind == kind
 
 
 # --- fewer pixels --------------------------------------------------------------------------------
@@ -550,32 +510,27 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 
 
 @pytest.mark.parametrize(
-    ("view", "size"),
+    ("views", "size"),
     [
-        ((160, 240), (240, 160)),
-        ((300, 400), (240, 160)),
-        ((81, 120), (240, 160)),
-        ((80, 121), (240, 160)),
-        ((80, 120), (120, 80)),
-        ((41, 60), (120, 80)),
-        ((40, 60), (60, 40)),
-        ((20, 30), (30, 20)),
-        ((1, 1), (30, 20)),
+        ([(160, 240)], (240, 160)),
+        ([(300, 400)], (240, 160)),
+        ([(81, 120)], (240, 160)),
+        ([(80, 121)], (240, 160)),
+        ([(80, 120)], (120, 80)),
+        ([(41, 60)], (120, 80)),
+        ([(40, 60)], (60, 40)),
+        ([(20, 30), (40, 60), (30, 45)], (60, 40)),
+        ([(20, 30)], (30, 20)),
+        ([(1, 1)], (30, 20)),
     ],
 )
-def test_no_more_of_a_jpeg_is_decoded_than_its_view_needs(
-    view: tuple[int, int], size: tuple[int, int], decoded: list[tuple[int, int]]
+def test_no_more_of_a_jpeg_is_decoded_than_its_largest_view_needs(
+    views: list[tuple[int, int]], size: tuple[int, int], decoded: list[tuple[int, int]]
 ) -> None:
-    found = decode_views(_ramp(160, 240), lambda height, width: [view])
+    found = decode_views(_ramp(160, 240), lambda height, width: views)
     assert decoded == [size]
     assert (found.height, found.width) == (160, 240)
-    assert found.views[0].shape == (*view, 3)
-
-
-def test_the_largest_of_several_views_decides(decoded: list[tuple[int, int]]) -> None:
-    found = decode_views(_ramp(160, 240), lambda height, width: [(20, 30), (40, 60), (30, 45)])
-    assert decoded == [(60, 40)]
-    assert [view.shape for view in found.views] == [(20, 30, 3), (40, 60, 3), (30, 45, 3)]
+    assert [view.shape for view in found.views] == [(*view, 3) for view in views]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -594,16 +549,8 @@ def test_a_view_of_a_turned_jpeg_is_that_of_all_its_pixels(
     assert np.abs(view - expected).max() <= 4  # codec and rounding; a row too many would make it twice as much
 
 
-@pytest.mark.parametrize("name", SAMPLES)
-def test_a_view_of_the_size_of_the_image_is_the_image(name: str) -> None:
-    found = decode_views(SAMPLES[name], lambda height, width: [(height, width)])
-    expected = decode_image(SAMPLES[name])
-    assert (found.height, found.width) == expected.shape[:2]
-    np.testing.assert_array_equal(found.views[0], expected)
-
-
 @given(st.integers(1, 80), st.integers(1, 80), st.floats(0.05, 2), st.sampled_from(range(1, 9)))
-@settings(deadline=None, derandomize=True, max_examples=60)
+@settings(max_examples=60)
 def test_no_fewer_pixels_are_decoded_than_a_view_has(height: int, width: int, scale: float, orientation: int) -> None:
     sizes = []
     load = images._load
@@ -618,13 +565,3 @@ def test_no_fewer_pixels_are_decoded_than_a_view_has(height: int, width: int, sc
         decode_views(_ramp(height, width, orientation), lambda height, width: [view])
     (size,) = sizes
     assert size[0] >= min(view[0], height) and size[1] >= min(view[1], width)
-
-
-@pytest.mark.parametrize("name", ["jpeg", "png", "tiff"])
-def test_bad_files_are_refused_as_by_decode_image(name: str) -> None:
-    for data, options in [(SAMPLES[name][:-40], {}), (b"", {}), (b"text", {}), (SAMPLES[name], {"max_pixels": 9})]:
-        with pytest.raises(ImageError) as expected:
-            decode_image(data, **options)
-        with pytest.raises(ImageError) as found:
-            decode_views(data, lambda height, width: [(5, 5)], **options)
-        assert found.value.kind == expected.value.kind

@@ -8,7 +8,7 @@ import pytest
 from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
 from pspnet_core.images.classes import CAMVID
 from pspnet_core.images.masks import Ids
-from pspnet_core.images.overlays import contact_sheet, overlay
+from pspnet_core.images.overlays import Row, contact_sheet, overlay
 
 COLORS = ((200, 0, 0), (0, 100, 50))
 
@@ -28,20 +28,10 @@ def test_overlay_takes_any_integer_mask(dtype: type) -> None:
     ]
 
 
-def test_overlay_of_nothing_is_the_image() -> None:
-    image, mask = draw_scene(1)
-    np.testing.assert_array_equal(overlay(image, mask, SCENE_CLASSES.colors, alpha=0), image)
-
-
-@pytest.mark.parametrize("alpha", [-0.1, 1.1])
-def test_alpha_out_of_range_is_refused(alpha: float) -> None:
-    with pytest.raises(ValueError, match="alpha"):
-        overlay(np.zeros((1, 1, 3), np.uint8), np.zeros((1, 1), np.uint8), COLORS, alpha)
-
-
-def test_sizes_that_differ_are_refused() -> None:
-    with pytest.raises(ValueError, match="mask of shape"):
-        overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, 3), np.uint8), COLORS)
+@pytest.mark.parametrize(("width", "alpha", "part"), [(2, -0.1, "alpha"), (2, 1.1, "alpha"), (3, 0.5, "mask of shape")])
+def test_impossible_overlays_are_refused(width: int, alpha: float, part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        overlay(np.zeros((2, 2, 3), np.uint8), np.zeros((2, width), np.uint8), COLORS, alpha)
 
 
 def test_sheet_holds_every_pair_and_the_legend() -> None:
@@ -58,12 +48,12 @@ def test_sheet_holds_every_pair_and_the_legend() -> None:
     assert all(list(color) in legend for color in SCENE_CLASSES.colors)
 
 
-def test_legend_shows_the_classes_that_occur() -> None:
-    image, mask = np.zeros((10, 10, 3), np.uint8), np.full((10, 10), 3, np.uint8)
-    mask[0] = CAMVID.ignore
-    legend = np.asarray(contact_sheet([(image, mask)], CAMVID, columns=1, tile_width=300))[316:]
+def test_legend_shows_the_classes_that_occur_in_any_mask() -> None:
+    image, road, fence = np.zeros((10, 10, 3), np.uint8), np.full((10, 10), 3, np.uint8), np.full((10, 10), 7, np.uint8)
+    road[0] = CAMVID.ignore
+    legend = np.asarray(contact_sheet([(image, road, fence)], CAMVID, columns=1, tile_width=300))[316:]
     found = {tuple(color) for color in legend.reshape(-1, 3).tolist()}
-    assert CAMVID.colors[3] in found
+    assert {CAMVID.colors[3], CAMVID.colors[7]} < found
     assert CAMVID.colors[1] not in found
 
 
@@ -87,11 +77,6 @@ def test_captions_stand_above_the_pairs_and_move_nothing_else() -> None:
     assert not np.array_equal(captioned[8 : 8 + strip], captioned[76 + strip : 76 + 2 * strip])
 
 
-def test_as_many_captions_as_rows() -> None:
-    with pytest.raises(ValueError, match="argument 2"):
-        contact_sheet([draw_scene(0), draw_scene(1)], SCENE_CLASSES, captions=["one"])
-
-
 def test_two_masks_stand_beside_their_image() -> None:
     image, target = draw_scene(0)
     prediction = np.full_like(target, 2)
@@ -103,19 +88,17 @@ def test_two_masks_stand_beside_their_image() -> None:
     np.testing.assert_array_equal(both[8:68, 168:248], other[8:68, 88:168])
 
 
-def test_the_legend_holds_the_classes_of_every_mask() -> None:
-    image, blank = np.zeros((10, 10, 3), np.uint8), np.full((10, 10), CAMVID.ignore, np.uint8)
-    sheet = contact_sheet([(image, blank, np.full((10, 10), 5, np.uint8))], CAMVID, columns=1, tile_width=100)
-    legend = np.asarray(sheet)[116:]
-    assert CAMVID.colors[5] in {tuple(color) for color in legend.reshape(-1, 3).tolist()}
+IMAGE, MASK = draw_scene(0)
 
 
-def test_rows_of_unlike_lengths_are_refused() -> None:
-    image, mask = draw_scene(0)
-    with pytest.raises(ValueError, match=r"rows of \[2, 3\] pictures"):
-        contact_sheet([(image, mask), (image, mask, mask)], SCENE_CLASSES)
-
-
-def test_no_rows_are_refused() -> None:
-    with pytest.raises(ValueError, match="0 rows"):
-        contact_sheet([], SCENE_CLASSES)
+@pytest.mark.parametrize(
+    ("rows", "captions", "part"),
+    [
+        ([(IMAGE, MASK), (IMAGE, MASK)], ["one"], "argument 2"),
+        ([(IMAGE, MASK), (IMAGE, MASK, MASK)], [], r"rows of \[2, 3\] pictures"),
+        ([], [], "0 rows"),
+    ],
+)
+def test_impossible_sheets_are_refused(rows: list[Row], captions: list[str], part: str) -> None:
+    with pytest.raises(ValueError, match=part):
+        contact_sheet(rows, SCENE_CLASSES, captions=captions)

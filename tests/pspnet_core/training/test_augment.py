@@ -351,13 +351,13 @@ def test_distorted_colours_are_those_of_colorsys(draw: Draw, color: tuple[float,
 @given(draw=COLORS, seed=SEEDS)
 @settings(deadline=None, derandomize=True, max_examples=30)
 def test_a_distorted_image_has_these_colours_and_its_mask_is_unchanged(draw: Draw, seed: int) -> None:
-    """Pillow interpolates between the colours of a grid 16 levels wide: half a level off on average."""
+    """Pillow interpolates between the colours of a grid 16 levels wide: half a level off on average, never a step."""
     image, mask = _noise(seed, 24, 24)
     pixels, ids = apply(image, mask, STILL, draw)
     expected = np.array([_distorted(color, draw) for color in image.reshape(-1, 3).astype(float)])
     difference = np.abs(pixels.reshape(-1, 3) - expected)
     assert difference.mean() < 1
-    assert difference.max() < 12
+    assert difference.max() < 16
     np.testing.assert_array_equal(ids, mask)
 
 
