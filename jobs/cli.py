@@ -34,6 +34,7 @@ import docstring_parser
 import yaml
 
 from pipelines.process.config_tree import KIND, build, leaves, parts
+from pipelines.process.redaction import redacted
 from pspnet_core.errors import ConfigError, PspnetError, Terminated
 
 if TYPE_CHECKING:
@@ -72,7 +73,7 @@ def main(
         return 130
     except PspnetError as error:
         cause = _origin(error)
-        print("error:", " ".join(str(cause).split()), file=sys.stderr)
+        print("error:", redacted(" ".join(str(cause).split())), file=sys.stderr)
         return 2 if isinstance(cause, ConfigError) else 1
     except Exception:
         traceback.print_exc()
@@ -102,13 +103,19 @@ def parse_config(config_class: type[ConfigT], argv: Sequence[str]) -> ConfigT:
 def json_line(result: Mapping[str, object]) -> str:
     """Write a result as JSON without line breaks: tensors, arrays and their scalars become lists and numbers,
     NaN and infinities ``null``, and anything else that JSON does not know (paths, dates) its text."""
-    with_nan = json.dumps(result, default=_plain)
+    with_nan = json.dumps(_plain(result))
     return json.dumps(json.loads(with_nan, parse_constant=lambda name: None))
 
 
 def _plain(value: Any) -> object:
-    """A value of another library in the types of JSON, without importing the libraries that it may come from."""
-    return value.tolist() if hasattr(value, "tolist") else str(value)
+    """A value in the types of JSON, without importing the libraries that it may come from."""
+    if isinstance(value, Mapping):
+        return {str(key): _plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(entry) for entry in value]
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
 
 def _read_flags(config_class: type[DataclassInstance], argv: Sequence[str]) -> Iterator[tuple[str, str]]:
@@ -145,7 +152,7 @@ def _help_parser(config_class: type[DataclassInstance]) -> ArgumentParser:
     parser.add_argument("--config", metavar="FILE", help=CONFIG_HELP)
     for name, leaf in known.items():
         docs = [each.description or "" for each in read[leaf.owner].params if each.arg_name == leaf.field.name]
-        default = "" if leaf.field.default is None else f"(default: {leaf.field.default})"
+        default = "" if leaf.field.default is None else f"(default: {_shown(leaf.field.default)})"
         text = " ".join([*docs, "(required)" if leaf.required else default])
         parser.add_argument(_flag(name), metavar=_metavar(leaf.type), help=text.replace("%", "%%"))
     return parser
@@ -157,6 +164,13 @@ class _TextLoader(yaml.SafeLoader):
     yaml_implicit_resolvers = {  # noqa: RUF012 (the name and the kind are PyYAML's)
         first: [("tag:yaml.org,2002:null", re.compile("(~|null)?$"))] for first in ("~", "n", "")
     }
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        """Refuse a key that stands twice, of which YAML would take the later."""
+        keys = [key.value for key, _ in node.value]
+        for key in {key for key in keys if keys.count(key) > 1}:
+            raise yaml.YAMLError(f"{key} stands twice; leave one of them out")
+        return super().construct_mapping(node, deep)
 
 
 def _read_file(path: str, config_class: type[DataclassInstance]) -> dict[str, Any]:
@@ -211,13 +225,29 @@ def _convert(name: str, given: Any, hint: Any) -> Any:
         return None
     items = get_args(kind)  # of a tuple
     try:
-        if not items:
+        if not items and given is not None:  # a list in the place of a text is JSON, as for --input
             return _CONVERTERS[kind](_text(given))
-        texts = given if isinstance(given, list) else [text.strip() for text in _text(given).strip("[]").split(",")]
+        texts = given if isinstance(given, list) else _listed(_scalar(given))
         kinds = items[:1] * len(texts) if ... in items else items
-        return tuple(_CONVERTERS[item](_text(text)) for item, text in zip(kinds, texts, strict=True))
+        return tuple(_CONVERTERS[item](_scalar(text)) for item, text in zip(kinds, texts, strict=True))
     except (ValueError, KeyError) as error:
         raise ConfigError(name, _text(given), f"must be {_describe(hint)}") from error
+
+
+def _scalar(value: Any) -> str:
+    """The text of one item; ValueError for nothing, a list or a mapping."""
+    if not isinstance(value, str):
+        raise ValueError("no text")
+    return value
+
+
+def _listed(text: str) -> list[str]:
+    """The items of a comma-separated list, which may stand in brackets; ValueError for an empty item."""
+    inside = text.removeprefix("[").removesuffix("]") if text.endswith("]") else text
+    items = [item.strip() for item in inside.split(",")] if inside.strip() else []
+    if not all(items):
+        raise ValueError("an empty item")
+    return items
 
 
 def _text(value: Any) -> str:
@@ -231,6 +261,11 @@ def _describe(hint: Any) -> str:
     count = "" if ... in items else f"{len(items)} values, "
     text = f"a comma-separated list ({count}each {_NAMES[items[0]]})" if items else _NAMES[kind]
     return f"{text} or null" if null else text
+
+
+def _shown(default: Any) -> str:
+    """A default as a flag would take it."""
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
 
 
 def _metavar(hint: Any) -> str:

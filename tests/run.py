@@ -33,8 +33,9 @@ CLUSTER = ["tests/cluster", "--timeout=1800"]
 
 GRACE_S = 60.0
 """Seconds within which what the tests have ended must be gone."""
-EXPECTED = ("pytest-of-", "lint", "ray", "pymp-", "torchinductor_", ".ses")
-"""What pytest, this script, Ray and its dashboard, torch's compiler and ONNX Runtime keep in the temporary folder."""
+EXPECTED = ("pytest-of-", "lint", "ray", "pymp-", "torchinductor_", ".ses", "listing-")
+"""What pytest, this script, Ray and its dashboard, torch's compiler, ONNX Runtime and a driver that is killed while it
+lists keep in the temporary folder."""
 PR_SET_CHILD_SUBREAPER = 36
 
 

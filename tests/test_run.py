@@ -43,9 +43,9 @@ def test_a_process_that_outlives_its_parent_is_found_with_its_port_and_ended() -
 
 
 def test_files_beside_those_of_pytest_and_ray_are_found(tmp_path: Path) -> None:
-    for name in ("pytest-of-me", "ray", "listing-x"):
+    for name in ("pytest-of-me", "ray", "download-x"):
         (tmp_path / name).mkdir()
-    assert list(files_left(tmp_path)) == ["file listing-x"]
+    assert list(files_left(tmp_path)) == ["file download-x"]
 
 
 def test_a_command_beside_is_waited_for_and_its_output_comes_in_one_piece(

@@ -11,7 +11,7 @@ import ray.data
 
 from pipelines.cluster.machine import PASS_SHARE, LocalResources, machine_memory
 from pspnet_core.device import best_device, total_memory
-from pspnet_core.errors import ConfigError, check_positive
+from pspnet_core.errors import ConfigError, check, check_positive
 
 log = logging.getLogger(__name__)
 Resources = Mapping[str, float]
@@ -61,6 +61,9 @@ class ActorConfig:
         check_positive(batch=self.batch)
         if self.workers is not None:
             WorkerRange.parse(self.workers)
+        gpus = 0.0 if self.gpus is None else self.gpus
+        fits = 0 <= gpus <= 1 or (1 < gpus < math.inf and gpus == int(gpus))
+        check(fits, "gpus", gpus, "give a fraction below 1, or a whole number")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +124,6 @@ def divide(
     nodes = nodes or [resources]
     cpus, present = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     each = gpus if gpus is not None else (1.0 if present else 0.0)
-    if each < 0 or (each > 1 and each != int(each)):
-        raise ConfigError("gpus", each, "give a fraction below 1, or a whole number")
     places = sum(_gpu_places(node, each) for node in nodes) if each else workers
     if present and not places:
         most = max(node.get("GPU", 0.0) for node in nodes)

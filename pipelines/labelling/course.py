@@ -23,7 +23,7 @@ class Course:
     def add(self, totals: Totals) -> None:
         """Count one more chunk."""
         self.totals += totals
-        if totals.given_up or totals.done:  # else somebody else has written it, or it was not begun
+        if totals.given_up or totals.done:  # else another run has written it, or it was not begun
             self.given_up = self.given_up + 1 if totals.given_up else 0
         self.failure = self.failure or self._broken_machine() or self._too_many_errors()
 

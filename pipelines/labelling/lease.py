@@ -181,7 +181,7 @@ class _Lease:
         try:
             self.own = replace(self.own, renewals=self.own.renewals + 1)
             found = self._found()
-            if found is None:  # somebody has deleted it
+            if found is None:  # it was deleted
                 self.store.put_if_absent(self.path, _content(self.own))
             elif self._is_ours(found[0]):
                 self.store.put_if_match(self.path, _content(self.own), found[1])

@@ -102,7 +102,7 @@ class ReadFailed:
         self.context, self.files, self.kinds = context, files, kinds
 
     def __call__(self, number: int) -> Chunk:
-        """As ``Read``; there is nothing to do where somebody else has written the file meanwhile."""
+        """As ``Read``; there is nothing to do where another run has written the file meanwhile."""
         start = Start.now()
         attempt = self.context.coordinator.admit(number)
         if not attempt:
@@ -198,7 +198,7 @@ def _files_with_errors(ledger: Ledger) -> Iterator[tuple[str, str, pa.ChunkedArr
             with ledger.store.open(path) as stream:
                 file = pq.ParquetFile(stream)
                 return file.read(["error"])["error"] if _has_errors(file) else None
-        except (ObjectChanged, ObjectMissing):  # whoever writes it anew at this moment brings the rest in line, too
+        except (ObjectChanged, ObjectMissing):  # the run that writes it anew at this moment also brings the rest in line
             return None
         except (pa.ArrowInvalid, KeyError, ValueError) as error:
             raise no_label_file(ledger.store, path) from error

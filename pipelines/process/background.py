@@ -10,13 +10,13 @@ class Worker:
 
     Args:
         turn: does some work; returns how many seconds to wait for the next turn, or None to end the thread. An error
-            ends it too, and is kept as ``failure``.
+            of any kind ends it too, and is kept as ``failure``.
         name: of the thread.
         wait: seconds before the first turn.
     """
 
     def __init__(self, turn: Callable[[], float | None], *, name: str, wait: float = 0.0) -> None:
-        self.failure: Exception | None = None
+        self.failure: BaseException | None = None
         self._turn, self._wait = turn, wait
         self._woken, self._stopped = threading.Event(), False
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -46,7 +46,7 @@ class Worker:
                 if self._stopped:
                     return
                 wait = self._turn()
-        except Exception as error:
+        except BaseException as error:  # a cancelled request, or a panic of Rust: raised where it is looked for
             self.failure = error
 
 

@@ -17,7 +17,15 @@ import pyarrow as pa
 from pipelines.sources import base
 from pipelines.sources.base import DENIED, ReadResult, Row, explained, place_of, rows_of, too_large
 from pipelines.sources.inputs import FIELD, Inputs
-from pipelines.storage import ObjectArchived, ObjectChanged, ObjectDenied, ObjectError, Store, StoredObject
+from pipelines.storage import (
+    ObjectArchived,
+    ObjectChanged,
+    ObjectDenied,
+    ObjectError,
+    ObjectMissing,
+    Store,
+    StoredObject,
+)
 from pspnet_core.errors import ConfigError
 from pspnet_core.threads import map_ahead
 
@@ -109,17 +117,18 @@ def _read_file(store: Store, path: str, etag: str, members: Sequence[str], take:
         found = take(store, path, etag, members)
         check_unchanged(store, path, etag)
         return found
+    except ObjectMissing as error:
+        # Asked for in this way, a store also notices that the whole folder is not mounted on this machine.
+        (answer,) = store.read_many([(path, etag)])
+        return dict.fromkeys(members, explained(answer if isinstance(answer, ObjectError) else error))
     except ObjectError as error:
         return dict.fromkeys(members, explained(error))
 
 
 def check_unchanged(store: Store, path: str, etag: str) -> None:
-    """Raise ObjectError unless a file is there in the version ``etag``."""
+    """Raise ObjectMissing or ObjectChanged unless a file is there in the version ``etag``."""
     item = store.look_up(path)
     if item is None:
-        # Asked for in this way, a store also notices that the whole folder is not mounted on this machine.
-        (answer,) = store.read_many([(path, etag)])
-        if isinstance(answer, ObjectError):
-            raise answer
-    if item is None or item.etag != etag:
+        raise ObjectMissing(store.uri_of(path), f"{store.uri_of(path)} is not there any more")
+    if item.etag != etag:
         raise ObjectChanged(store.uri_of(path))

@@ -72,7 +72,9 @@ def _download(store: Store, folder: Path) -> Path:
             (folder / name).write_bytes(neighbours.read(name))
             return folder / name
     for item in store.list():
-        target = folder / item.key
+        target = (folder / item.key.lstrip("/")).resolve()
+        if not target.is_relative_to(folder.resolve()):
+            raise ConfigError(store.field, store.uri_of(item.key), "leads out of its folder; rename it")
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(store.read_if(item.key, item.etag))
     if not any(folder.iterdir()):

@@ -32,11 +32,11 @@ def log_system_metrics(metrics: MetricsLog, *, every: float = EVERY_S) -> Abstra
                 source.collect_metrics()
                 readings |= source.aggregate_metrics()
                 source.clear_metrics()
+            # The step is the time, so that the curve goes on when another worker takes over.
+            metrics.add(int(time.time()), {f"system/{name}": value for name, value in readings.items()})
         except Exception as error:  # of any kind, because the work itself goes on
             log.warning("the machine is not read any more: %s", error)
             return None
-        # The step is the time, so that the curve goes on when another worker takes over.
-        metrics.add(int(time.time()), {f"system/{name}": value for name, value in readings.items()})
         return every
 
     return working(read, name="system-metrics")

@@ -91,13 +91,15 @@ class InitialWeights:
         names = _BACKBONE_FIELDS if self.backbone_only else [field.name for field in dataclasses.fields(self.config)]
         return {name: getattr(self.config, name) for name in names}
 
-    def state(self, config: PSPNetConfig) -> dict[str, Tensor]:
-        """Build the state of a network of this config; what these weights have nothing for is freshly initialised.
+    def state(self, config: PSPNetConfig, *, seed: int = 0) -> dict[str, Tensor]:
+        """Build the state of a network of this config; ``seed`` draws what these weights have nothing for.
 
         Raises:
             ConfigError: when the weights do not fit the network.
         """
-        model = PSPNet(config)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = PSPNet(config)
         own, fresh = model.state_dict(), self._fresh(model)
         shapes = {name: tensor.shape for name, tensor in self.weights.items()}
         wrong = [name for name in own.keys() - fresh if shapes.get(name) != own[name].shape]

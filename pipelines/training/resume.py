@@ -7,14 +7,18 @@ from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
 
-from pipelines.process.config_tree import differences, flatten
+from pipelines.process.config_tree import differences, flatten, leaves
+from pipelines.process.redaction import redacted, redacted_values
 from pipelines.storage import Store
 from pipelines.tracking.registry import check_keeps_models
 from pipelines.tracking.runs import Run, resume_run, start_run
-from pipelines.training.config import TrainConfig
+from pipelines.training.config import StepConfig, TrainConfig
 from pipelines.training.setup import Setup
 from pspnet_core.errors import ConfigError, check
 from pspnet_core.network.pspnet import PSPNetConfig
+from pspnet_core.training.augment import AugmentConfig
+from pspnet_core.training.losses import LossConfig
+from pspnet_core.training.optim import OptimiserConfig, ScheduleConfig
 
 log = logging.getLogger(__name__)
 EXPERIMENT = "pspnet-training"
@@ -28,29 +32,34 @@ class RunRecord:
         data: root of the data.
         classes: names of the classes, by id.
         network: what the config's flags and its --init make of it.
+        flags: the config's leaves, flat and without credentials.
     """
 
     run_id: str
     data: str
     classes: tuple[str, ...]
     network: PSPNetConfig
-    config: TrainConfig
+    flags: dict[str, Any]
+
+    def __post_init__(self) -> None:
+        if self.flags.keys() != leaves(TrainConfig).keys():
+            raise ValueError("flags are not those of a run")
 
     @classmethod
     def of(cls, setup: Setup, run_id: str) -> "RunRecord":
         """Record a run that begins now."""
         return cls(
             run_id=run_id,
-            data=setup.dataset.store.root,
+            data=redacted(setup.dataset.store.root),
             classes=setup.dataset.classes.names,
             network=setup.network,
-            config=setup.config,
+            flags=redacted_values(flatten(setup.config)),
         )
 
     @property
     def shape(self) -> dict[str, Any]:
         """Flags that must be equal, because saved weights, momenta and averages fit no others."""
-        network, config = self.network, self.config
+        network = self.network
         return {
             "backbone": network.backbone,
             "stem": network.stem,
@@ -58,18 +67,16 @@ class RunRecord:
             "bins": list(network.bins),
             "aux_weight": "on" if network.auxiliary else "off",
             "data": self.data,
-            "layout": config.dataset.layout,
             "classes": network.classes,
-            "batch": config.step.batch,
-            "optimiser": config.optimiser.kind,
-            "ema": config.optimiser.ema,
+            **{name: self.flags[name] for name in ("layout", "batch", "optimiser", "ema")},
         }
 
     @property
     def course(self) -> dict[str, Any]:
-        """Flags that decide the images, crops, learning rate and update of a step."""
-        parts = (self.config.augmentation, self.config.optimiser, self.config.schedule)
-        return {"seed": self.config.seed} | {name: value for part in parts for name, value in flatten(part).items()}
+        """Flags that decide the images, crops, loss, learning rate and update of a step."""
+        parts = (AugmentConfig, StepConfig, LossConfig, OptimiserConfig, ScheduleConfig)
+        inside = [name for name, leaf in leaves(TrainConfig).items() if leaf.owner in parts]
+        return {name: self.flags[name] for name in ("seed", "train", *inside)}
 
 
 RECORD = TypeAdapter(RunRecord)

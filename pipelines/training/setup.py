@@ -108,7 +108,7 @@ def set_up(config: TrainConfig, dataset: Dataset, card: DataCard) -> Setup:
         ),
         val=dataset.split(config.val),
         network=network,
-        init=start.state(network) if start else None,
+        init=start.state(network, seed=config.seed) if start else None,
         pixels=tuple(card.splits[config.train].pixels.tolist()),
         progress=sys.stderr.isatty(),
     )

@@ -7,6 +7,7 @@ The graph has one input, ``images`` ``(B, N, H, W)`` uint8 (RGB by default), and
 float32; normalisation is inside. Shapes: ``B`` batch, ``N`` bands, ``C`` classes, ``H W`` pixels.
 """
 
+import contextlib
 import dataclasses
 import importlib.util
 import itertools
@@ -137,8 +138,10 @@ def to_onnx(
     program = to_program(model, size=size, batch=batch)
     open_axes = {axis: name for axis, name in AXES.items() if axis not in _sizes(size, batch)}
     # Silence the exporter, which reports that torchvision is not installed, and how it calls torch.
-    logging.getLogger("torch.onnx._internal.exporter._registration").setLevel(logging.ERROR)
-    with warnings.catch_warnings():
+    exporter = logging.getLogger("torch.onnx._internal.exporter._registration")
+    with contextlib.ExitStack() as after, warnings.catch_warnings():
+        after.callback(exporter.setLevel, exporter.level)
+        exporter.setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", r"`isinstance\(treespec, LeafSpec\)` is deprecated", FutureWarning)
         exported = torch.onnx.export(
             program,

@@ -35,7 +35,7 @@ class LossConfig:
     ohem_thresh: float = 0.7
     """ohem: pixels whose true class has a probability below this are hard; in (0, 1]."""
     ohem_min_kept: int = 100_000
-    """ohem: pixels of a batch that are kept at least, at least 1."""
+    """ohem: pixels of one pass of a worker that are kept at least, at least 1."""
     focal_gamma: float = 2.0
     """focal: how much easy pixels are played down; 0 gives cross-entropy."""
     aux_weight: float = 0.4  # paper, section 3.3

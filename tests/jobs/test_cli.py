@@ -232,7 +232,13 @@ def test_a_file_gives_values_and_flags_override_them_wherever_they_stand(tmp_pat
 
 @pytest.mark.parametrize("text", ["limit:", "limit: ~", "limit: null", "limit: 'null'"])
 def test_a_file_may_say_null(text: str, tmp_path: Path) -> None:
-    assert parsed("--config", written(tmp_path, f"limit: 3\n{text}")).limit is None
+    (tmp_path / "first.yaml").write_text("limit: 3")
+    assert parsed("--config", str(tmp_path / "first.yaml"), "--config", written(tmp_path, text)).limit is None
+
+
+def test_nothing_is_no_text(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"^fence=null: must be text$"):
+        parse_config(SampleConfig, ["--config", written(tmp_path, "fence:")])
 
 
 def test_an_empty_file_gives_nothing(tmp_path: Path) -> None:
@@ -271,7 +277,9 @@ def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
             "scales=a,b: must be a comma-separated list (each a number) or null",
         ),
         (["--fence=x", "--span=1"], "span=1: must be a comma-separated list (2 values, each a number)"),
+        (["--fence=x", "--scales=1,,2"], "scales=1,,2: must be a comma-separated list (each a number) or null"),
         (["--fence=x", "--coats=0"], "coats=0: must be 1 or more"),
+        (["s3://me:geheim@b"], "argument=s3://***@b: values belong to flags; --help lists them"),
         (["--config=missing.yaml"], "config=missing.yaml: cannot be read (No such file or directory)"),
     ],
 )
@@ -301,6 +309,8 @@ def test_a_mistake_is_reported_in_one_line(
         ("fence: [", "config={path}: is not YAML"),
         ("~: 3", "None=3: unknown field in {path}; "),
         ("fence: &x [*x]", "config={path}: is not YAML"),
+        ("coats: 3\ncoats: 4", "config={path}: is not YAML (coats stands twice; leave one of them out)"),
+        ("scales: [1, [2]]", 'scales=["1", ["2"]]: must be a comma-separated list (each a number) or null'),
         ("retry-errors: yes\nretry_errors: no", "retry_errors=no: stands twice in {path}; leave one of them out"),
     ],
 )

@@ -112,7 +112,7 @@ class Write:
     def _metadata(self, chunk: Chunk) -> dict[str, object]:
         """What explains a label file that is met alone.
 
-        ``totals`` are the chunk's until here, so that they outlive whoever finishes the plan. What it takes to write
+        ``totals`` are the chunk's until here, so that they outlive the run that finishes the plan. What it takes to write
         the file is not among them: that is known only when it is written.
         """
         return {
@@ -188,6 +188,6 @@ def writable(chunk: Chunk, attempt: int) -> Chunk:
 
 
 def written(chunk: Chunk, *, since: Start, counted: bool) -> Chunk:
-    """A chunk behind the last stage; images that somebody else wrote are not ``counted``."""
+    """A chunk behind the last stage; images that another run wrote are not ``counted``."""
     totals = chunk.totals if counted else replace(chunk.totals, labelled=0, kinds=Counter())
     return replace(chunk, table=MASKS.empty_table(), totals=totals + since.spent("write"))

@@ -46,6 +46,7 @@ class Attempt:
         gives_up: whether images that are neither good nor deadly are not tried any more.
         good, deadly: indices of the images that were labelled alone, as long as they are still tried, and of those that
             ended a process alone.
+        reason: why the last attempt failed, where its process could say so.
     """
 
     number: int
@@ -53,6 +54,7 @@ class Attempt:
     gives_up: bool
     good: frozenset[int]
     deadly: frozenset[int]
+    reason: str = ""
 
 
 class ChunkStates:
@@ -73,6 +75,7 @@ class ChunkStates:
         self.announced: dict[int, int] = {}
         self.good: defaultdict[int, set[int]] = defaultdict(set)
         self.deadly: defaultdict[int, set[int]] = defaultdict(set)
+        self.reasons: dict[int, str] = {}
         self.stages: dict[int, str] = {}
 
     def start(self, actor: str) -> int:
@@ -111,7 +114,12 @@ class ChunkStates:
             gives_up=number > last,
             good=frozenset(good),
             deadly=frozenset(self.deadly[chunk]),
+            reason=self.reasons.get(chunk, ""),
         )
+
+    def explain(self, chunk: int, reason: str) -> None:
+        """Keep why the process of this attempt is about to end."""
+        self.reasons[chunk] = reason
 
     def announce(self, chunk: int, image: int | None) -> None:
         """From now on a process has nothing but this image of the chunk in hand, or nothing; it survived the last."""
@@ -124,7 +132,7 @@ class ChunkStates:
     def done(self, chunk: int) -> None:
         """A chunk has been segmented: its attempts are forgotten."""
         known: dict[int, Any]
-        for known in (self.attempts, self.announced, self.good, self.deadly):
+        for known in (self.attempts, self.announced, self.good, self.deadly, self.reasons):
             known.pop(chunk, None)
         if chunk in self.stages:  # else the driver has it already
             self.stages[chunk] = "write"
@@ -196,6 +204,10 @@ class Coordinator:
     def announce(self, chunk: int, image: int | None) -> None:
         """As ``ChunkStates.announce``; waits, so that it is known before the image is tried."""
         self.line.ask("announce", chunk, image)
+
+    def explain(self, chunk: int, reason: str) -> None:
+        """As ``ChunkStates.explain``; waits, so that it is known before the process ends."""
+        self.line.ask("explain", chunk, reason)
 
     def done(self, chunk: int) -> None:
         """As ``ChunkStates.done``. Does not wait."""

@@ -87,6 +87,7 @@ class Segment:
             try:
                 results = dict(self._results(chunk, attempt, watch))
             except QuarantineFailed as error:  # attempts are counted by the deaths of processes, and bounded
+                self.context.coordinator.explain(chunk.number, f"{error}")
                 end_process(f"{error}")
                 raise
             table = self.rows.table(chunk.table, results)
@@ -231,7 +232,8 @@ def _refused(index: int, attempt: Attempt) -> str:
     if index in attempt.deadly:
         return "labelling it alone ends the process"
     if attempt.gives_up and index not in attempt.good:
-        return f"its chunk ended the process that labels it {attempt.number - 1} times, which may be another's fault"
+        reason = attempt.reason or "which may be another's fault"
+        return f"its chunk ended the process that labels it {attempt.number - 1} times, {reason}"
     return ""
 
 

@@ -1,8 +1,11 @@
 """The schemas that readers rely on: each column of each file, its type, and whether it may be empty."""
 
+import numpy as np
+import pyarrow as pa
 import pytest
 
-from pipelines.label_table.schema import CLASS_STATS, CLASSES, LISTING, MASKS
+from pipelines.label_table.schema import CLASS_STATISTIC, CLASS_STATS, CLASSES, LISTING, MASKS
+from pspnet_core.images.statistics import class_statistics
 
 STATISTIC = "struct<class_id: int32, name: string, pixels: int64, fraction: double, confidence: float>"
 IMAGE = ["uri: string not null", "key: string not null", "etag: string not null", "bytes: int64 not null"]
@@ -48,3 +51,10 @@ COLUMNS = {
 def test_every_column(name: str) -> None:
     schema, columns = COLUMNS[name]
     assert [str(field) for field in schema] == [f"pyarrow.Field<{column}>" for column in columns]
+
+
+def test_the_cores_statistics_are_the_columns() -> None:
+    found = class_statistics(np.array([1]), np.array([4]), np.ones((2, 2), np.float32))
+    columns = {"class_id": found.class_id, **found.columns}
+    types = {name: pa.from_numpy_dtype(column.dtype) for name, column in columns.items()}
+    assert types == {field.name: field.type for field in CLASS_STATISTIC if field.name != "name"}

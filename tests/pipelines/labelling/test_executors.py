@@ -141,7 +141,7 @@ def test_where_no_image_can_be_tried_in_a_process_of_its_own_the_chunk_is_given_
     found = label(make_config(), make_predictor=Childless)
     assert (found["images"], found["labelled"] >= IMAGES - 13) == (IMAGES + 2, True)
     rows = pq.read_table(tmp_path / "labels/masks").select(["key", "error"]).to_pylist()
-    crashed = {row["key"] for row in rows if "its chunk ended the process" in (row["error"] or "")}
+    crashed = {row["key"] for row in rows if "cannot be started" in (row["error"] or "")}
     # Its own chunk, and perhaps one that was under way in the same process.
     assert crashed >= {"00a.jpg", *(f"{index:02d}.jpg" for index in range(6))}
     assert len(crashed) == len(rows) - 1 - found["labelled"]

@@ -1,5 +1,6 @@
 """The thread that works beside the main one."""
 
+import asyncio
 import queue
 import threading
 
@@ -77,9 +78,8 @@ def test_what_hangs_is_not_waited_for() -> None:
     assert worker.join(SECONDS)
 
 
-def test_an_error_ends_the_thread_and_is_kept() -> None:
-    error = ValueError("broken")
-
+@pytest.mark.parametrize("error", [ValueError("broken"), asyncio.CancelledError()])
+def test_an_error_ends_the_thread_and_is_kept(error: BaseException) -> None:
     def turn() -> float:
         raise error
 

@@ -153,19 +153,21 @@ def test_an_archive_of_several_gzip_streams_is_read_to_its_end(tmp_path: Path) -
     assert list(outcomes("webdataset", listed(tmp_path)).values()) == [data for _, data in members(4)]
 
 
+@pytest.mark.parametrize("is_open", [False, True])
 def test_an_archive_that_goes_while_it_is_listed_is_left_to_the_next_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    is_open: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """It may be all that was in its folder."""
     (tmp_path / "a.tar").write_bytes(tar(members(2)))
-    (tmp_path / "b.tar").write_bytes(tar(members(1)))
     opened = LocalStore.open
 
     def vanishing(store: Store, path: str) -> BinaryIO:
-        store.delete("a.tar")
-        return opened(cast(LocalStore, store), path)
+        stream = opened(cast(LocalStore, store), path) if is_open else None
+        store.delete(path)
+        return stream or opened(cast(LocalStore, store), path)
 
     monkeypatch.setattr(LocalStore, "open", vanishing)
-    assert keys(tmp_path) == ["b.tar/000.jpg"]
+    assert keys(tmp_path) == []
     assert "left to the next run" in caplog.text
 
 

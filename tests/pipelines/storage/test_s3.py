@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import pickle
 import socket
@@ -129,6 +130,22 @@ class TestReading:
         missing = pytest.raises(ConfigError, match="no file or folder of that name")
         with missing, to_local(f"{s3_bucket}/m/2", field="model"):
             pass
+
+    def test_no_key_leads_out_of_the_folder(self, s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        """The listing of a store that allows such keys is played: this server does not take them."""
+        store = open_store(s3_bucket, field="model")
+        (item,) = fill(store, {"m/x": b"x"}).values()
+        monkeypatch.setattr(type(store), "read_if", lambda store, key, etag: b"x")
+        for key, found in (("//inside/x", "inside/x"), ("../x", "")):
+            listed = [dataclasses.replace(item, key=key)]
+            monkeypatch.setattr(type(store), "list", lambda store, *_, listed=listed, **__: iter(listed))
+            if found:
+                with to_local(f"{s3_bucket}/m", field="model") as folder:
+                    assert (folder / found).read_bytes() == b"x"
+            else:
+                outside = pytest.raises(ConfigError, match=r"leads out of its folder; rename it$")
+                with outside, to_local(f"{s3_bucket}/m", field="model"):
+                    pass
 
     def test_no_secret_travels(self, s3_bucket: str) -> None:
         store = open_store(s3_bucket, field="input")

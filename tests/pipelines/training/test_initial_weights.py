@@ -224,6 +224,16 @@ def test_other_classes_take_all_weights_but_the_classifiers(
         read_initial_weights(str(tmp_path / "three")).state(dataclasses.replace(config, classes=7, backbone="resnet34"))
 
 
+def test_the_seed_draws_what_is_fresh(tmp_path: Path) -> None:
+    config = PSPNetConfig(classes=3, backbone="resnet18", output_stride=32, bins=(1, 2))
+    classes = ClassTable.from_json({"names": ["a", "b", "c"]})
+    Checkpoint.from_model(PSPNet(config), name="three", classes=classes).save(tmp_path / "three")
+    start, wanted = read_initial_weights(str(tmp_path / "three")), dataclasses.replace(config, classes=7)
+    one, again, other = (start.state(wanted, seed=seed) for seed in (1, 1, 2))
+    assert all(again[name].equal(tensor) for name, tensor in one.items())
+    assert "decoder.1.weight" in {name for name in one if not other[name].equal(one[name])}
+
+
 def test_a_file_that_holds_no_weights_is_refused(data: Path, tmp_path: Path) -> None:
     (tmp_path / "page.pth").write_text("<html>404</html>")
     with pytest.raises(ConfigError, match=r"^init=.*is no file of weights"):
@@ -240,3 +250,22 @@ def test_a_run_goes_on_only_with_the_network_that_it_began_with(data: Path, tmp_
     check_resumable(RECORD.validate_json(RECORD.dump_json(before)), before, init=None)
     with pytest.raises(ConfigError, match=r"^init=.*: the run to resume has another network; give the --init that"):
         check_resumable(before, now, init="theirs.pth")
+
+
+def test_the_record_of_a_run_keeps_no_credentials(data: Path) -> None:
+    given = config(data, output="s3://KEY:geheim@bucket/runs")
+    setup = dataclasses.replace(set_up(config(data), *opened(data)), config=given)
+    written = RECORD.dump_json(RunRecord.of(setup, "0")).decode()
+    assert "bucket/runs" in written
+    assert "geheim" not in written
+
+
+@pytest.mark.parametrize("change", [{"loss": "dice"}, {"train": "val"}, {"norm": "frozen"}, {"lr": 0.5}, {"seed": 1}])
+def test_what_changes_the_course_of_a_run_is_told(
+    data: Path, change: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    setup = set_up(config(data), *opened(data))
+    other = dataclasses.replace(setup, config=config(data, **change))
+    check_resumable(RunRecord.of(setup, "0"), RunRecord.of(other, "0"), init=None)
+    ((flag, value),) = change.items()
+    assert f"--{flag} {value} (before: " in caplog.text

@@ -33,12 +33,10 @@ def test_statistics_agree_with_a_mask_per_class(seed: int, height: int, width: i
     assert found.columns["fraction"].sum() == pytest.approx(1)
 
 
-def test_columns_have_the_types_of_the_label_table() -> None:
+def test_columns_are_the_rows_of_the_table() -> None:
     mask, confidence = _random(1, 9, 13, 5)
     found = class_statistics(*run_lengths.encode(mask), confidence)
     assert found.class_id.dtype == np.int32
-    types = {name: column.dtype.name for name, column in found.columns.items()}
-    assert types == {"pixels": "int64", "fraction": "float64", "confidence": "float32"}
     assert list(found.columns) == list(STATISTICS)
     assert {column.shape for column in found.columns.values()} == {found.class_id.shape}
 

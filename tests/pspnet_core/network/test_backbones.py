@@ -57,7 +57,8 @@ def test_widths_of_the_deep_stems(stem: Stem, widths: tuple[int, ...]) -> None:
     [*itertools.product(BACKBONES, [(33, 79)]), *itertools.product(["resnet18"], [(1, 1), (8, 9), (64, 65)])],
 )
 def test_feature_shapes(name: str, size: tuple[int, int]) -> None:
-    widths = (256, 512) if name in ("resnet18", "resnet34") else (1024, 2048)
+    expansion = BACKBONES[name].block.expansion
+    widths = (256 * expansion, 512 * expansion)
     assert (BACKBONES[name].channels(3), BACKBONES[name].channels(4)) == widths
     for stem, stride in itertools.product(STEMS, STRIDES):
         third, fourth = _on_meta(name, stem, stride)(torch.empty(2, 3, *size, device="meta"))

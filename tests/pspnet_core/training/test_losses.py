@@ -121,12 +121,6 @@ def test_ohem_takes_the_hard_pixels(
     assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-def _by_probability(*truths: float) -> tuple[Tensor, Tensor]:
-    """One row of pixels of class 1 of 2, with these probabilities."""
-    logits = torch.tensor([[0.0, math.log(p / (1 - p))] for p in truths]).T.reshape(1, 2, 1, -1)
-    return logits.requires_grad_(), torch.ones(1, 1, len(truths), dtype=torch.int64)
-
-
 @pytest.mark.parametrize(
     ("truths", "ignored", "thresh", "kept", "touched"),
     [
@@ -143,8 +137,6 @@ def _by_probability(*truths: float) -> tuple[Tensor, Tensor]:
         # All that tie with the last are taken.
         ((0.8, 0.8, 0.9, 0.8, 0.75), None, 0.5, 2, [0, 1, 3, 4]),
         ((0.5,) * 5, None, 0.5, 1, [0, 1, 2, 3, 4]),
-        # Weights make no pixel harder.
-        ((0.2, 0.9), None, 0.7, 1, [0]),
     ],
 )
 @pytest.mark.parametrize("ignore", [0, 255])

@@ -102,7 +102,7 @@ def test_sgd_is_the_papers(which: str, decay: float) -> None:
     parameter = network.decoder.get_parameter(f"1.{which}")
     value, speed = parameter.detach().clone(), torch.zeros_like(parameter)
     for step, gradient in enumerate((1.0, -2.0, 0.5)):
-        rate = 0.01 * poly(step, 3, ScheduleConfig())
+        rate = 0.01 * (1 - step / 3) ** 0.9  # the power of the paper, which is the default
         set_lr(optimiser, rate)
         parameter.grad = torch.full_like(parameter, gradient)
         optimiser.step()
