@@ -198,7 +198,7 @@ def _files_with_errors(ledger: Ledger) -> Iterator[tuple[str, str, pa.ChunkedArr
             with ledger.store.open(path) as stream:
                 file = pq.ParquetFile(stream)
                 return file.read(["error"])["error"] if _has_errors(file) else None
-        except (ObjectChanged, ObjectMissing):  # the run that writes it anew at this moment also brings the rest in line
+        except (ObjectChanged, ObjectMissing):  # the run that writes it anew now also brings the rest in line
             return None
         except (pa.ArrowInvalid, KeyError, ValueError) as error:
             raise no_label_file(ledger.store, path) from error

@@ -112,8 +112,8 @@ class Write:
     def _metadata(self, chunk: Chunk) -> dict[str, object]:
         """What explains a label file that is met alone.
 
-        ``totals`` are the chunk's until here, so that they outlive the run that finishes the plan. What it takes to write
-        the file is not among them: that is known only when it is written.
+        ``totals`` are the chunk's until here, so that they outlive the run that finishes the plan. They leave out what
+        it takes to write the file, which is known only when it is written.
         """
         return {
             "schema": SCHEMA_VERSION,
