@@ -1,10 +1,10 @@
-"""Carries chunks through the stages on this machine, without Ray, for a handful of images: no ten seconds of start-up.
+"""Carries chunks through the stages on this machine without Ray, because a few images do not pay for Ray's start.
 
-The stages run in a child process, which a fatal image may take along; it is started again then, under the rules of
-``coordinator``, whose state is here. Over a pipe the child asks it, tells it, and reports each chunk that is done.
+The stages run in a child process. Where an image ends it, it is started again under the rules of ``coordinator``, whose
+state is here: over a pipe the child calls it, and reports each chunk that is done.
 
-The child has some chunks under way. Which of them ended it nobody knows, so its successor takes these first, one at a
-time: what ends a process then is the fault of the chunk that it has in hand.
+A child has several chunks under way, and its death does not say which of them is to blame. So its successor takes these
+chunks first, one at a time: the chunk under way is then the one to blame.
 """
 
 import contextlib
@@ -105,7 +105,7 @@ class InProcessExecutor:
                             began, suspects[content[0]] = True, None
                         self._answer(child, kind, what, content)
             idle = 0 if began else idle + 1
-            if idle > ATTEMPTS:  # one more than at loading the model, which has a reason of its own to tell
+            if idle > ATTEMPTS:  # one more than for loading the model, whose error says more
                 raise ChildFailed(f"the process that labels cannot be started: it {child.end()}")
 
     def _answer(self, child: "_Child", kind: str, method: str, arguments: Sequence[Any]) -> None:

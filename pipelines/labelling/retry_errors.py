@@ -1,4 +1,4 @@
-"""Error rows once more: the chunks that hold them are written again, other rows unchanged.
+"""Retry error rows: write the label files that hold them again, with all other rows unchanged.
 
 find the label files with error rows -> read those images -> segment -> put the new rows in their places, in one
 conditional PUT -> class statistics and run records of the plans whose rows have changed.
@@ -150,7 +150,7 @@ class Rewrite:
 def reconcile(ledger: Ledger, classes: ClassTable) -> None:
     """Bring class statistics and run records in line with the label table, plan by plan.
 
-    A retry that was killed may have left them behind: what tells is the number of error rows of each kind.
+    A retry that was killed may have left them behind; the number of error rows of each kind shows it.
     """
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for path, _, errors in _files_with_errors(ledger):
@@ -174,7 +174,7 @@ def _bring_up(ledger: Ledger, plan: Plan, errors: Counter[str], classes: ClassTa
 
 
 def _brought_up(ledger: Ledger, plan: Plan, classes: ClassTable) -> bool:
-    """Whether nobody else wrote either object since the label table was looked at."""
+    """Write both objects; False where another run wrote one of them since the label table was read."""
     store, statistics, run = (
         ledger.store,
         ledger.paths.class_stats(plan.date, plan.run_id),
@@ -211,7 +211,7 @@ def _files_with_errors(ledger: Ledger) -> Iterator[tuple[str, str, pa.ChunkedArr
 
 
 def _has_errors(file: pq.ParquetFile) -> bool:
-    """Whether there are error rows, as far as the footer tells: nothing else need be read then."""
+    """Whether there may be error rows, by the statistics of the footer, which cost no reading of rows."""
     position = [file.schema.column(index).path for index in range(len(file.schema))].index("error")
     groups = [file.metadata.row_group(number) for number in range(file.num_row_groups)]
     known = [(group.num_rows, group.column(position).statistics) for group in groups]

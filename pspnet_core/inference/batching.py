@@ -1,7 +1,7 @@
 """Batches of images of one size, taken from a bounded window of a stream.
 
 Batches are a pure function of the sequence of sizes, so that the same images share passes with the same neighbours and
-get the same masks to the last bit. (Where memory runs out, smaller batches follow, which the sizes do not tell.)
+get the same masks to the last bit. (Where memory runs out, batches get smaller, whatever the sizes.)
 """
 
 from collections import deque

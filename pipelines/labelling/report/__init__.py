@@ -1,1 +1,1 @@
-"""What a labelling run tells: totals, run record, Prometheus, MLflow."""
+"""Reports of a labelling run: totals, run record, Prometheus, MLflow."""

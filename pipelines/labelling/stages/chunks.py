@@ -1,4 +1,4 @@
-"""A chunk outside the model's actor: its bytes are read from storage, and its finished rows are written there.
+"""Stages 1 and 3: read a chunk's images from storage, and write its finished rows there.
 
 The walk of a chunk: ``Read`` (a number becomes encoded images) -> ``Segment`` (rows of the label table) -> ``Write``
 (one Parquet object). Each stage takes a ``Chunk`` and returns one with another table and larger totals; an executor
@@ -146,7 +146,7 @@ def fetch(source: str, rows: pa.Table, *, threads: int = 16) -> pa.Table:
 
 
 def _encoded_table(rows: pa.Table, results: Sequence[ReadResult]) -> pa.Table:
-    """``bytes`` becomes the size of what was read: not every format tells it in its listing."""
+    """``bytes`` becomes the size of what was read, because some formats list no sizes."""
     data = pa.array([None if isinstance(result, ImageError) else result for result in results], pa.binary())
     errors = pa.array([str(result) if isinstance(result, ImageError) else None for result in results], pa.string())
     sizes = pc.coalesce(pc.binary_length(data).cast(pa.int64()), rows["bytes"])

@@ -1,8 +1,8 @@
-"""How often each chunk was tried: one small object that all stages of a run ask, whatever process they are in.
+"""The coordinator counts how often each chunk was tried; the stages of a run ask it from any process.
 
 It lives as long as the run and holds some numbers per chunk and per model actor. Plan and label table decide what is
-labelled; the coordinator only bounds how often something is tried, and tells which image ended a process that had
-nothing else in hand.
+labelled; the coordinator only bounds how often something is tried, and finds the image that ended a process which
+worked on nothing else.
 
 The rules of segmenting, whose attempts end only in success or in the death of a process:
 
@@ -122,7 +122,7 @@ class ChunkStates:
         self.reasons[chunk] = reason
 
     def announce(self, chunk: int, image: int | None) -> None:
-        """From now on a process has nothing but this image of the chunk in hand, or nothing; it survived the last."""
+        """Note that the chunk's process now works on this image alone, or on none, and has survived the last one."""
         survivor = self.announced.pop(chunk, None)
         if survivor is not None:
             self.good[chunk].add(survivor)

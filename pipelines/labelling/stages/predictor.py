@@ -41,7 +41,7 @@ class FileDecoder(Protocol):
 class Unloadable:
     """Stands for a model whose loading has ended the process too often.
 
-    It raises with the first image, since what goes wrong while an actor is made reaches nobody as itself.
+    It raises with the first image, because Ray hides the error of an actor's constructor.
     """
 
     def prepare(self, image: NDArray[np.uint8]) -> Prepared:

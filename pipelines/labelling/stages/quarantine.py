@@ -1,9 +1,8 @@
-"""Images that kill the process that decodes them, found by decoding one after another in a process that may die.
+"""The quarantine finds images that kill the process that decodes them, by decoding one at a time in a child process.
 
-A broken codec (or too little memory) ends a process, and no exception tells which image it was. So when a chunk has
-taken a process along, each of its images is tried here first: in a child that does nothing but decode, and whose death
-costs nothing. One death proves nothing yet, as a child may also be killed for the memory that others use: an image is
-guilty when it kills two.
+A broken codec, or too little memory, ends a process without an exception that names the image. So after a chunk has
+ended a process, each of its images is decoded here first, in a child that does nothing else. A child may also be killed
+for the memory that other processes use, so an image is to blame only when it kills two children.
 
 The child is this module run as a program: images come on its standard input, each with its length and its time limit
 in front; a byte goes out when it is ready, and one for each image that is decoded, or refused. The limit is the child's
@@ -89,7 +88,7 @@ def end_process(reason: str) -> None:
 def survivors(
     images: Iterable[tuple[int, bytes | ImageError]], *, max_pixels: int
 ) -> Iterator[tuple[int, bytes | ImageError]]:
-    """Pass images on, each with its index; those that kill the process that decodes them become ``Crashed`` errors.
+    """Pass images on with their indices; those that kill two children become ``Crashed`` errors.
 
     Args:
         images: encoded images; errors are passed on as they are.
@@ -128,7 +127,7 @@ class _Child(contextlib.AbstractContextManager["_Child"]):
     """A process that decodes images and may die of it.
 
     Raises:
-        QuarantineFailed: it does not get as far as the first image.
+        QuarantineFailed: it ends before the first image.
     """
 
     def __init__(self) -> None:
@@ -177,7 +176,7 @@ def main() -> None:
         max_pixels, size, seconds = _HEADER.unpack(header)
         image = sys.stdin.buffer.read(size)
         signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process, unless it is taken back
-        with contextlib.suppress(ImageError):  # which the actor will meet again, and tell
+        with contextlib.suppress(ImageError):  # which the actor will meet again, and report
             decode_image(image, max_pixels=max_pixels)
         signal.setitimer(signal.ITIMER_REAL, 0)
         sys.stdout.buffer.write(_SURVIVED)

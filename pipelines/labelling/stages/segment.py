@@ -48,7 +48,7 @@ AHEAD_BYTES = 2**28
 """Decoded images that wait, or predictions, for each thread of an actor and chunk under way; one alone may be more."""
 
 PLAIN = np.full((64, 64, 3), 128, np.uint8)
-"""An image that is nobody's: what ends the process with it is no other image's fault."""
+"""A grey image, predicted before others are tried alone: a process that it ends is no image's fault."""
 
 
 class Segment:
@@ -127,7 +127,7 @@ class Segment:
         watch: Stopwatch,
         decodes: DecodeWatch,
     ) -> Iterator[tuple[int, Result]]:
-        """As ``_label``, one image at a time, which the coordinator is told before; those not known come first."""
+        """As ``_label``, one image at a time, announced before; images that have not survived yet come first."""
         tried = []
         for index, image in sorted(images, key=lambda item: item[0] in attempt.good):
             if isinstance(image, ImageError):
@@ -167,7 +167,7 @@ class Segment:
                 else:
                     yield index, result
 
-        # The first image is decoded before it is the chunk's turn, and so are others as far as the depth goes.
+        # Before the chunk's turn its first image is decoded, and as many others as the depth allows.
         with contextlib.closing(self._in_turn(_begun(prepared()))) as ready:
             outcomes = watch.waiting("predict", self.predictor.predict(watch.waiting("images", ready)))
             yield from self._in_threads(lambda item: (item[0], self._encode(item[1], watch)), outcomes)
@@ -187,7 +187,7 @@ class Segment:
             yield from items
 
     def _open(self, data: ReadResult) -> ImageFile | ImageError:
-        """The image with its header read, which tells how much memory it will take."""
+        """The image with its header read, which gives its size in memory."""
         try:
             return data if isinstance(data, ImageError) else open_image(data, max_pixels=self.context.max_pixels)
         except ImageError as error:
@@ -217,7 +217,7 @@ class Segment:
     def _spent(self, watch: Stopwatch) -> Totals:
         """The watch's seconds, and those of this actor, its GPUs and its CPUs since it told last, or was made.
 
-        What chunks side by side have used of the process is told once, by the one that is done first.
+        Of chunks side by side the one that is done first reports what both have used of the process.
         """
         with self.telling:
             watch.process, self.told_cpu = self.told_cpu, time.process_time()

@@ -277,18 +277,6 @@ def test_every_state_a_killed_run_leaves_is_finished_to_the_same_bytes(finished:
     assert {path for path in whole if after[path] != whole[path]} <= {record, *chunks}
 
 
-def test_an_open_plan_keeps_its_own_input(finished: Finished, tmp_path: Path) -> None:
-    """Another input on the same output first finishes the plan that is open, from the input it was made for."""
-    finished.record.unlink()
-    next(finished.labels.glob("masks/*/*/*-000002.parquet")).unlink()
-    other = tmp_path / "other"
-    other.mkdir()
-    (other / "one.jpg").write_bytes(encoded(scene(7), "JPEG"))
-    again = label(finished.config(input=str(other)))
-    assert again["errors"] == 0
-    assert len(rows(again["labels"])) == IMAGES + 1
-
-
 JOB = [sys.executable, "jobs/label.py"]
 
 
