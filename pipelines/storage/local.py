@@ -321,12 +321,15 @@ def _open_file(location: str) -> BinaryIO:
 
 def _read_file(location: str, etag: str | None) -> bytes:
     with _open_file(location) as file:
-        before = _local_etag(os.fstat(file.fileno()))
+        _check_etag(file, location, etag)  # before it is read, because it may have grown beyond memory
         data = file.read()
-        after = _local_etag(os.fstat(file.fileno()))
-    if etag is not None and not before == after == etag:
-        raise ObjectChanged(location)
+        _check_etag(file, location, etag)
     return data
+
+
+def _check_etag(file: BinaryIO, location: str, etag: str | None) -> None:
+    if etag is not None and _local_etag(os.fstat(file.fileno())) != etag:
+        raise ObjectChanged(location)
 
 
 def _link(staged: str, target: str) -> bool:

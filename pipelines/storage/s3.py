@@ -217,7 +217,9 @@ class S3Store(Store):
 
     async def _get(self, path: str, etag: str | None) -> bytes:
         condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
-        answer = await self._request("get_object", path, {**self._named(path), **condition})
+        return self._body(path, etag, await self._request("get_object", path, {**self._named(path), **condition}))
+
+    def _body(self, path: str, etag: str | None, answer: Mapping[str, Any]) -> bytes:
         if etag is not None and answer["ETag"].strip('"') != etag:  # a server that ignores If-Match
             raise ObjectChanged(self.uri_of(path))
         return cast(bytes, answer["Body"])
@@ -231,7 +233,7 @@ class S3Store(Store):
     def read_range(self, path: str, etag: str, start: int, stop: int) -> bytes:
         """Bytes ``start`` to ``stop - 1`` of the version ``etag``; raises as ``read_if``."""
         condition = {"IfMatch": f'"{etag}"', "Range": f"bytes={start}-{stop - 1}"}
-        return cast(bytes, self._call("get_object", path, {**self._named(path), **condition})["Body"])
+        return self._body(path, etag, self._call("get_object", path, {**self._named(path), **condition}))
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         return self._put(path, data, {"IfNoneMatch": "*"})

@@ -40,7 +40,7 @@ def refusal(status: int, code: str) -> Fault:
 
 
 def ignoring(condition: str) -> Fault:
-    """Any PUT with this condition is said to be done, as by a storage that does not know it."""
+    """Answer any request with this condition as done, for the version ``0``, as a storage that does not know it."""
 
     async def accept(exchange: Exchange) -> None:
         if f"\r\n{condition}:".lower().encode() in exchange.request.raw.lower():
@@ -240,6 +240,17 @@ class TestFaults:
         s3_proxy.add(Rule(ignoring(condition), method="PUT"))
         with mistake(s3_bucket, f"use one that honours {condition}"):
             store.check_replaces_atomically()
+
+    def test_no_read_mixes_versions_where_the_storage_ignores_conditions(
+        self, s3_bucket: str, s3_proxy: FaultProxy
+    ) -> None:
+        store = open_store(s3_bucket, field="input", retries=QUICK)
+        item = fill(store, {"a": b"1"})["a"]
+        s3_proxy.add(Rule(ignoring("If-Match"), method="GET"))
+        with store.open("a") as file, pytest.raises(ObjectChanged):
+            file.read(1)
+        with pytest.raises(ObjectChanged):
+            store.read_if("a", item.etag)
 
     @pytest.mark.parametrize(
         ("status", "code"), [(500, "Strange"), (429, "Strange"), (503, "SlowDown"), (400, "SlowDown")]

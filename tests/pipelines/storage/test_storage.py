@@ -398,6 +398,15 @@ def test_stores_and_errors_travel(store: Store) -> None:
         assert (type(again), str(again)) == (type(error), str(error))
 
 
+def test_a_file_that_has_grown_beyond_memory_is_not_read(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"1")
+    store = open_store(str(tmp_path), field="input")
+    (item,) = store.list()
+    os.truncate(tmp_path / "a", 2**43)
+    (result,) = store.read_many([("a", item.etag)])
+    assert isinstance(result, ObjectChanged)
+
+
 def test_a_local_path_is_itself(tmp_path: Path) -> None:
     (tmp_path / "weights.pth").write_bytes(b"w")
     for path in (tmp_path, tmp_path / "weights.pth"):
