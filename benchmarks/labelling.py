@@ -169,7 +169,7 @@ def executors(folder: Path, *, counts: Iterable[int], backbone: str) -> list[str
     model = save_model(folder, backbone=backbone)
     rows = []
     for count in counts:
-        bucket = fill(folder / f"bucket-{count}", count, None)
+        bucket = fill(folder / f"{count}/bucket", count, None)
         seconds = {}
         for name, local in (("on Ray", False), ("in process", True)):
             start = time.perf_counter()
