@@ -26,7 +26,7 @@ RECORDING: dict[str, Any] = {"method": "PUT", "path": r"/(class_stats|runs)/", "
 STORM = 0.1
 """Share of the requests that fail in a storm; that one of them fails as often as it is tried is unlikely."""
 
-AWAY_S = 60.0
+AWAY_S = 30.0
 """Seconds for which nobody reaches an output that comes back in time."""
 
 
@@ -262,7 +262,7 @@ def _outage(round: Round) -> Deed:
 
 
 def _output_away(round: Round) -> Deed:
-    """An output that nobody reaches for a minute, while all else is at hand; the run outlasts it."""
+    """An output that nobody reaches for half a minute, while all else is at hand; the run outlasts it."""
     rule = round.holding(**round.random.choice([READING, WRITING]))
     yield
     round.held(rule)
