@@ -163,6 +163,7 @@ def test_a_row_that_says_etag_and_bytes_is_taken_at_its_word(kind: str, photos: 
     ]
     table = listed("manifest", write_list(tmp_path, kind, rows))
     assert table["etag"].to_pylist() == [rows[0]["etag"], "of-old", etag(photos / "c.jpg"), "of-old", ""]
+    assert table["bytes"].to_pylist() == [len(DATA[0]), 5, len(DATA[2]), 5, 0]
     assert list(outcomes("manifest", table).values()) == [DATA[0], "Changed", DATA[2], "Missing", "Missing"]
 
 

@@ -169,6 +169,11 @@ def test_focal_plays_down_the_easy_pixels(
     assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
+def test_the_defaults_are_the_papers() -> None:
+    """Focal loss: Lin et al. 2017, section 4.1; the auxiliary weight: Zhao et al. 2017, section 3.3."""
+    assert (LossConfig().focal_gamma, LossConfig().aux_weight) == (2.0, 0.4)
+
+
 @pytest.mark.parametrize("gamma", [0.3, 1.0, 2.0])
 def test_focal_has_a_slope_where_the_network_is_sure(gamma: float) -> None:
     logits = torch.tensor([[200.0, -200.0], [-200.0, 200.0]]).T.reshape(1, 2, 1, 2).requires_grad_()
