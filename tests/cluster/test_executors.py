@@ -21,6 +21,6 @@ def test_a_broken_machine(make_config: Callable[..., LabelConfig], monkeypatch: 
     check_broken_machine(make_config, monkeypatch, local=False)
 
 
-@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.usefixtures("ray_cluster", "impatient")
 def test_a_model_that_ends_its_process_while_it_is_loaded(make_config: Callable[..., LabelConfig]) -> None:  # noqa: F811
     check_unborn(make_config, local=False)
