@@ -19,6 +19,7 @@ import contextlib
 import difflib
 import json
 import logging
+import math
 import os
 import re
 import signal
@@ -103,8 +104,7 @@ def parse_config(config_class: type[ConfigT], argv: Sequence[str]) -> ConfigT:
 def json_line(result: Mapping[str, object]) -> str:
     """Write a result as JSON without line breaks: tensors, arrays and their scalars become lists and numbers,
     NaN and infinities ``null``, and anything else that JSON does not know (paths, dates) its text."""
-    with_nan = json.dumps(_plain(result))
-    return json.dumps(json.loads(with_nan, parse_constant=lambda name: None))
+    return json.dumps(_plain(result), allow_nan=False)
 
 
 def _plain(value: Any) -> object:
@@ -113,7 +113,9 @@ def _plain(value: Any) -> object:
         return {str(key): _plain(entry) for key, entry in value.items()}
     if isinstance(value, list | tuple | set | frozenset):
         return [_plain(entry) for entry in value]
-    if value is None or isinstance(value, str | bool | int | float):
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if value is None or isinstance(value, str | int | float):
         return value
     return _plain(value.tolist()) if hasattr(value, "tolist") else str(value)
 
