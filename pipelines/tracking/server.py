@@ -55,8 +55,9 @@ def local_tracking(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        del os.environ["MLFLOW_TRACKING_URI"]
-        if before is not None:
+        if before is None:
+            del os.environ["MLFLOW_TRACKING_URI"]
+        else:
             os.environ["MLFLOW_TRACKING_URI"] = before
 
 
