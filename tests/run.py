@@ -28,8 +28,8 @@ import pytest
 from tests.support.paths import ROOT
 
 UNITS = ["--ignore=tests/cluster", "-n2", "--dist=loadgroup", "--no-loadscope-reorder"]
-KILLS = ["tests/cluster/test_kills.py", "--timeout=1800"]
-CLUSTER = ["tests/cluster", "--timeout=1800"]
+KILLS = ["tests/cluster/test_kills.py", "--timeout=900"]
+CLUSTER = ["tests/cluster", "--timeout=900"]
 
 GRACE_S = 60.0
 """Seconds within which what the tests have ended must be gone."""

@@ -1,4 +1,4 @@
-"""Training on several nodes of which one goes, whose driver is killed, whose bucket goes away, or that shrinks."""
+"""Training on several nodes of which one goes, whose driver is killed, or that shrinks."""
 
 from __future__ import annotations
 
@@ -35,21 +35,6 @@ def test_a_node_and_the_driver_are_killed_and_the_weights_are_the_same(
     with resumed.running(log) as process:
         found = result(process, log)
     check_same(resumed, found, undisturbed)
-
-
-def test_a_bucket_that_goes_away_loses_nothing(arena: Arena, scenes: Path, tmp_path: Path) -> None:
-    """The bucket for checkpoints goes after some steps, and comes back when all the others are taken."""
-    log = tmp_path / "log"
-    job = training_of(arena, scenes, tmp_path, output="s3://chaos/runs", workers=2)
-    with job.running(log) as process:
-        until(lambda: job.step() >= 2, process, log)
-        assert job.run_id  # kept from now on, as the bucket will not tell
-        with arena.proxy.unreachable():
-            until(lambda: len(job.losses()) == STEPS, process, log)
-        found = result(process, log)
-    (best,) = (entry for entry in job.folder.entries() if job.folder.store.uri_of(entry.model) == found["checkpoint"])
-    assert best.progress.metrics["miou"] == found["metrics"]["miou"]
-    assert job.fingerprint(STEPS)
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Training far from its data: shards in a bucket, every loader, and an MLflow server that goes away meanwhile."""
+"""Training far from its data: shards in a bucket, every loader; MLflow goes away, or the place for checkpoints."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from mlflow.tracking import MlflowClient
 
 from pipelines.demo.demo import draw_dataset
 from tests.cluster.chaos.arena import Arena
-from tests.support.faultproxy import Rule, hang
+from tests.support.faultproxy import Rule, hang, reset
 from tests.support.mlflowserver import MlflowServer
 from tests.support.paths import ROOT
 from tests.support.s3server import S3Server
-from tests.support.trainjob import Job, Trained, completed, result
+from tests.support.trainjob import Job, Trained, result
 from tests.support.waiting import PATIENCE_S, until
 
 EPOCHS, STEPS = 2, 8  # of 16 images, 4 a step
@@ -100,13 +100,27 @@ def by_threads(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Traine
 
 @pytest.fixture(scope="module")
 def by_ray(place: Place, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Nothing happens."""
-    return completed(place.job("ray"), tmp_path_factory.mktemp("ray") / "log")
+    """The place for checkpoints goes after the first of them, and comes back when all the other steps are taken."""
+    log, job = tmp_path_factory.mktemp("ray") / "log", place.job("ray")
+    with job.running(log) as process:
+        until(lambda: job.step() >= 1, process, log)
+        assert job.run_id  # kept from now on, as the bucket will not tell
+        away = place.arena.proxy.add(Rule(reset, path="[/=]runs/"))
+        until(lambda: len(job.losses()) == STEPS, process, log)
+        place.arena.proxy.clear()
+        assert away.hits
+        return Trained(job=job, result=result(process, log))
 
 
 def test_the_loaders_make_the_same_weights_of_a_bucket(by_threads: Trained, by_ray: Trained) -> None:
     assert by_threads.job.fingerprint(STEPS) == by_ray.job.fingerprint(STEPS)
     assert by_threads.result["metrics"] == by_ray.result["metrics"]
+
+
+def test_a_bucket_that_goes_away_loses_no_checkpoint(by_ray: Trained) -> None:
+    folder = by_ray.job.folder
+    (best,) = (entry for entry in folder.entries() if folder.store.uri_of(entry.model) == by_ray.result["checkpoint"])
+    assert best.progress.metrics["miou"] == by_ray.result["metrics"]["miou"]
 
 
 def test_a_server_that_goes_away_in_training_misses_nothing(by_threads: Trained, by_ray: Trained) -> None:

@@ -281,7 +281,7 @@ def _all_too_large(round: Round) -> None:
 
 
 def _retry_killed(round: Round) -> Deed:
-    """The driver of a retry; the same retry again, and then the command without it, which finds nothing to do."""
+    """The driver of a retry; the same retry twice at once; then the command without it, which finds nothing to do."""
     _all_too_large(round)
     rule = round.holding(**round.random.choice([READING, WRITING, RECORDING]))
     yield
@@ -289,19 +289,9 @@ def _retry_killed(round: Round) -> Deed:
     round.driver.signal(signal.SIGKILL, expected=-signal.SIGKILL)
     round.driver.end()
     rule.release()
-    round.start().end()
-    round.flags = {}
-    round.start()
-
-
-def _second_retry(round: Round) -> Deed:
-    """The same retry twice at once; then the command without it."""
-    _all_too_large(round)
     round.flags |= {"wait": False}
-    yield
-    first = round.driver
-    round.start().end()
-    first.end()
+    for job in (round.start(), round.start()):
+        job.end()
     round.flags = {}
     round.start()
 
@@ -330,5 +320,4 @@ FAULTS: dict[str, Fault] = {
     "outage": _outage,
     "output-away": _output_away,
     "retry-killed": _retry_killed,
-    "second-retry": _second_retry,
 }
