@@ -5,7 +5,7 @@
     PspnetError                 anything raised on purpose
     ├── ConfigError             a user's mistake: one line with the field, the value and the remedy
     ├── Terminated              SIGTERM was obeyed: started work is finished
-    └── ImageError              bad image data: a kind (one word) and a message
+    └── ImageError              what is wrong with one image: a kind (one word) and a message
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ConfigError(PspnetError, ValueError):
         self.remedy = remedy
 
     def __str__(self) -> str:
-        return _one_line(f"{self.field}={self.value}: {self.remedy}")
+        return one_line(f"{self.field}={self.value}: {self.remedy}")
 
 
 def check(passed: bool, field: str, value: object, remedy: str) -> None:
@@ -80,12 +80,13 @@ class Terminated(PspnetError):
 
 
 class ImageError(PspnetError):
-    """Bad image or mask data; ``str()`` gives ``Kind: message`` in one line.
+    """What is wrong with one image or mask; ``str()`` gives ``Kind: message`` in one line.
 
     Attributes:
-        kind: one word that readers may group by, such as ``Empty``, ``Unreadable``, ``Truncated``,
-            ``TooLarge`` or ``NotAMask``.
-        message: one line for people.
+        kind: one word that readers may group by: ``Empty``, ``Unreadable``, ``Truncated``, ``TooLarge``, ``NotFinite``,
+            ``Crashed``, ``TimedOut``, ``Changed``, ``Missing``, ``Denied``, and ``NotAMask`` of masks; ``Failed`` where
+            none of them fits.
+        message: for people.
     """
 
     def __init__(self, kind: str, message: str) -> None:
@@ -94,9 +95,22 @@ class ImageError(PspnetError):
         self.message = message
 
     def __str__(self) -> str:
-        return _one_line(f"{self.kind}: {self.message}")
+        return one_line(f"{self.kind}: {self.message}")
 
 
-def _one_line(text: str) -> str:
-    """Fold line breaks and runs of blanks, since codecs' messages may span lines."""
-    return " ".join(text.split())
+def as_image_error(error: Exception) -> ImageError:
+    """An error that one image has caused, as its own: ``Failed: <type>: <message>`` where nobody foresaw it."""
+    if isinstance(error, ImageError):
+        return error
+    if isinstance(error, MemoryError):
+        return ImageError("TooLarge", f"out of memory {error}".rstrip())
+    return ImageError("Failed", f"{type(error).__name__}: {error}")
+
+
+def one_line(text: str) -> str:
+    """Text from outside as one line of printable characters: blanks are folded, all others are spelt as Python does.
+
+    Names and messages of codecs may hold line breaks, terminal sequences and halves of surrogate pairs.
+    """
+    folded = " ".join(text.split())
+    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in folded)

@@ -81,6 +81,10 @@ class RowProvenance:
     mask: str
 
 
+OWN_FOLDERS = ("plans", "masks", "class_stats", "classes", "runs")
+"""Folders below ``--output`` that are not hidden."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Paths:
     """Where things lie below ``--output``, for one model; ``partition`` is ``<name>-<fingerprint>``."""

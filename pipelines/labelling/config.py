@@ -1,7 +1,7 @@
 """The flags of labelling."""
 
 import datetime
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from pipelines.cluster.resources import ActorConfig
 from pipelines.label_table.schema import utc_now
@@ -10,6 +10,7 @@ from pipelines.labelling.retry_errors import check_kinds
 from pipelines.models.loading import InferenceOverrides
 from pipelines.sources import Inputs, find_source
 from pipelines.sources.dates import run_date, since_time
+from pipelines.storage import open_store
 from pipelines.tracking.runs import TrackingConfig
 from pspnet_core.errors import ConfigError, check_positive
 
@@ -37,6 +38,8 @@ class LabelConfig:
     """Mask columns to fill: rle (run lengths), png or both."""
     source: str = "images"
     """Input format: images, webdataset, parquet or manifest."""
+    exclude: tuple[str, ...] = ()
+    """Globs relative to each input, comma-separated: what matches is left out, and what lies below it."""
     since: str | None = None
     """Label only what was modified then or later: a date, a time (UTC), or a span such as 36h or 7d."""
     max_pixels: int = 100_000_000
@@ -70,7 +73,8 @@ class LabelConfig:
     def inputs(self, now: datetime.datetime) -> Inputs:
         """What there is to label, for a run that starts ``now``."""
         since = None if self.since is None else since_time(self.since, now)
-        return Inputs.of(self.input, date=run_date(self.date, now), since=since)
+        inputs = Inputs.of(self.input, date=run_date(self.date, now), since=since, exclude=self.exclude)
+        return replace(inputs, own=open_store(self.output, field="output").root)
 
     def prices(self) -> Prices:
         """Those that are given."""

@@ -38,6 +38,7 @@ from pipelines.process.progress import Progress
 from pipelines.process.sigterm import Ending, on_sigterm
 from pipelines.sources import Inputs, find_source
 from pipelines.sources.dates import run_date
+from pipelines.sources.omissions import Omissions
 from pipelines.storage import open_store
 from pipelines.tracking.background_run import BackgroundRun, background_run
 from pipelines.tracking.model_uris import Origin
@@ -63,8 +64,9 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
     Returns:
         ``run_id``, ``images`` (those listed and those of a plan that was open; or those tried again), which is the sum
         of ``labelled``, ``errors`` and ``skipped`` (done before, or by another driver meanwhile), ``seconds``,
-        ``images_per_second``, ``damaged`` (archives and Parquet files that could not be listed in full), ``labels`` (a
-        glob over the label table) and ``cpu_ms`` (CPU milliseconds per image, stage by stage).
+        ``images_per_second``, ``damaged`` (archives and Parquet files that could not be listed in full), ``unreadable``
+        (names and folders of the input that cannot be read), ``other_formats`` (objects of the input that are left out,
+        by suffix), ``labels`` (a glob over the label table) and ``cpu_ms`` (CPU milliseconds per image and stage).
 
     Raises:
         ConfigError: a mistake in the config; nothing was written, unless a plan was open, which is finished first.
@@ -129,14 +131,14 @@ class _Outcome:
     Attributes:
         images: how many it was about.
         stopped: whether it was stopped before it was through.
-        damaged: files with many images that could not be listed in full.
+        omissions: what the listing left out.
     """
 
     images: int
     totals: Totals
     run_id: str | None
     stopped: bool = False
-    damaged: int = 0
+    omissions: Omissions = dataclasses.field(default_factory=Omissions)
 
 
 def _result(outcome: _Outcome, seconds: float) -> dict[str, Any]:
@@ -149,7 +151,7 @@ def _result(outcome: _Outcome, seconds: float) -> dict[str, Any]:
         "labelled": totals.labelled,
         "skipped": images - totals.done,
         "errors": totals.errors,
-        "damaged": outcome.damaged,
+        **outcome.omissions.counts(),
         "seconds": round(seconds, 3),
         "images_per_second": round(totals.done / seconds, 2),
         "cpu_ms": {stage: round(1000 * cpu / max(1, totals.done), 3) for stage, cpu in sorted(totals.cpu.items())},
@@ -190,7 +192,7 @@ class _Job:
             outcome,
             images=outcome.images + gone,
             totals=totals + outcome.totals,
-            damaged=len(set(inputs.damaged)),
+            omissions=inputs.omissions,
         )
 
     def _label(self, listing: Listing, spec: PlanSpec) -> _Outcome:

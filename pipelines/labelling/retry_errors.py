@@ -113,7 +113,7 @@ class ReadFailed:
             return encoded(number, ENCODED.empty_table(), images=file.rows, since=start)
         table, _ = found
         rows = table.filter(_chosen(table["error"], self.kinds)).select(LISTING.names)
-        return read_images(number, file.spec.source, rows, attempt=attempt, since=start)
+        return read_images(number, file.spec, rows, attempt=attempt, since=start)
 
 
 class Rewrite:

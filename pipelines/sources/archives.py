@@ -13,7 +13,6 @@ import io
 import logging
 import tarfile
 import zlib
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO, NamedTuple, cast
@@ -26,7 +25,7 @@ from pipelines.sources.inputs import Inputs
 from pipelines.storage import Store, StoredObject
 from pipelines.storage.base import is_hidden
 from pipelines.storage.local import LocalStore
-from pspnet_core.errors import ImageError, PspnetError
+from pspnet_core.errors import ImageError, PspnetError, one_line
 from pspnet_core.images.decoding import IMAGE_SUFFIXES
 
 log = logging.getLogger(__name__)
@@ -40,6 +39,12 @@ GAP = 128 * 2**10
 """So many bytes between two wanted members (their neighbours' labels, say) are rather fetched than skipped."""
 KNOWN_ARCHIVES = 4
 """Archives whose members' places a process remembers."""
+MOST_IMAGES = 2**20
+"""Images of one archive; what it holds beyond that is damage, as every process that reads it holds their places."""
+LONGEST_HEADER = 2**20
+"""Bytes of a header that describes the next one, such as a long name."""
+_OVERRUNS = (RecursionError, OverflowError, MemoryError)
+"""What headers bring forth that are chained, or claim absurd sizes."""
 
 
 class _Place(NamedTuple):
@@ -53,46 +58,58 @@ class WebDataset:
     """Members of tar archives whose names are those of images."""
 
     def find(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
-        """As ``Source.find``. What is wrong with an archive is logged; what can be read of it is listed."""
-        return batched(members_of(inputs, SUFFIXES, lambda item: _images_of(item, inputs)))
+        """As ``Source.find``. Damage of an archive is logged; what can be read of it is listed."""
+        return batched(members_of(inputs.new_objects(SUFFIXES), _images_of, inputs))
 
     def read(self, rows: pa.Table, *, threads: int) -> list[ReadResult]:
         """As ``Source.read``; ``Truncated`` is what lies behind the damage of an archive."""
         return read_members(rows, SUFFIXES, functools.partial(_take, threads=threads))
 
 
-def _images_of(item: StoredObject, inputs: Inputs) -> list[Row]:
-    """One row per image of an archive; raises as ``containers.Look``."""
+def _images_of(item: StoredObject) -> Iterator[Row]:
+    """One row per image of an archive; as ``containers.Look``."""
     store, path = place_of(item.uri, item.key)
-    rows: list[Row] = []
-    names: Counter[str] = Counter()
-    sparse: list[str] = []
+    known: set[int] = set()  # hashes of names: the names themselves would take as much memory as an archive says
+    doubled, unplain = _Names(), _Names()
     try:
         for name, member, _ in _walk(store, path):
-            names[name] += 1
-            if member.issparse():
-                sparse.append(name)
-            if names[name] == 1 and _is_image(name, member):
-                rows.append(Row(f"{item.uri}/{name}", f"{item.key}/{name}", item.etag, member.size))
-    except Damaged as error:
-        log.warning("%s is damaged (%s); the %d images before that are listed", item.uri, error, len(rows))
-        inputs.damaged.append(item.uri)
-    check_unchanged(store, path, item.etag)
-    if doubled := [name for name, count in names.items() if count > 1]:
-        log.warning("%s: %s more than once; the first of each name is taken", item.uri, _some(doubled))
-    if sparse:
-        log.warning("%s: %s left out: stored as a sparse file", item.uri, _some(sparse))
-    return rows
+            if not _is_image(name):
+                continue
+            if not member.isreg() or member.issparse():
+                unplain.add(name)
+            elif hash(name) in known:
+                doubled.add(name)
+            elif len(known) == MOST_IMAGES:
+                raise Damaged(f"more than {MOST_IMAGES} images: split it")
+            else:
+                known.add(hash(name))
+                yield Row(f"{item.uri}/{name}", f"{item.key}/{name}", item.etag, member.size)
+        check_unchanged(store, path, item.etag)
+    finally:
+        doubled.tell(item.uri, "more than once; the first of each name is taken")
+        unplain.tell(item.uri, "left out: links, or stored as sparse files")
 
 
-def _some(names: Sequence[str]) -> str:
+class _Names:
     """Names for a message: the first three, and how many more there are."""
-    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
-    return ", ".join(names[:3]) + more
+
+    def __init__(self) -> None:
+        self.first, self.count = list[str](), 0
+
+    def add(self, name: str) -> None:
+        """One more."""
+        self.count += 1
+        self.first += [one_line(name)] * (self.count <= 3)
+
+    def tell(self, uri: str, what: str) -> None:
+        """Log them, if there are any."""
+        if self.count:
+            more = f" and {self.count - 3} more" if self.count > 3 else ""
+            log.warning("%s: %s %s", uri, ", ".join(self.first) + more, what)
 
 
-def _is_image(name: str, member: tarfile.TarInfo) -> bool:
-    return name.lower().endswith(tuple(IMAGE_SUFFIXES)) and not is_hidden(name) and not member.issparse()
+def _is_image(name: str) -> bool:
+    return name.lower().endswith(tuple(IMAGE_SUFFIXES)) and not is_hidden(name)
 
 
 def _take(store: Store, path: str, etag: str, members: Sequence[str], *, threads: int) -> Mapping[str, ReadResult]:
@@ -122,7 +139,7 @@ def _streamed(store: Store, path: str, members: Sequence[str]) -> Mapping[str, R
     wanted = set(members)
     try:
         for name, member, archive in _walk(store, path):
-            if name in wanted:
+            if name in wanted and member.isreg():
                 wanted.remove(name)
                 results[name] = _cut(store, path)
                 with _damage_told():
@@ -144,7 +161,7 @@ def _places(store: Store, path: str, etag: str) -> Mapping[str, _Place]:
     places: dict[str, _Place] = {}
     with contextlib.suppress(Damaged):  # the listing logged it
         for name, member, _ in _walk(store, path):
-            if _is_image(name, member):
+            if _is_image(name) and member.isreg() and not member.issparse() and len(places) < MOST_IMAGES:
                 places.setdefault(name, _Place(member.offset_data, member.offset_data + member.size))
     check_unchanged(store, path, etag)  # raises, so that no other version's places are kept
     return places
@@ -179,7 +196,7 @@ def _fetched(store: Store, path: str, span: Mapping[str, _Place]) -> dict[str, R
 
 
 def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
-    """Name and header of each regular file in an archive, in its order.
+    """Name and header of each file and link in an archive, in its order.
 
     Raises:
         Damaged: it cannot be followed any further.
@@ -191,7 +208,7 @@ def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfi
             stream = stack.enter_context(io.BufferedReader(cast(io.RawIOBase, stream), BLOCK))
         compressed = path.lower().endswith(COMPRESSED)
         if compressed:
-            stream = cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=stream)))
+            stream = cast(BinaryIO, _Ending(stack.enter_context(gzip.GzipFile(fileobj=stream))))
         with _damage_told():
             # "r|" never seeks back; "r:" skips what it need not read. Names that are no UTF-8 are spelt out.
             archive = stack.enter_context(
@@ -211,7 +228,7 @@ def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfi
             if member is None:
                 return
             archive.members = []  # type: ignore[attr-defined]  # or all headers would be kept
-            if member.isreg():
+            if not member.isdir():
                 yield member.name.removeprefix("./").lstrip("/"), member, archive
 
 
@@ -226,9 +243,25 @@ class _Header(tarfile.TarInfo):
             if len(buf) == tarfile.BLOCKSIZE and not any(buf):
                 raise  # the mark that ends an archive
             raise tarfile.ReadError(f"{error} in place of a header") from error
-        if header.size < 0:  # of a header that describes the next one, all that follows would be read as that
-            raise tarfile.ReadError("a member of negative size")
+        # Of a header that describes the next one, all that follows would be read as that, or all memory be filled.
+        describes = header.type in (*tarfile.GNU_TYPES[:2], tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+        if header.size < 0 or (describes and header.size > LONGEST_HEADER):
+            raise tarfile.ReadError(f"a header of {header.size} bytes")
         return header
+
+
+class _Ending:
+    """A stream that raises at its end: ``tarfile`` would go on skipping what a member claims to hold beyond it."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        self.stream = stream
+
+    def read(self, size: int) -> bytes:
+        """Up to ``size`` bytes, at least one. Raises EOFError."""
+        data = self.stream.read(size)
+        if not data:
+            raise EOFError("the file ends early")
+        return data
 
 
 @contextlib.contextmanager
@@ -238,5 +271,5 @@ def _damage_told() -> Iterator[None]:
         yield
     except PspnetError:  # the storage's, some of which are ValueErrors too
         raise
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError) as error:
+    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, ValueError, *_OVERRUNS) as error:
         raise Damaged(str(error)[:200]) from error  # gzip shows all that it got

@@ -4,19 +4,24 @@ import contextlib
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import pyarrow as pa
 
 from pipelines.label_table.schema import LISTING
 from pipelines.sources.inputs import Inputs
-from pipelines.storage import ObjectError, Store, open_store
-from pipelines.storage.base import split_scheme
-from pspnet_core.errors import ImageError
+from pipelines.storage import Store, open_store
+from pipelines.storage.base import Request, split_scheme
+from pspnet_core.errors import ImageError, as_image_error
 
-ReadResult = bytes | ImageError
+ReadResult = bytes | Exception
+"""The bytes of an image, or why it has none: an ImageError or ObjectError, or what else its reading has raised."""
 MAX_BYTES = 2**29  # a chunk travels in memory, and Arrow's binary columns end at 2 GiB
+UNSIZED_BYTES = 2**26
+"""Most bytes of an image whose size the listing did not tell."""
+MOST_TOGETHER = 2**29
+"""Most bytes of such images in a chunk, which has been cut without regard to them."""
 BATCH_ROWS = 2**16
 """Most rows of one batch of a listing."""
 
@@ -25,6 +30,8 @@ ABSENT = ""
 is such an object, it has an etag of its own and is listed as a new version."""
 DENIED = "denied"
 """Etag of an image that might not be looked at when it was listed; kind ``Denied``."""
+UNKNOWN = "unknown"
+"""Etag of an image whose storage did not answer when it was listed, or whose URI names none; kind ``Failed``."""
 
 
 class Damaged(Exception):
@@ -56,14 +63,11 @@ class Source(Protocol):
         """
 
     def read(self, rows: pa.Table, *, threads: int) -> list[ReadResult]:
-        """Encoded bytes of some listed images, or why one has none (kinds ``Changed``, ``Missing``, ``Denied``...).
+        """Encoded bytes of some listed images, or why one has none; no image's error keeps another from being read.
 
         Args:
             rows: of a ``LISTING`` table; best neighbours by key, as in a plan.
             threads: upper bound of concurrent reads.
-
-        Raises:
-            TransientStorageError: when the storage stays unreachable; that is no fault of an image.
         """
 
 
@@ -116,29 +120,51 @@ def read_objects(rows: pa.Table, *, threads: int) -> list[ReadResult]:
     """Images that are an object each; as ``Source.read``."""
     listed = rows_of(rows)
     results: dict[int, ReadResult] = {}
-    wanted: dict[Store, list[tuple[int, str, str]]] = defaultdict(list)
+    wanted: dict[tuple[Store, bool], dict[int, Request]] = defaultdict(dict)
     for index, row in enumerate(listed):
-        if row.etag == ABSENT:
-            results[index] = ImageError("Missing", f"there was no object {row.uri} when it was listed")
-        elif row.etag == DENIED:
-            results[index] = ImageError("Denied", f"{row.uri} could not be looked at when it was listed: grant access")
-        elif row.bytes > MAX_BYTES:
-            results[index] = too_large(row.bytes)
-        else:
-            store, path = place_of(row.uri, row.key)
-            wanted[store].append((index, path, row.etag))
-    for store, places in wanted.items():
-        found = store.read_many([(path, etag) for _, path, etag in places], threads=threads)
-        for (index, _, _), result in zip(places, found, strict=True):
-            results[index] = explained(result) if isinstance(result, ObjectError) else result
+        try:
+            store, path = _readable(row)
+            wanted[store, bool(row.bytes)][index] = path, row.etag, row.bytes or UNSIZED_BYTES
+        except Exception as error:
+            results[index] = as_image_error(error)
+    for (store, is_sized), requests in wanted.items():
+        results |= (_read if is_sized else _read_unsized)(store, requests, threads)
     return [results[index] for index in range(len(listed))]
+
+
+def _read(store: Store, requests: Mapping[int, Request], threads: int) -> dict[int, ReadResult]:
+    return dict(zip(requests, store.read_many(list(requests.values()), threads=threads), strict=True))
+
+
+def _read_unsized(store: Store, requests: Mapping[int, Request], threads: int) -> dict[int, ReadResult]:
+    """As ``_read``, a few at a time, and no more of them than may be held together."""
+    results: dict[int, ReadResult] = {}
+    held, left = 0, iter(requests.items())
+    while some := dict(itertools.islice(left, threads)):
+        if held > MOST_TOGETHER:
+            too_many = ImageError("TooLarge", f"its size was not told, and others of its chunk have {held} bytes")
+            results |= dict.fromkeys(some, too_many)
+            continue
+        found = _read(store, some, threads)
+        held += sum(len(result) for result in found.values() if isinstance(result, bytes))
+        results |= found
+    return results
+
+
+def _readable(row: Row) -> tuple[Store, str]:
+    """The place of an image, unless its row says already that it cannot be read."""
+    if row.etag == ABSENT:
+        raise ImageError("Missing", f"there was no object {row.uri} when it was listed")
+    if row.etag == DENIED:
+        raise ImageError("Denied", f"{row.uri} could not be looked at when it was listed: grant access")
+    store, path = place_of(row.uri, row.key)
+    if row.etag == UNKNOWN:
+        raise ImageError("Failed", f"{row.uri} did not answer when it was listed")
+    if row.bytes > MAX_BYTES:
+        raise too_large(row.bytes)
+    return store, path
 
 
 def too_large(size: int) -> ImageError:
     """Why an image of so many bytes is not read."""
     return ImageError("TooLarge", f"{size} bytes; at most {MAX_BYTES} are read")
-
-
-def explained(error: ObjectError) -> ImageError:
-    """The error of one object as an image's error."""
-    return ImageError(error.kind, error.message)

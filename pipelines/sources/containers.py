@@ -10,13 +10,12 @@ import logging
 import re
 from collections import defaultdict
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 
 from pipelines.sources import base
-from pipelines.sources.base import DENIED, ReadResult, Row, explained, place_of, rows_of, too_large
-from pipelines.sources.inputs import FIELD, Inputs
+from pipelines.sources.base import DENIED, Damaged, ReadResult, Row, place_of, rows_of, too_large
+from pipelines.sources.inputs import FIELD, Inputs, interleaved
 from pipelines.storage import (
     ObjectArchived,
     ObjectChanged,
@@ -25,51 +24,80 @@ from pipelines.storage import (
     ObjectMissing,
     Store,
     StoredObject,
+    TransientStorageError,
 )
-from pspnet_core.errors import ConfigError
-from pspnet_core.threads import map_ahead
+from pspnet_core.errors import ConfigError, as_image_error, one_line
 
 log = logging.getLogger(__name__)
-FILES_AHEAD = 8
-"""Files that are looked through at the same time; their rows wait in memory for their turn."""
-
 Look = Callable[[StoredObject], Iterable[Row]]
-"""A file -> a row for each of its images. Raises ObjectError when the file cannot be had."""
+"""A file -> a row for each of its images, as they are found. Raises what its damage brings forth; what was found before
+counts."""
 
 Take = Callable[[Store, str, str, Sequence[str]], Mapping[str, ReadResult]]
 """(store, path, etag, members) -> each member's bytes or error. Raises ObjectError when the file cannot be had."""
 
 
-def members_of(inputs: Inputs, suffixes: Collection[str], look: Look) -> Iterator[Row]:
-    """The rows of all files that are new enough, file by file; several are looked through at the same time.
+def members_of(files: Iterable[StoredObject], look: Look, inputs: Inputs) -> Iterator[Row]:
+    """The rows of some files of the inputs; several are looked through at the same time, as streams.
 
-    A file that cannot be had is logged, left out and among ``inputs.damaged``.
+    A file that cannot be looked through to its end is logged, and one of ``inputs.omissions``; its neighbours count.
 
     Raises:
-        ConfigError: the permissions allow none of the files to be read.
+        ConfigError: none of the files can be read, by the permissions or by what they hold.
+        TransientStorageError: storage answers nobody.
     """
-    files = (item for item in inputs.objects(suffixes) if inputs.keeps(item.modified))
-    denied: ObjectDenied | None = None
-    readable = False
-    with ThreadPoolExecutor(FILES_AHEAD) as pool:
-        for found in map_ahead(pool, lambda item: _looked_through(item, look, inputs), files, depth=FILES_AHEAD):
-            if isinstance(found, ObjectDenied) and not isinstance(found, ObjectArchived):
-                denied = denied or found
-            else:
-                readable = True
-            if not isinstance(found, ObjectError):
-                yield from found
-    if denied and not readable:
-        raise ConfigError(FIELD, inputs, f"none of the files there may be read: grant access; {denied.message}")
+    looks = _Looks(look, inputs)
+    yield from interleaved(map(looks.through, files))
+    if looks.refusals and len(looks.refusals) == looks.files:
+        raise looks.refusals[0]
 
 
-def _looked_through(item: StoredObject, look: Look, inputs: Inputs) -> Iterable[Row] | ObjectError:
-    try:
-        return look(item)
-    except ObjectError as error:
-        log.warning("%s; its images are left to the next run", error.message)
-        inputs.damaged.append(item.uri)
-        return error
+class _Looks:
+    """How the files of a listing have turned out.
+
+    Attributes:
+        files: how many were looked through.
+        refusals: of those that hold no images, or may not be read, the mistakes that this would be if all were so.
+    """
+
+    def __init__(self, look: Look, inputs: Inputs) -> None:
+        self.look, self.inputs = look, inputs
+        self.files, self.refusals = 0, list[ConfigError]()
+
+    def through(self, item: StoredObject) -> Iterator[Row]:
+        """The rows of one file, up to its end or to what keeps it from being read any further."""
+        self.files += 1
+        found = 0
+        try:
+            for row in self.look(item):
+                found += 1
+                yield row
+        except TransientStorageError as error:
+            if not self.inputs.answers():
+                raise
+            self._tell(item, found, error)
+        except Exception as error:
+            self._tell(item, found, error)
+
+    def _tell(self, item: StoredObject, found: int, error: Exception) -> None:
+        self.inputs.omissions.damaged.add(item.uri)
+        passes = isinstance(error, ObjectError | TransientStorageError)
+        lost = "its images are left to the next run" if passes else "it is left out"
+        kept = f"the {found} images before that are listed" if found else lost
+        log.warning("%s; %s", one_line(_why(item.uri, error)), kept)
+        if isinstance(error, ConfigError):
+            self.refusals.append(error)
+        elif isinstance(error, ObjectDenied) and not isinstance(error, ObjectArchived):
+            remedy = f"none of the files there may be read: grant access; {error.message}"
+            self.refusals.append(ConfigError(FIELD, self.inputs, remedy))
+
+
+def _why(uri: str, error: Exception) -> str:
+    if isinstance(error, ObjectError | TransientStorageError):
+        return str(error)
+    if isinstance(error, ConfigError):
+        return f"{uri} {error.remedy}"
+    return f"{uri} is damaged ({error if isinstance(error, Damaged) else as_image_error(error).message})"
 
 
 def read_members(rows: pa.Table, suffixes: Collection[str], take: Take) -> list[ReadResult]:
@@ -79,11 +107,11 @@ def read_members(rows: pa.Table, suffixes: Collection[str], take: Take) -> list[
     ends = re.compile(f"[^/](?:{'|'.join(map(re.escape, suffixes))})(?=/)", re.IGNORECASE)
     etag_of = functools.cache(_etag_now)
     for index, row in enumerate(rows_of(rows)):
-        if row.bytes > base.MAX_BYTES:
-            results[index] = too_large(row.bytes)
-        else:
+        try:
             store, path = _file_of(row, ends, etag_of)
             wanted[store, path, row.etag].append((index, row.key[len(path) + 1 :]))
+        except Exception as error:
+            results[index] = error
     for (store, path, etag), places in wanted.items():
         found = _read_file(store, path, etag, [member for _, member in places], take)
         results |= {index: found[member] for index, member in places}
@@ -92,6 +120,8 @@ def read_members(rows: pa.Table, suffixes: Collection[str], take: Take) -> list[
 
 def _file_of(row: Row, ends: re.Pattern[str], etag_of: Callable[[Store, str], str]) -> tuple[Store, str]:
     """The file in a row's key, whose name ``ends`` finds; the etag tells it from folders that are named like files."""
+    if row.bytes > base.MAX_BYTES:
+        raise too_large(row.bytes)
     store, key = place_of(row.uri, row.key)
     paths = [key[: match.end()] for match in ends.finditer(key)]
     if len(paths) > 1:
@@ -111,7 +141,7 @@ def _etag_now(store: Store, path: str) -> str:
 
 
 def _read_file(store: Store, path: str, etag: str, members: Sequence[str], take: Take) -> Mapping[str, ReadResult]:
-    """The members' bytes, all of them from the version ``etag``."""
+    """The members' bytes, all of them from the version ``etag``; or, of each, why the file cannot be read."""
     try:
         check_unchanged(store, path, etag)
         found = take(store, path, etag, members)
@@ -120,9 +150,9 @@ def _read_file(store: Store, path: str, etag: str, members: Sequence[str], take:
     except ObjectMissing as error:
         # Asked for in this way, a store also notices that the whole folder is not mounted on this machine.
         (answer,) = store.read_many([(path, etag)])
-        return dict.fromkeys(members, explained(answer if isinstance(answer, ObjectError) else error))
-    except ObjectError as error:
-        return dict.fromkeys(members, explained(error))
+        return dict.fromkeys(members, answer if isinstance(answer, Exception) else error)
+    except Exception as error:
+        return dict.fromkeys(members, error)
 
 
 def check_unchanged(store: Store, path: str, etag: str) -> None:

@@ -14,10 +14,8 @@ class LooseImages:
 
     def find(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
         """As ``Source.find``."""
-        objects = inputs.objects(IMAGE_SUFFIXES)
-        return batched(
-            Row(item.uri, item.key, item.etag, item.bytes) for item in objects if inputs.keeps(item.modified)
-        )
+        objects = inputs.new_objects(IMAGE_SUFFIXES)
+        return batched(Row(item.uri, item.key, item.etag, item.bytes) for item in objects)
 
     def read(self, rows: pa.Table, *, threads: int) -> list[ReadResult]:
         """As ``Source.read``."""

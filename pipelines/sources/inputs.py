@@ -5,23 +5,32 @@ import datetime
 import functools
 import itertools
 import json
+import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from fsspec.utils import glob_translate
 
+from pipelines.label_table.schema import OWN_FOLDERS
 from pipelines.sources.dates import with_date
+from pipelines.sources.omissions import Omissions
 from pipelines.storage import THREADS, StoredObject, open_store
-from pipelines.storage.base import is_hidden, split_scheme
+from pipelines.storage.base import LeftOut, is_hidden, split_scheme
 from pspnet_core.errors import ConfigError
 from pspnet_core.threads import map_ahead
 
 FIELD = "input"
+T = TypeVar("T")
 SLICE = 4096
-"""Objects that one input's listing runs ahead of what is taken from it."""
+"""Objects, or images of a file, that one stream of a listing runs ahead of what is taken from it."""
 
+MOST_EXPANDED = 10_000
+"""Names that ranges in braces may stand for."""
+
+_RANGE = re.compile(r"\{([0-9]{1,9})\.\.([0-9]{1,9})\}")
 _WILD = re.compile(r"[*?]|\[[^\]]")
 
 
@@ -41,6 +50,8 @@ class Input:
     def parse(cls, text: str) -> "Input":
         """A folder, glob or object as a user writes it; ConfigError when it is none."""
         scheme, rest = split_scheme(text)
+        if scheme == "file" and os.path.exists(os.path.expanduser(rest)):  # its name may look like a glob
+            return cls(root=open_store(text, field=FIELD).root)
         parts = rest.split("/")
         fixed = next((number for number, part in enumerate(parts) if _WILD.search(part)), len(parts))
         folder, pattern = "/".join(parts[:fixed]), "/".join(parts[fixed:]).rstrip("/")
@@ -48,16 +59,17 @@ class Input:
             if scheme != "file":
                 raise ConfigError(FIELD, text, "wildcards may stand only after the name of the bucket; write that out")
             folder = "/" if fixed else "."
-        try:
-            glob_translate(pattern)
-        except ValueError as error:
-            raise ConfigError(FIELD, text, "** stands for whole folders: put it between slashes") from error
+        _check_glob(FIELD, pattern)
         return cls(root=open_store(text[: len(text) - len(rest)] + folder, field=FIELD).root, pattern=pattern)
 
     @property
     def uri(self) -> str:
         """The input in full, as plans and run records name it."""
         return f"{self.root.rstrip('/')}/{self.pattern}" if self.pattern else self.root
+
+    def answers(self) -> bool:
+        """Whether its storage answers now."""
+        return open_store(self.root, field=FIELD).answers()
 
     def selects(self, uri: str) -> bool:
         """Whether a listing of this input holds the object."""
@@ -67,15 +79,20 @@ class Input:
         below = uri[len(top) :]
         return not is_hidden(below) and (not self.pattern or self._matches(below))
 
-    def parts(self, suffixes: Collection[str]) -> Iterator[Iterator[StoredObject]]:
-        """The objects with such names, in streams that may be drawn from at the same time."""
+    def parts(self, suffixes: Collection[str], left_out: LeftOut) -> Iterator[Iterator[StoredObject]]:
+        """The objects, in streams that may be drawn from at the same time.
+
+        Args:
+            suffixes: names of one object, which the input itself may be.
+            left_out: as for ``Store.list_in_parts``.
+        """
         if not self.pattern and self.root.lower().endswith(tuple(suffixes)):
             folder, _, name = self.root.rpartition("/")
             found = open_store(folder or "/", field=FIELD).stat(name)
             if found is not None:
                 yield iter([found])
                 return
-        for part in open_store(self.root, field=FIELD).list_in_parts(suffixes):
+        for part in open_store(self.root, field=FIELD).list_in_parts(left_out):
             yield filter(lambda item: self._matches(item.key), part) if self.pattern else part
 
     def _matches(self, key: str) -> bool:
@@ -94,26 +111,41 @@ class Inputs:
     Attributes:
         places: the folders, globs and objects; what an earlier one holds is left out of the later ones.
         since: only what was modified then or later counts; None for everything.
-        damaged: URIs of the files with many images that could not be listed in full, as sources find them.
+        exclude: globs relative to the root of each place; what matches is left out, and what lies below it.
+        own: URI of the run's output, whose tables are no input.
+        omissions: what a listing leaves out.
     """
 
     places: tuple[Input, ...]
     since: datetime.datetime | None = None
-    damaged: list[str] = field(default_factory=list, compare=False)
+    exclude: tuple[str, ...] = ()
+    own: str = ""
+    omissions: Omissions = field(default_factory=Omissions, compare=False)
 
     @classmethod
-    def of(cls, text: str, *, date: datetime.date, since: datetime.datetime | None = None) -> "Inputs":
+    def of(
+        cls,
+        text: str,
+        *,
+        date: datetime.date,
+        since: datetime.datetime | None = None,
+        exclude: tuple[str, ...] = (),
+    ) -> "Inputs":
         """What ``--input`` says: places with commas between them, or a list as JSON or YAML gives it.
 
         Args:
             text: may hold the templates of ``with_date``.
             date: the run's.
+            since, exclude: as the attributes.
 
         Raises:
-            ConfigError: an input is empty or malformed.
+            ConfigError: an input or a glob is empty or malformed.
         """
-        places = tuple(Input.parse(with_date(part, date, field=FIELD)) for part in split_inputs(text))
-        return cls(places=places, since=since)
+        dated = (with_date(part, date, field=FIELD) for part in split_inputs(text))
+        places = tuple(Input.parse(each) for part in dated for each in expanded(part))
+        for pattern in exclude:
+            _check_glob("exclude", pattern)
+        return cls(places=places, since=since, exclude=exclude)
 
     @property
     def uris(self) -> tuple[str, ...]:
@@ -123,9 +155,17 @@ class Inputs:
     def __str__(self) -> str:
         return ",".join(self.uris)
 
+    def answers(self) -> bool:
+        """Whether the storage of one of them answers now."""
+        return any(place.answers() for place in self.places)
+
     def keeps(self, modified: datetime.datetime | None) -> bool:
         """Whether something of this age counts; where the storage tells no time, it does."""
         return self.since is None or modified is None or modified >= self.since
+
+    def new_objects(self, suffixes: Collection[str]) -> Iterator[StoredObject]:
+        """As ``objects``, those that are new enough."""
+        return (item for item in self.objects(suffixes) if self.keeps(item.modified))
 
     def objects(self, suffixes: Collection[str]) -> Iterator[StoredObject]:
         """The objects of all inputs, of any age; each object comes once. Inputs and their parts are listed at the
@@ -138,18 +178,60 @@ class Inputs:
             ConfigError: no such bucket or folder, or it may not be listed.
             TransientStorageError: storage does not answer.
         """
+        endings = tuple(suffixes)
         with ThreadPoolExecutor(THREADS) as pool:
             numbers = range(len(self.places))
             parts = map_ahead(pool, lambda number: self._parts(number, suffixes), numbers, depth=THREADS)
-            yield from interleaved(itertools.chain.from_iterable(parts))
+            for item in interleaved(itertools.chain.from_iterable(parts)):
+                if item.key.lower().endswith(endings):
+                    yield item
+                else:
+                    self.omissions.add_other_format(item.key)
+        self.omissions.tell()
 
     def _parts(self, number: int, suffixes: Collection[str]) -> list[Iterator[StoredObject]]:
         place = self.places[number]
         earlier = [other for other in self.places[:number] if other.overlaps(place)]
-        return [
-            (item for item in part if not any(other.selects(item.uri) for other in earlier))
-            for part in place.parts(suffixes)
-        ]
+        unwanted = [_compiled(pattern) for pattern in self.exclude]
+        own = tuple(f"{self.own.rstrip('/')}/{folder}/" for folder in OWN_FOLDERS) if self.own else ()
+
+        def is_wanted(item: StoredObject) -> bool:
+            return not (
+                item.uri.startswith(own)
+                or any(pattern.match(item.key) for pattern in unwanted)
+                or any(other.selects(item.uri) for other in earlier)
+            )
+
+        return [filter(is_wanted, part) for part in place.parts(suffixes, self.omissions.add_unreadable)]
+
+
+def _check_glob(field: str, pattern: str) -> None:
+    try:
+        glob_translate(pattern)
+    except ValueError as error:
+        raise ConfigError(field, pattern, "** stands for whole folders: put it between slashes") from error
+
+
+def expanded(text: str) -> list[str]:
+    """The texts that one with ranges of numbers in braces stands for, as a shell expands them: ``{000..012}``.
+
+    Raises:
+        ConfigError: more than ``MOST_EXPANDED``.
+    """
+    match = _RANGE.search(text)
+    if match is None:
+        return [text]
+    first, last = match.groups()
+    if abs(int(last) - int(first)) >= MOST_EXPANDED:
+        raise ConfigError(FIELD, text, f"stands for too many names; at most {MOST_EXPANDED}")
+    step = 1 if int(last) >= int(first) else -1
+    numbers = range(int(first), int(last) + step, step)
+    width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
+    heads = [f"{text[: match.start()]}{number:0{width}d}" for number in numbers]
+    texts = [head + tail for head in heads for tail in expanded(text[match.end() :])]
+    if len(texts) > MOST_EXPANDED:
+        raise ConfigError(FIELD, text, f"stands for too many names; at most {MOST_EXPANDED}")
+    return texts
 
 
 def split_inputs(text: str) -> list[str]:
@@ -160,11 +242,11 @@ def split_inputs(text: str) -> list[str]:
     return [part.strip() for part in text.split(",")]
 
 
-def interleaved(streams: Iterable[Iterator[StoredObject]]) -> Iterator[StoredObject]:
+def interleaved(streams: Iterable[Iterator[T]]) -> Iterator[T]:
     """Several streams as one, so many at the same time and each at most a slice ahead; each keeps its own order."""
     coming = iter(streams)
     pool = ThreadPoolExecutor(THREADS)
-    waiting: dict[Future[list[StoredObject]], Iterator[StoredObject]] = {}
+    waiting: dict[Future[list[T]], Iterator[T]] = {}
     try:
         while True:
             for stream in itertools.islice(coming, THREADS - len(waiting)):
@@ -180,7 +262,7 @@ def interleaved(streams: Iterable[Iterator[StoredObject]]) -> Iterator[StoredObj
         pool.shutdown(cancel_futures=True)
 
 
-def _slice(stream: Iterator[StoredObject]) -> list[StoredObject]:
+def _slice(stream: Iterator[T]) -> list[T]:
     return list(itertools.islice(stream, SLICE))
 
 

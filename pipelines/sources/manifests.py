@@ -5,12 +5,15 @@ A manifest is a text file with a URI on each line, or CSV or Parquet with a colu
 URIs start from the manifest's folder. The key of an image is its URI.
 """
 
+import contextlib
 import csv
 import io
 import itertools
-from collections.abc import Iterator
+import logging
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple, cast
+from typing import Any, NamedTuple, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -18,8 +21,8 @@ import pyarrow.parquet as pq
 from pipelines.label_table.schema import LISTING
 from pipelines.sources.base import (
     ABSENT,
-    BATCH_ROWS,
     DENIED,
+    UNKNOWN,
     Damaged,
     ReadResult,
     Row,
@@ -28,14 +31,18 @@ from pipelines.sources.base import (
     place_of,
     read_objects,
 )
+from pipelines.sources.containers import members_of
 from pipelines.sources.inputs import FIELD, Inputs
-from pipelines.storage import THREADS, ObjectDenied, Store, StoredObject, open_store
+from pipelines.storage import THREADS, ObjectDenied, Store, StoredObject, TransientStorageError, open_store
 from pipelines.storage.base import split_scheme
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import ConfigError, as_image_error, one_line
 
+log = logging.getLogger(__name__)
 SUFFIXES = (".txt", ".csv", ".parquet")
 BLOCK = 2**20  # bytes of one read of a text
 LOOKED_UP = 4096  # lines whose images are looked up together
+SILENT = 4  # requests without an answer, after which a place is not asked again among these
+LONGEST_LINE = 2**16  # characters
 
 
 class Entry(NamedTuple):
@@ -50,8 +57,9 @@ class Manifest:
     """Images that lists name; there may be several lists."""
 
     def find(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
-        """As ``Source.find``. What is not there has the etag ``ABSENT``, what may not be looked at ``DENIED``."""
-        return batched(row for item in inputs.objects(SUFFIXES) for row in rows_named_by(item, inputs))
+        """As ``Source.find``. What is not there has the etag ``ABSENT``, what may not be looked at ``DENIED``, and what
+        does not answer ``UNKNOWN``."""
+        return batched(members_of(inputs.objects(SUFFIXES), lambda item: rows_named_by(item, inputs), inputs))
 
     def read(self, rows: pa.Table, *, threads: int) -> list[ReadResult]:
         """As ``Source.read``."""
@@ -62,24 +70,22 @@ def rows_named_by(item: StoredObject, inputs: Inputs) -> Iterator[Row]:
     """The images of one manifest that are new enough; many are looked up at a time.
 
     Raises:
-        ConfigError: it is no manifest, or a URI is none; also when all of many images that are looked up together are
-            denied, as then the permissions are wrong and not one image.
+        ConfigError: it is no manifest; also when all of many images that are looked up together are denied, as then the
+            permissions are wrong and not one image.
+        TransientStorageError: none of many images that are looked up together has an answer.
     """
     folder = item.uri.rpartition("/")[0]
-    entries = (
-        entry._replace(uri=_absolute(entry.uri, folder), etag=(entry.etag or "").strip('"') or None)
-        for entry in _entries(item)
-    )
+    entries = (_normalised(entry, folder) for entry in _entries(item))
     with ThreadPoolExecutor(THREADS) as pool:
         while some := list(itertools.islice(entries, LOOKED_UP)):
-            unknown = [entry for entry in some if not _is_known(entry)]
-            found = dict(zip(unknown, pool.map(lambda entry: _looked_up(entry, inputs), unknown), strict=True))
-            if len(found) > 1 and all(row is not None and row.etag == DENIED for row in found.values()):
-                raise ConfigError(FIELD, item.uri, "none of the images that it names may be looked at: grant access")
+            unknown = list(dict.fromkeys(entry.uri for entry in some if not _is_known(entry)))
+            look_ups = _LookUps(inputs)
+            found = dict(zip(unknown, pool.map(look_ups.row_of, unknown), strict=True))
+            look_ups.check(item, list(found.values()))
             for entry in some:
                 if _is_known(entry):
                     yield Row(entry.uri, entry.uri, str(entry.etag), int(entry.bytes or 0))
-                elif (row := found[entry]) is not None:
+                elif (row := found[entry.uri]) is not None:
                     yield row
 
 
@@ -87,20 +93,55 @@ def _is_known(entry: Entry) -> bool:
     return bool(entry.etag) and entry.bytes is not None
 
 
-def _looked_up(entry: Entry, inputs: Inputs) -> Row | None:
-    """The row of an image as it is now; None when it is too old."""
-    store, path = place_of(entry.uri, entry.uri)
-    try:
-        found = store.look_up(path)
-    except ObjectDenied:
-        return Row(entry.uri, entry.uri, DENIED, 0)
-    if found is None:
-        return Row(entry.uri, entry.uri, ABSENT, 0)
-    return Row(entry.uri, entry.uri, found.etag, found.bytes) if inputs.keeps(found.modified) else None
+class _LookUps:
+    """Images that are looked up together, in many threads; a place that does not answer is soon left alone."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self.inputs = inputs
+        self.silent: Counter[Store] = Counter()  # requests without an answer
+        self.error: TransientStorageError | None = None
+
+    def row_of(self, uri: str) -> Row | None:
+        """The row of an image as it is now; None when it is too old."""
+        unknown = Row(uri, uri, UNKNOWN, 0)
+        try:
+            store, path = place_of(uri, uri)
+            if self.silent[store] >= SILENT:
+                return unknown
+            found = self._look_up(store, path)
+        except ObjectDenied:
+            return Row(uri, uri, DENIED, 0)
+        except Exception as error:  # also of a URI that names no place, or that its driver does not bear
+            log.warning("%s cannot be looked up: %s", one_line(uri), as_image_error(error).message)
+            return unknown
+        if found is None:
+            return Row(uri, uri, ABSENT, 0)
+        return Row(uri, uri, found.etag, found.bytes) if self.inputs.keeps(found.modified) else None
+
+    def _look_up(self, store: Store, path: str) -> StoredObject | None:
+        try:
+            return store.look_up(path)
+        except TransientStorageError as error:
+            self.silent[store] += 1
+            self.error = error
+            raise
+
+    def check(self, item: StoredObject, found: Sequence[Row | None]) -> None:
+        """Raise where nobody has answered, or all have refused; one image alone may be to blame itself."""
+        if len(found) > 1 and all(row and row.etag == DENIED for row in found):
+            raise ConfigError(FIELD, item.uri, "none of the images that it names may be looked at: grant access")
+        if self.error and len(found) > 1 and all(row and row.etag == UNKNOWN for row in found):
+            raise self.error
+
+
+def _normalised(entry: Entry, folder: str) -> Entry:
+    """An entry with its URI in the form in which listings write it, or as it stands where it is none."""
+    with contextlib.suppress(ConfigError, ValueError):
+        entry = entry._replace(uri=_absolute(entry.uri, folder))
+    return entry._replace(etag=(entry.etag or "").strip('"') or None)
 
 
 def _absolute(uri: str, folder: str) -> str:
-    """A URI in the form in which listings write it."""
     relative = split_scheme(uri) == ("file", uri) and not uri.startswith(("/", "~"))
     return open_store(f"{folder}/{uri}" if relative else uri, field=FIELD).root
 
@@ -139,13 +180,21 @@ def _parquet_entries(store: Store, path: str) -> Iterator[Entry]:
             schema = pa.schema([LISTING.field(name) for name in Entry._fields if name in file.schema_arrow.names])
             if "uri" not in schema.names:
                 raise _no_manifest(store, path, "has no column uri")
-            for batch in file.iter_batches(batch_size=BATCH_ROWS, columns=schema.names):
-                columns = [batch[field.name].cast(field.type).to_pylist() for field in schema]
+            for batch in file.iter_batches(batch_size=LOOKED_UP, columns=schema.names):
+                columns = [_cast(batch[field.name], field.type) for field in schema]
                 for row in zip(*columns, strict=True):
                     if row[0]:
                         yield Entry(**dict(zip(schema.names, row, strict=True)))
     except Damaged as error:
         raise _no_manifest(store, path, f"cannot be read ({error})") from error
+
+
+def _cast(column: pa.Array, kind: pa.DataType) -> list[Any]:
+    """The values of a column; texts that are no UTF-8 are spelt out."""
+    if not pa.types.is_string(kind):
+        return list(column.cast(kind).to_pylist())
+    texts = column.cast(pa.binary()).to_pylist()
+    return [None if text is None else text.decode("utf-8", "backslashreplace") for text in texts]
 
 
 _READERS = {"txt": _text_entries, "csv": _csv_entries, "parquet": _parquet_entries}
@@ -160,7 +209,10 @@ def _lines(store: Store, path: str) -> Iterator[str]:
         io.TextIOWrapper(blocks, "utf-8-sig", newline="") as text,
     ):
         try:
-            yield from text
+            while line := text.readline(LONGEST_LINE):
+                if len(line) == LONGEST_LINE:
+                    raise _no_manifest(store, path, f"has a line of more than {LONGEST_LINE} characters")
+                yield line
         except UnicodeDecodeError as error:
             raise _no_manifest(store, path, "is no text in UTF-8") from error
 

@@ -6,25 +6,39 @@ it. A row's member name is its number from 0, or what its column ``key`` says. A
 """
 
 import itertools
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.sources.base import Damaged, ReadResult, Row, batched, parquet_damage_told, place_of, read_objects
+from pipelines.sources.base import (
+    BATCH_ROWS,
+    MOST_TOGETHER,
+    Damaged,
+    ReadResult,
+    Row,
+    batched,
+    parquet_damage_told,
+    place_of,
+    read_objects,
+)
 from pipelines.sources.containers import members_of, read_members
 from pipelines.sources.inputs import FIELD, Inputs
 from pipelines.sources.manifests import rows_named_by
 from pipelines.storage import Store, StoredObject
 from pspnet_core.errors import ConfigError, ImageError
 
-log = logging.getLogger(__name__)
 SUFFIXES = (".parquet",)
 READ_ROWS = 64
-"""Rows of a row group that are in memory at a time."""
+"""Rows of a row group that are in memory at a time; fewer where its images are large."""
+READ_BYTES = 64 * 2**20
+"""Bytes of so many rows, by the sizes in the footer."""
+LONGEST_NAME = 1024
+"""Bytes of a member's name, as of a key of S3; where the column says more, the row's number is its name."""
 IMAGE_COLUMNS, KEY_COLUMN, URI_COLUMN = ("image", "bytes"), "key", "uri"
 
 
@@ -32,8 +46,8 @@ class ParquetRows:
     """One row per image."""
 
     def find(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
-        """As ``Source.find``; ``bytes`` is the mean of the row group. A damaged file is logged and left out."""
-        return batched(members_of(inputs, SUFFIXES, lambda item: _images_of(item, inputs)))
+        """As ``Source.find``; ``bytes`` is the mean of the row group. Damage of a file is logged."""
+        return batched(members_of(inputs.new_objects(SUFFIXES), lambda item: _images_of(item, inputs), inputs))
 
     def read(self, rows: pa.Table, *, threads: int) -> list[ReadResult]:
         """As ``Source.read``; ``Missing`` is also a row without bytes."""
@@ -43,23 +57,18 @@ class ParquetRows:
         return [next(objects if is_named else members) for is_named in named.to_pylist()]
 
 
-def _images_of(item: StoredObject, inputs: Inputs) -> Iterable[Row]:
-    """One row per image of a file; raises as ``containers.Look``."""
+def _images_of(item: StoredObject, inputs: Inputs) -> Iterator[Row]:
+    """One row per image of a file; as ``containers.Look``."""
     store, path = place_of(item.uri, item.key)
-    try:
-        with store.open(path) as stream, parquet_damage_told():
-            file = pq.ParquetFile(stream)
-            leaf = _image_leaf(file.schema_arrow)
-            if leaf is not None:
-                found = zip(_names(file), _mean_sizes(file.metadata, leaf), strict=True)
-                return (Row(f"{item.uri}/{name}", f"{item.key}/{name}", item.etag, size) for name, size in found)
-            if URI_COLUMN in file.schema_arrow.names:
-                return rows_named_by(item, inputs)
-    except Damaged as error:
-        log.warning("%s is damaged (%s); it is left out", item.uri, error)
-        inputs.damaged.append(item.uri)
-        return ()
-    raise ConfigError(FIELD, item.uri, "has no column image or bytes with encoded images, and no column uri")
+    with store.open(path) as stream, parquet_damage_told():
+        file = _opened(stream)
+        if file.leaf:
+            for name, size in zip(file.names(), file.mean_sizes(), strict=True):
+                yield Row(f"{item.uri}/{name}", f"{item.key}/{name}", item.etag, size)
+            return
+        if URI_COLUMN not in file.rows.schema_arrow.names:
+            raise ConfigError(FIELD, item.uri, "has no column image or bytes with encoded images, and no column uri")
+    yield from rows_named_by(item, inputs)
 
 
 def _image_leaf(schema: pa.Schema) -> str | None:
@@ -78,65 +87,112 @@ def _is_binary(kind: pa.DataType) -> bool:
     return bool(pa.types.is_binary(kind) or pa.types.is_large_binary(kind))
 
 
-def _names(file: pq.ParquetFile) -> Iterable[str]:
-    """What the rows are called within the file."""
-    numbers = map(str, range(file.metadata.num_rows))
-    if KEY_COLUMN not in file.schema_arrow.names:
-        return numbers
-    keys = file.read([KEY_COLUMN])[KEY_COLUMN].cast(pa.string())
-    return (number if key.as_py() is None else key.as_py() for number, key in zip(numbers, keys, strict=True))
+def _opened(stream: BinaryIO) -> "_File":
+    """An open file; keys and images of which it repeats one in each row stay encoded by dictionary."""
+    plain = pq.ParquetFile(stream)
+    leaf = _image_leaf(plain.schema_arrow)
+    keys = [KEY_COLUMN] if KEY_COLUMN in plain.schema_arrow.names else []
+    known = pq.ParquetFile(stream, metadata=plain.metadata, read_dictionary=[*keys, *filter(None, [leaf])])
+    return _File(rows=known, leaf=leaf)
 
 
-def _mean_sizes(metadata: pq.FileMetaData, leaf: str) -> Iterator[int]:
-    """About how many bytes each row's image has; the sizes themselves lie among the images."""
-    for number in range(metadata.num_row_groups):
-        group = metadata.row_group(number)
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """An open file; ``leaf`` is the path of the column with its images, None where there is none."""
+
+    rows: pq.ParquetFile
+    leaf: str | None
+
+    def names(self) -> Iterator[str]:
+        """What the rows are called."""
+        if KEY_COLUMN not in self.rows.schema_arrow.names:
+            yield from map(str, range(self.rows.metadata.num_rows))
+            return
+        number = 0
+        for batch in self.rows.iter_batches(BATCH_ROWS, columns=[KEY_COLUMN], use_threads=False):
+            for key in _values(batch[KEY_COLUMN]):
+                yield _name(key, str(number))
+                number += 1
+
+    def mean_sizes(self) -> Iterator[int]:
+        """About how many bytes each row's image has; the sizes themselves lie among the images."""
+        for number in range(self.rows.metadata.num_row_groups):
+            rows = self.rows.metadata.row_group(number).num_rows
+            yield from itertools.repeat(self._mean_size(number), rows)
+
+    def _mean_size(self, number: int) -> int:
+        group = self.rows.metadata.row_group(number)
         columns = (group.column(index) for index in range(group.num_columns))
-        size = next(column.total_uncompressed_size for column in columns if column.path_in_schema == leaf)
-        yield from itertools.repeat(size // max(1, group.num_rows), group.num_rows)
+        size = next(column.total_uncompressed_size for column in columns if column.path_in_schema == self.leaf)
+        return int(size // max(1, group.num_rows))
+
+    def images(self, group: int) -> Iterator[bytes | None]:
+        """The images of one row group, a few in memory at a time."""
+        assert self.leaf
+        count = max(1, min(READ_ROWS, READ_BYTES // max(1, self._mean_size(group))))
+        for batch in self.rows.iter_batches(count, row_groups=[group], columns=[self.leaf], use_threads=False):
+            column = batch[self.leaf.partition(".")[0]]
+            yield from _values(pc.struct_field(column, "bytes") if self.leaf.endswith(".bytes") else column)
+
+
+def _values(column: pa.Array) -> Iterator[Any]:
+    """The values of a column, texts as bytes since they may be damaged; equal ones of a dictionary are one object."""
+    if not pa.types.is_dictionary(column.type):
+        yield from (value.as_py() for value in column)
+        return
+    values = [value.as_py() for value in column.dictionary.cast(pa.large_binary())]
+    yield from (None if index is None else values[index] for index in column.indices.to_pylist())
+
+
+def _name(key: object, number: str) -> str:
+    """The name of a row with this key; of one without, or with one that is too long, it is the row's number."""
+    name = key.decode("utf-8", "backslashreplace") if isinstance(key, bytes) else str(key)
+    return number if key is None or len(name) > LONGEST_NAME else name
 
 
 def _take(store: Store, path: str, etag: str, members: Sequence[str]) -> Mapping[str, ReadResult]:
     """As ``containers.Take``."""
     try:
         with store.open(path) as stream, parquet_damage_told():
-            file = pq.ParquetFile(stream)
-            leaf = _image_leaf(file.schema_arrow)
-            if leaf is None:  # another version than was listed, as will be noticed
+            file = _opened(stream)
+            if file.leaf is None:  # another version than was listed, as will be noticed
                 raise Damaged("no column with encoded images")
-            return _row_bytes(file, leaf, _numbers(file, members))
+            return _row_bytes(file, _numbers(file, members))
     except Damaged as error:
         damage = ImageError("Truncated", f"{store.uri_of(path)} is damaged: {error}")
         return dict.fromkeys(members, damage)
 
 
-def _numbers(file: pq.ParquetFile, members: Sequence[str]) -> dict[str, int]:
+def _numbers(file: _File, members: Sequence[str]) -> dict[str, int]:
     """The row of each member; of two with one name it is the first."""
     wanted = set(members)
     found: dict[str, int] = {}
-    for number, name in enumerate(_names(file)):
+    for number, name in enumerate(file.names()):
         if name in wanted:
             found.setdefault(name, number)
     return found
 
 
-def _row_bytes(file: pq.ParquetFile, leaf: str, numbers: Mapping[str, int]) -> dict[str, ReadResult]:
+def _row_bytes(file: _File, numbers: Mapping[str, int]) -> dict[str, ReadResult]:
     """The images of some rows, one row group at a time."""
-    counts = [file.metadata.row_group(group).num_rows for group in range(file.num_row_groups)]
+    counts = [file.rows.metadata.row_group(group).num_rows for group in range(file.rows.num_row_groups)]
     starts = np.cumsum([0, *counts])
     results: dict[str, ReadResult] = {}
+    total = 0
     by_group = sorted(numbers.items(), key=lambda item: item[1])
     for group, items in itertools.groupby(by_group, lambda item: int(np.searchsorted(starts, item[1], "right")) - 1):
         wanted = {number - int(starts[group]): name for name, number in items}
-        for place, data in enumerate(_column(file, leaf, group)):
+        for place, data in enumerate(file.images(group)):
             if place in wanted:
-                missing = ImageError("Missing", f"row {place + int(starts[group])} holds no bytes")
-                results[wanted[place]] = data.as_py() if data.is_valid else missing
+                total += len(data or b"")
+                results[wanted[place]] = _checked(data, place + int(starts[group]), total)
     return results
 
 
-def _column(file: pq.ParquetFile, leaf: str, group: int) -> Iterator[pa.Scalar]:
-    """The images of one row group, a few in memory at a time."""
-    for batch in file.iter_batches(READ_ROWS, row_groups=[group], columns=[leaf], use_threads=False):
-        column = batch[leaf.partition(".")[0]]
-        yield from pc.struct_field(column, "bytes") if leaf.endswith(".bytes") else column
+def _checked(data: bytes | None, row: int, total: int) -> ReadResult:
+    """What a row holds, or why it is not read; ``total`` bytes are read of its file with it."""
+    if data is None:
+        return ImageError("Missing", f"row {row} holds no bytes")
+    if total > MOST_TOGETHER:  # the sizes that chunks are cut by are the footer's, which says little of repeated ones
+        return ImageError("TooLarge", f"with the rows before it in its chunk more than {MOST_TOGETHER} bytes")
+    return data

@@ -8,7 +8,8 @@ them literally: nothing is percent-encoded or decoded, so that a listed ``uri`` 
     TransientStorageError   storage did not answer after bounded retries: the same command may work later
     ObjectError             one object cannot be had, its neighbours can; ``str()`` is "Kind: message"
     ├── ObjectChanged       it is not the object that was listed
-    ├── ObjectMissing       it is gone
+    ├── ObjectMissing       it is gone, or no file
+    ├── ObjectTooLarge      it has more bytes than its reader takes
     └── ObjectDenied        it may not be read
         └── ObjectArchived  the storage archived it: restore it first
 
@@ -20,7 +21,7 @@ from __future__ import annotations
 import re
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import BinaryIO, ClassVar, TypeAlias
@@ -28,7 +29,7 @@ from typing import BinaryIO, ClassVar, TypeAlias
 from fsspec import AbstractFileSystem
 
 from pipelines.process.retrying import Retries
-from pspnet_core.errors import ConfigError, PspnetError
+from pspnet_core.errors import ConfigError, PspnetError, one_line
 
 ATOMIC_SCHEMES = {
     "file": "pipelines.storage.local:LocalStore",
@@ -72,7 +73,7 @@ class ObjectError(PspnetError):
         self.message = message
 
     def __str__(self) -> str:
-        return " ".join(f"{self.kind}: {self.message}".split())
+        return one_line(f"{self.kind}: {self.message}")
 
 
 class ObjectChanged(ObjectError):
@@ -88,6 +89,12 @@ class ObjectMissing(ObjectError):
     """There is no such object (any more)."""
 
     kind = "Missing"
+
+
+class ObjectTooLarge(ObjectError):
+    """The object has more bytes than its reader takes."""
+
+    kind = "TooLarge"
 
 
 class ObjectDenied(ObjectError):
@@ -120,9 +127,17 @@ class StoredObject:
 
 
 # Names for annotations: inside `Store`, which has a method `list`, the builtin cannot be written.
-Request: TypeAlias = tuple[str, str | None]
+LeftOut: TypeAlias = Callable[[str, Exception], None]
+"""Takes the URI of a name or folder that a listing leaves out, and why."""
+Request: TypeAlias = tuple[str, str | None] | tuple[str, str | None, int]
 Requests: TypeAlias = Sequence[Request]
-ReadResults: TypeAlias = list[bytes | ObjectError]
+ReadResults: TypeAlias = list[bytes | Exception]
+
+
+def check_size(uri: str, size: int, most: int | None) -> None:
+    """Raise ObjectTooLarge for an object of more than ``most`` bytes; None allows any size."""
+    if most is not None and size > most:
+        raise ObjectTooLarge(uri, f"{size} bytes or more; at most {most} are read")
 
 
 def not_writable(store: Store) -> ConfigError:
@@ -164,16 +179,17 @@ class Store(ABC):
         """Filesystem of fsspec for PyArrow and DuckDB; caches no listings and takes paths of ``path_of``."""
 
     @abstractmethod
-    def _list(self, prefix: str) -> Iterator[StoredObject]:
-        """All objects below the folder ``prefix``, hidden ones too if that is easier."""
+    def _list(self, prefix: str, left_out: LeftOut | None = None) -> Iterator[StoredObject]:
+        """All objects below the folder ``prefix``, hidden ones too if that is easier; ``left_out`` as for
+        ``list_in_parts``."""
 
     @abstractmethod
     def look_up(self, path: str) -> StoredObject | None:
         """As ``stat``. Raises ObjectDenied where that one has a mistake of the user's."""
 
     @abstractmethod
-    def _read(self, path: str, etag: str | None) -> bytes:
-        """The bytes of ``path``, provided that it still has ``etag`` (None: whatever it is)."""
+    def _read(self, path: str, etag: str | None, most: int | None = None) -> bytes:
+        """The bytes of ``path``, provided that it still has ``etag`` (None: whatever it is), and at most so many."""
 
     @abstractmethod
     def _read_many(self, requests: Requests, threads: int) -> ReadResults:
@@ -240,16 +256,20 @@ class Store(ABC):
         prefix = prefix.strip("/")
         return _visible(self._list(prefix), prefix, suffixes)
 
-    def list_in_parts(self, suffixes: Collection[str] | None = None) -> Iterator[Iterator[StoredObject]]:
+    def list_in_parts(self, left_out: LeftOut | None = None) -> Iterator[Iterator[StoredObject]]:
         """What ``list`` gives, in one or more streams that may be drawn from at the same time.
 
         Each object is in one of them. Raises as ``list``, and so do the streams.
-        """
-        return (_visible(part, "", suffixes) for part in self._parts())
 
-    def _parts(self) -> Iterator[Iterator[StoredObject]]:
+        Args:
+            left_out: told of each name that is no text and each folder that cannot be listed, in any thread. Without
+                it they are errors, because leaving them out may lose data.
+        """
+        return (_visible(part, "", None) for part in self._parts(left_out))
+
+    def _parts(self, left_out: LeftOut | None) -> Iterator[Iterator[StoredObject]]:
         """As ``list_in_parts``, hidden objects too."""
-        yield self._list("")
+        yield self._list("", left_out)
 
     def read(self, path: str) -> bytes:
         """All bytes of ``path``.
@@ -271,26 +291,32 @@ class Store(ABC):
         return self._read(path, etag)
 
     def read_many(self, requests: Requests, *, threads: int = THREADS) -> ReadResults:
-        """Read many objects, at most ``threads`` at a time.
+        """Read many objects, at most ``threads`` at a time; no object's error keeps another one from being read.
 
         Args:
-            requests: ``(path, etag)``; None for an etag reads whatever is there.
+            requests: ``(path, etag)``, where None for an etag reads whatever is there; or ``(path, etag, bytes)``, of
+                which more bytes are ``ObjectTooLarge``.
             threads: upper bound of concurrent reads.
 
         Returns:
-            One entry per request, in order: the bytes, or why this object cannot be had.
-
-        Raises:
-            ConfigError: no such bucket or wrong credentials.
-            TransientStorageError: storage does not answer.
+            One entry per request, in order: the bytes, or what reading raised: an ObjectError is the object's own, a
+            ConfigError or TransientStorageError is the storage's if ``answers`` says so.
         """
         return self._read_many(requests, max(1, min(threads, len(requests)))) if requests else []
 
-    def _read_or_error(self, request: Request) -> bytes | ObjectError:
+    def _read_or_error(self, request: Request) -> bytes | Exception:
         try:
             return self._read(*request)
-        except ObjectError as error:
+        except Exception as error:
             return error
+
+    def answers(self) -> bool:
+        """Whether storage answers a question about the root now."""
+        try:
+            next(self.list(), None)
+        except PspnetError:
+            return False
+        return True
 
     def stat(self, path: str) -> StoredObject | None:
         """What ``path`` is now; None when there is no such object.

@@ -7,30 +7,38 @@ import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timezone
+from http import HTTPStatus
 from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
 import fsspec
 from aiohttp import ClientError as HTTPError
 from aiohttp import ClientResponseError
 from fsspec import AbstractFileSystem
+from fsspec.implementations.http import HTTPFileSystem
 
 from pipelines.process.retrying import Retries
 from pipelines.storage.base import (
+    LeftOut,
     ObjectChanged,
     ObjectDenied,
+    ObjectError,
     ObjectMissing,
     ReadResults,
     Requests,
     Store,
     StoredObject,
     TransientStorageError,
+    check_size,
     is_transient,
     not_writable,
     split_scheme,
 )
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import ConfigError, PspnetError
 
 T = TypeVar("T")
+
+_BLOCK = 2**20  # bytes of one read of an http body
+_MAY_PASS = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 
 
 class DriverStore(Store):
@@ -57,22 +65,37 @@ class DriverStore(Store):
     def path_of(self, path: str) -> str:
         return str(self.filesystem._strip_protocol(self.uri_of(path)))
 
-    def _list(self, prefix: str) -> Iterator[StoredObject]:
+    def _list(self, prefix: str, left_out: LeftOut | None = None) -> Iterator[StoredObject]:
         top = self.path_of(prefix)
         entries = self._entries(top)
         if not (entries or prefix or self._retry(lambda: self.filesystem.isdir(top), top)):
             raise ConfigError(self.field, self.root, "no such folder: give an existing one")
         base = self.path_of("").rstrip("/") + "/"
-        for name, info in self._walk(entries):
+        for name, info in self._walk(entries, left_out):
             yield self._object(name.removeprefix(base), self._complete(name, info))
 
-    def _walk(self, entries: Sequence[tuple[str, Mapping[str, Any]]]) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    def _walk(
+        self, entries: Sequence[tuple[str, Mapping[str, Any]]], left_out: LeftOut | None
+    ) -> Iterator[tuple[str, Mapping[str, Any]]]:
         """The files among a folder's entries and below them, one folder of each depth in memory at a time."""
-        for name, info in entries:
-            if info["type"] == "directory":
-                yield from self._walk(self._entries(name))
+        open_folders = [iter(entries)]
+        while open_folders:
+            name, info = next(open_folders[-1], ("", None))
+            if info is None:
+                open_folders.pop()
+            elif info["type"] == "directory":
+                open_folders.append(iter(self._entries_or_none(name, left_out)))
             else:
                 yield name, info
+
+    def _entries_or_none(self, folder: str, left_out: LeftOut | None) -> Sequence[tuple[str, Mapping[str, Any]]]:
+        try:
+            return self._entries(folder)
+        except ConfigError as error:
+            if left_out is None:
+                raise
+            left_out(folder, error)
+            return ()
 
     def _entries(self, folder: str) -> Sequence[tuple[str, Mapping[str, Any]]]:
         """Names and descriptions of what lies in a folder, sorted as the keys below them; none if it has vanished."""
@@ -109,15 +132,35 @@ class DriverStore(Store):
             return None
         return self._object(path, info) if info["type"] == "file" else None
 
-    def _read(self, path: str, etag: str | None) -> bytes:
+    def answers(self) -> bool:
+        top = self.path_of("")
+        try:
+            self._retry(lambda: self.filesystem.info(top), top)
+        except PspnetError as error:
+            return isinstance(error, ObjectError)
+        return True
+
+    def _read(self, path: str, etag: str | None, most: int | None = None) -> bytes:
         name = self.path_of(path)
-        data = cast(bytes, self._retry(lambda: self.filesystem.cat_file(name), name))
+        data = self._retry(lambda: self._content(name, most), name)
         # No conditional GET that all drivers know: the tag is compared after reading.
         if etag is not None:
             found = self.look_up(path)
             if found is None or found.etag != etag:
                 raise ObjectChanged(self.uri_of(path))
         return data
+
+    def _content(self, name: str, most: int | None) -> bytes:
+        if most is None or not isinstance(self.filesystem, HTTPFileSystem):
+            return cast(bytes, self.filesystem.cat_file(name))
+        # The only one whose listings need not tell sizes, and whose servers may say anything: as a stream.
+        parts, size = list[bytes](), 0
+        with self.filesystem.open(name, "rb", block_size=0, size=1) as stream:  # a size, so that it asks for none
+            while part := stream.read(_BLOCK):
+                parts.append(part)
+                size += len(part)
+                check_size(name, size, most)
+        return b"".join(parts)
 
     def _read_many(self, requests: Requests, threads: int) -> ReadResults:
         with ThreadPoolExecutor(threads) as pool:
@@ -142,11 +185,13 @@ class DriverStore(Store):
         return self.retries.call(attempt, is_transient)
 
     def _translate(self, error: Exception, name: str) -> Exception:
-        if isinstance(error, FileNotFoundError | IsADirectoryError):
+        status = error.status if isinstance(error, ClientResponseError) else 0
+        if isinstance(error, FileNotFoundError | IsADirectoryError) or status == HTTPStatus.GONE:
             return ObjectMissing(name, f"there is no object {name}")
-        refused = isinstance(error, ClientResponseError) and error.status in (401, 403)
-        if refused or isinstance(error, PermissionError):
+        if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or isinstance(error, PermissionError):
             return ObjectDenied(name, f"may not read {name}: check the credentials")
+        if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _MAY_PASS:
+            return ObjectDenied(name, f"the server refused to give {name} ({status})")
         if isinstance(error, HTTPError | ConnectionError | TimeoutError | asyncio.TimeoutError):
             tried = f"after {self.retries.attempts} attempts ({type(error).__name__})"
             return TransientStorageError(f"{name}: no good answer {tried}: check the server")

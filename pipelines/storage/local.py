@@ -17,6 +17,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from typing import BinaryIO, TypeVar
 
@@ -25,6 +26,7 @@ from fsspec import AbstractFileSystem
 
 from pipelines.storage.base import (
     TEMPORARY,
+    LeftOut,
     ObjectChanged,
     ObjectDenied,
     ObjectMissing,
@@ -33,6 +35,7 @@ from pipelines.storage.base import (
     Store,
     StoredObject,
     TransientStorageError,
+    check_size,
     is_transient,
 )
 from pspnet_core.errors import ConfigError
@@ -41,6 +44,7 @@ T = TypeVar("T")
 
 _STALE_SECONDS = 24 * 3600
 _STAGED = re.compile("[0-9a-f]{32}")
+_BLOCK = 2**24  # bytes of one read of a file that holds more than its status says
 _SLICE = 32  # files that one thread reads in a row: a hand-over costs as much as a read
 
 _TRANSIENT_ERRNOS = frozenset(
@@ -55,9 +59,8 @@ _NO_LINK_ERRNOS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno
 class LocalStore(Store):
     """A folder of a mounted file system.
 
-    Listings follow links (a loop is not entered twice); a broken one is listed, and reading it gives
-    ``ObjectMissing``. Subfolders that are deleted during the listing hold nothing; ones that may not be listed are an
-    error, because leaving them out would lose data.
+    Listings follow links, though a folder is entered by one link only; a broken one is listed, and reading it gives
+    ``ObjectMissing``. Subfolders that are deleted during the listing hold nothing.
     """
 
     @staticmethod
@@ -69,35 +72,57 @@ class LocalStore(Store):
     def filesystem(self) -> AbstractFileSystem:
         return fsspec.filesystem("file")
 
-    def _list(self, prefix: str) -> Iterator[StoredObject]:
+    def _list(self, prefix: str, left_out: LeftOut | None = None) -> Iterator[StoredObject]:
         if not os.path.isdir(self.root):
             present = os.path.lexists(self.root)
             if prefix and not present:
                 return
             what = "is no folder" if present else "no such folder"
             raise ConfigError(self.field, self.root, f"{what}: give an existing one")
-        yield from self._walk(f"{prefix}/" if prefix else "", frozenset())
+        yield from self._walk(f"{prefix}/" if prefix else "", left_out)
 
-    def _walk(self, prefix: str, above: frozenset[tuple[int, int]]) -> Iterator[StoredObject]:
-        """Depth first, in the byte order of whole keys; ``above`` identifies the folders around this one."""
-        identity, names = self._retry(prefix.rstrip("/"), _scan)
-        if identity is None or identity in above:  # deleted since, or a link that leads back up
-            return
-        for name in names:
-            key = prefix + self._decode(prefix, name)
-            if key.endswith("/"):
-                yield from self._walk(key, above | {identity})
-            else:
-                item = self._stat(key, links=True)
-                if item is not None:
-                    yield item
+    def _walk(self, top: str, left_out: LeftOut | None) -> Iterator[StoredObject]:
+        """Depth first, in the byte order of whole keys."""
+        linked = set[tuple[int, int]]()  # folders that a link has led to
+        folders = [self._open_folder(top, left_out)]  # from the top to where the walk is
+        while folders:
+            key = next(folders[-1].keys, None)
+            if key is None:
+                folders.pop()
+            elif key.endswith("/"):
+                folder = self._open_folder(key, left_out)
+                # A link may lead back up, and forks of links to more names than any listing ends with.
+                if os.path.islink(self._location(key.rstrip("/"))):
+                    if folder.identity in linked or any(folder.identity == above.identity for above in folders):
+                        continue
+                    linked.add(folder.identity)
+                folders.append(folder)
+            elif item := self._item(key, left_out):
+                yield item
 
-    def _decode(self, prefix: str, name: bytes) -> str:
+    def _open_folder(self, prefix: str, left_out: LeftOut | None) -> _Folder:
+        """A folder's visible entries; none where it is gone, or left out."""
+        location = self._location(prefix.rstrip("/"))
         try:
-            return name.decode()
-        except UnicodeDecodeError as error:
-            remedy = f"holds a name that is not UTF-8, {name!r}: rename it"
-            raise ConfigError(self.field, self._location(prefix.rstrip("/")), remedy) from error
+            identity, names = self._retry(prefix.rstrip("/"), _scan)
+        except (ConfigError, TransientStorageError, OSError) as error:
+            _leave_out(location, error, left_out if prefix else None)
+            return _Folder(identity=(0, 0), keys=iter(()))
+        keys = []
+        for name in names:
+            try:
+                keys.append(prefix + name.decode())
+            except UnicodeDecodeError:
+                remedy = f"holds a name that is not UTF-8, {name!r}: rename it"
+                _leave_out(f"{location}/{name!r}", ConfigError(self.field, location, remedy), left_out)
+        return _Folder(identity=identity, keys=iter(keys))
+
+    def _item(self, key: str, left_out: LeftOut | None) -> StoredObject | None:
+        try:
+            return self._stat(key, links=True)
+        except (ConfigError, TransientStorageError) as error:
+            _leave_out(self._location(key), error, left_out)
+            return None
 
     def look_up(self, path: str) -> StoredObject | None:
         try:
@@ -116,16 +141,16 @@ class LocalStore(Store):
             key=path,
             etag=_local_etag(found),
             bytes=found.st_size,
-            modified=datetime.fromtimestamp(found.st_mtime, tz=timezone.utc),
+            modified=_time_of(found),
         )
 
     def _location(self, path: str) -> str:
         if ".." in path and ".." in path.split("/"):
-            raise ValueError(f"path leaves the store: {path!r}")
+            raise ObjectDenied(self.uri_of(path), f"{self.uri_of(path)} leads out of its folder")
         return self.uri_of(path)
 
-    def _read(self, path: str, etag: str | None) -> bytes:
-        return self._retry(path, lambda location: _read_file(location, etag))
+    def _read(self, path: str, etag: str | None, most: int | None = None) -> bytes:
+        return self._retry(path, lambda location: _read_file(location, etag, most))
 
     def _read_many(self, requests: Requests, threads: int) -> ReadResults:
         size = min(_SLICE, -(-len(requests) // threads))
@@ -133,12 +158,14 @@ class LocalStore(Store):
         with ThreadPoolExecutor(threads) as pool:
             parts = pool.map(lambda part: [self._read_or_error(each) for each in part], slices)
             results = list(itertools.chain.from_iterable(parts))
-        if all(isinstance(result, ObjectMissing) for result in results) and not _has_content(self.root):
+        if all(isinstance(result, ObjectMissing) for result in results) and not self.answers():
             # Not one image that went, but a machine without the folder: rows that say Missing would be final.
-            raise ConfigError(
-                self.field, self.root, f"empty or not there on {os.uname().nodename}; mount it on every node"
-            )
+            remedy = f"empty or not there on {os.uname().nodename}; mount it on every node"
+            return [ConfigError(self.field, self.root, remedy)] * len(requests)
         return results
+
+    def answers(self) -> bool:
+        return os.path.isfile(self.root) or _has_content(self.root)
 
     def open(self, path: str) -> BinaryIO:
         return self._retry(path, _open_file)
@@ -170,7 +197,7 @@ class LocalStore(Store):
             if found is None:
                 return False
             if _local_etag(found) != etag:
-                return _read_file(target, None) == data
+                return _read_file(target) == data
             with self._staged(data) as staged:
                 try:
                     os.replace(staged, target)
@@ -263,7 +290,22 @@ class LocalStore(Store):
         return error
 
 
-def _scan(folder: str) -> tuple[tuple[int, int] | None, Sequence[bytes]]:
+@dataclass(frozen=True, kw_only=True)
+class _Folder:
+    """A folder that is being walked: its device and inode, and the keys that are still to come."""
+
+    identity: tuple[int, int]
+    keys: Iterator[str]
+
+
+def _leave_out(uri: str, error: Exception, left_out: LeftOut | None) -> None:
+    """Tell of what a listing leaves out; where nobody listens, raise its error."""
+    if left_out is None:
+        raise error
+    left_out(uri, error)
+
+
+def _scan(folder: str) -> tuple[tuple[int, int], Sequence[bytes]]:
     """Device and inode of a folder, and the sorted names of its visible entries; nothing if it is gone.
 
     A slash marks folders, so that they sort as the keys below them do.
@@ -273,8 +315,8 @@ def _scan(folder: str) -> tuple[tuple[int, int] | None, Sequence[bytes]]:
         with os.scandir(os.fsencode(folder)) as entries:
             visible = [entry for entry in entries if not entry.name.startswith(b".")]
     except OSError as error:
-        if error.errno in _GONE_ERRNOS:
-            return None, ()
+        if error.errno in _GONE_ERRNOS - {errno.ENAMETOOLONG}:
+            return (0, 0), ()
         raise
     names = sorted(entry.name + b"/" if _is_folder(entry) else entry.name for entry in visible)
     return (found.st_dev, found.st_ino), names
@@ -297,6 +339,13 @@ def _local_etag(found: os.stat_result) -> str:
     return f"{found.st_size}-{found.st_mtime_ns}"
 
 
+def _time_of(found: os.stat_result) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(found.st_mtime, tz=timezone.utc)
+    except (OverflowError, ValueError):  # beyond the year 9999, which a damaged file system may say
+        return None
+
+
 def _file_status(location: str, links: bool) -> os.stat_result | None:
     """Status of a regular file, links followed, else None; with ``links`` also of a broken link itself."""
     try:
@@ -310,7 +359,7 @@ def _file_status(location: str, links: bool) -> os.stat_result | None:
 
 def _open_file(location: str) -> BinaryIO:
     try:
-        return open(location, "rb", buffering=0)
+        return open(location, "rb", buffering=0, opener=_open_regular)
     except PermissionError as error:
         raise ObjectDenied(location, f"may not read {location}: grant read access to it") from error
     except OSError as error:
@@ -319,17 +368,33 @@ def _open_file(location: str) -> BinaryIO:
         raise
 
 
-def _read_file(location: str, etag: str | None) -> bytes:
+def _open_regular(location: str, flags: int) -> int:
+    """Open a file; of a pipe or a device one might wait for ever, or read without end."""
+    descriptor = os.open(location, flags | os.O_NONBLOCK)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise ObjectMissing(location, f"{location} is no regular file")
+    return descriptor
+
+
+def _read_file(location: str, etag: str | None = None, most: int | None = None) -> bytes:
     with _open_file(location) as file:
-        _check_etag(file, location, etag)  # before it is read, because it may have grown beyond memory
-        data = file.read()
-        _check_etag(file, location, etag)
-    return data
+        size = _checked(file, location, etag)  # before it is read, because it may have grown beyond memory
+        check_size(location, size, most)
+        parts = [file.read(size + 1)]
+        while part := file.read(_BLOCK):  # a short read, or a file whose status does not tell its size
+            parts.append(part)
+            check_size(location, sum(map(len, parts)), most)
+        _checked(file, location, etag)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def _check_etag(file: BinaryIO, location: str, etag: str | None) -> None:
-    if etag is not None and _local_etag(os.fstat(file.fileno())) != etag:
+def _checked(file: BinaryIO, location: str, etag: str | None) -> int:
+    """The size of an open file, which still has this etag."""
+    found = os.fstat(file.fileno())
+    if etag is not None and _local_etag(found) != etag:
         raise ObjectChanged(location)
+    return found.st_size
 
 
 def _link(staged: str, target: str) -> bool:

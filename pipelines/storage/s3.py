@@ -29,16 +29,18 @@ from pipelines.process.environment import variables
 from pipelines.process.redaction import redacted
 from pipelines.process.retrying import Retries
 from pipelines.storage.base import (
+    LeftOut,
     ObjectArchived,
     ObjectChanged,
     ObjectDenied,
-    ObjectError,
     ObjectMissing,
     ReadResults,
+    Request,
     Requests,
     Store,
     StoredObject,
     TransientStorageError,
+    check_size,
     is_transient,
     split_scheme,
 )
@@ -120,7 +122,7 @@ class S3Store(Store):
     def filesystem(self) -> AbstractFileSystem:
         return _s3_filesystem(os.getpid(), _aws_environment())
 
-    def _list(self, prefix: str) -> Iterator[StoredObject]:
+    def _list(self, prefix: str, left_out: LeftOut | None = None) -> Iterator[StoredObject]:
         return self._below(self._prefix + (f"{prefix}/" if prefix else ""))
 
     def _below(self, folder: str) -> Iterator[StoredObject]:
@@ -128,7 +130,7 @@ class S3Store(Store):
         for page in self._pages(folder):
             yield from self._objects(page)
 
-    def _parts(self) -> Iterator[Iterator[StoredObject]]:
+    def _parts(self, left_out: LeftOut | None) -> Iterator[Iterator[StoredObject]]:
         """Goes down level by level until there are enough folders; pages of a single one come one after the other."""
         folders, whole = [self._prefix], list[str]()
         with ThreadPoolExecutor(self.parts) as pool:
@@ -190,8 +192,8 @@ class S3Store(Store):
     def _named(self, path: str) -> dict[str, Any]:
         return {"Bucket": self._bucket, "Key": self._prefix + path}
 
-    def _read(self, path: str, etag: str | None) -> bytes:
-        return self._submit(self._get(path, etag)).result()
+    def _read(self, path: str, etag: str | None, most: int | None = None) -> bytes:
+        return self._submit(self._get(path, etag, most)).result()
 
     def _read_many(self, requests: Requests, threads: int) -> ReadResults:
         return self._submit(self._get_many(requests, threads)).result()
@@ -200,14 +202,14 @@ class S3Store(Store):
         # One event loop, not threads: as fast (the time goes into signing and parsing), and simpler to stop.
         free = asyncio.Semaphore(threads)
 
-        async def get(path: str, etag: str | None) -> bytes | ObjectError:
+        async def get(request: Request) -> bytes | Exception:
             try:
                 async with free:
-                    return await self._get(path, etag)
-            except ObjectError as error:
+                    return await self._get(*request)
+            except Exception as error:
                 return error
 
-        tasks = [asyncio.ensure_future(get(*request)) for request in requests]
+        tasks = [asyncio.ensure_future(get(request)) for request in requests]
         try:
             return await asyncio.gather(*tasks)
         finally:
@@ -215,9 +217,9 @@ class S3Store(Store):
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
 
-    async def _get(self, path: str, etag: str | None) -> bytes:
+    async def _get(self, path: str, etag: str | None, most: int | None = None) -> bytes:
         condition = {} if etag is None else {"IfMatch": f'"{etag}"'}
-        return self._body(path, etag, await self._request("get_object", path, {**self._named(path), **condition}))
+        return self._body(path, etag, await self._request("get_object", path, {**self._named(path), **condition}, most))
 
     def _body(self, path: str, etag: str | None, answer: Mapping[str, Any]) -> bytes:
         if etag is not None and answer["ETag"].strip('"') != etag:  # a server that ignores If-Match
@@ -264,8 +266,10 @@ class S3Store(Store):
     def _client(self) -> Any:
         return _s3_client(os.getpid(), _aws_environment())
 
-    async def _request(self, operation: str, path: str, arguments: Mapping[str, Any]) -> dict[str, Any]:
-        """One S3 operation, repeated while storage does not answer; a body comes back as bytes."""
+    async def _request(
+        self, operation: str, path: str, arguments: Mapping[str, Any], most: int | None = None
+    ) -> dict[str, Any]:
+        """One S3 operation, repeated while storage does not answer; a body comes back as bytes, at most so many."""
 
         async def attempt() -> dict[str, Any]:
             endpoint = "the default endpoint"
@@ -275,6 +279,7 @@ class S3Store(Store):
                 answer: dict[str, Any] = await getattr(client, operation)(**arguments)
                 if operation == "get_object":
                     async with answer["Body"] as body:
+                        check_size(self.uri_of(path), answer["ContentLength"], most)
                         answer["Body"] = await body.read()
                 return answer
             except (boto.BotoCoreError, boto.ClientError, ResponseParserError, HTTPError, OSError, ValueError) as error:
@@ -299,6 +304,7 @@ class S3Store(Store):
         code = str(error.response.get("Error", {}).get("Code", ""))
         status = int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
         uri, deed = self.uri_of(path), _DEEDS.get(operation, "look at")
+        of_one = operation in ("get_object", "head_object")
         if code in _MISSING_CODES:
             return ObjectMissing(uri, f"there is no object {uri}")
         if code in _CHANGED_CODES:
@@ -307,13 +313,14 @@ class S3Store(Store):
             return ObjectArchived(uri, f"{uri} is archived: restore it first")
         if code in _DENIED_CODES:
             remedy = f"these credentials may not {deed} it ({code})"
-            of_one = operation in ("get_object", "head_object")
             return ObjectDenied(uri, f"{uri}: {remedy}") if of_one else ConfigError(self.field, uri, remedy)
         if code in _REMEDIES:
             return ConfigError(self.field, self.root, _REMEDIES[code])
         if code in _TRANSIENT_CODES or status >= 500 or status == HTTPStatus.TOO_MANY_REQUESTS:
             return self._unreachable(path, endpoint, code)
         message = error.response.get("Error", {}).get("Message", "")
+        if of_one and HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR:  # another key encrypts it
+            return ObjectDenied(uri, f"the storage refused to {deed} {uri} ({code}: {message})")
         return ConfigError(self.field, uri, f"the storage refused to {deed} it ({code}: {message})")
 
     def _unreachable(self, path: str, endpoint: str, reason: str) -> TransientStorageError:

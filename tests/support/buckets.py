@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.label_table.schema import LISTING
-from pipelines.sources import SOURCES, Inputs
+from pipelines.sources import SOURCES, Inputs, read_listed
 from pipelines.storage import Store
 from pspnet_core.errors import ImageError
 
@@ -101,9 +101,11 @@ def listed(source: str, text: object, since: datetime.datetime | None = None) ->
 
 def outcomes(source: str, rows: pa.Table) -> dict[str, bytes | str]:
     """Key -> bytes or the kind of error."""
-    results = SOURCES[source].read(rows, threads=3)
+    keys = rows["key"].to_pylist()
+    roots = {uri.removesuffix(key) or "/" for uri, key in zip(rows["uri"].to_pylist(), keys, strict=True)}
+    results = read_listed(SOURCES[source], rows, inputs=sorted(roots), threads=3)
     told = [result.kind if isinstance(result, ImageError) else result for result in results]
-    return dict(zip(rows["key"].to_pylist(), told, strict=True))
+    return dict(zip(keys, told, strict=True))
 
 
 def put(store: Store, path: str, data: bytes) -> None:

@@ -12,14 +12,14 @@ from dataclasses import dataclass, replace
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipelines.label_table.ledger import Ledger, Plan
+from pipelines.label_table.ledger import Ledger, Plan, PlanSpec
 from pipelines.label_table.schema import LISTING, MASKS, SCHEMA_VERSION, RowProvenance
 from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages.clocks import Start
 from pipelines.labelling.stages.coordinator import ATTEMPTS, Coordinator
 from pipelines.process.redaction import redacted
 from pipelines.process.retrying import Retries
-from pipelines.sources import ReadResult, find_source
+from pipelines.sources import find_source, read_listed
 from pipelines.storage import Store
 from pipelines.storage.arrow import to_parquet
 from pspnet_core import __version__
@@ -86,7 +86,7 @@ class Read:
         rows = self.context.ledger.read_chunk(self.plan, number)
         if self.context.output.exists(self.context.ledger.paths.chunk(self.plan.date, self.plan.number, number)):
             return encoded(number, ENCODED.empty_table(), images=len(rows), since=start)
-        return read_images(number, self.plan.spec.source, rows, attempt=attempt, since=start)
+        return read_images(number, self.plan.spec, rows, attempt=attempt, since=start)
 
 
 class Write:
@@ -126,29 +126,30 @@ class Write:
         }
 
 
-def read_images(number: int, source: str, rows: pa.Table, *, attempt: int, since: Start) -> Chunk:
-    """A chunk of the images that some rows of a listing name.
+def read_images(number: int, spec: PlanSpec, rows: pa.Table, *, attempt: int, since: Start) -> Chunk:
+    """A chunk of the images that some rows of a plan name.
 
     Args:
         attempt: which attempt at reading them this is, from 1. After ``ATTEMPTS`` they are ``Crashed``.
         since: when the stage began.
     """
     if attempt <= ATTEMPTS:
-        return encoded(number, fetch(source, rows), images=len(rows), since=since)
+        return encoded(number, fetch(spec, rows), images=len(rows), since=since)
     crashed = ImageError("Crashed", f"reading its chunk ended the process {ATTEMPTS} times")
     chunk = encoded(number, _encoded_table(rows, [crashed] * len(rows)), images=len(rows), since=since)
     return replace(chunk, totals=chunk.totals + Totals(given_up=1))
 
 
-def fetch(source: str, rows: pa.Table, *, threads: int = 16) -> pa.Table:
-    """An ``ENCODED`` table: rows of a listing with the bytes of their images, or why there are none."""
-    return _encoded_table(rows, find_source(source).read(rows, threads=threads))
+def fetch(spec: PlanSpec, rows: pa.Table) -> pa.Table:
+    """An ``ENCODED`` table: rows of a plan with the bytes of their images, or why there are none."""
+    return _encoded_table(rows, read_listed(find_source(spec.source), rows, inputs=spec.input))
 
 
-def _encoded_table(rows: pa.Table, results: Sequence[ReadResult]) -> pa.Table:
+def _encoded_table(rows: pa.Table, results: Sequence[bytes | ImageError]) -> pa.Table:
     """``bytes`` becomes the size of what was read, because some formats list no sizes."""
     data = pa.array([None if isinstance(result, ImageError) else result for result in results], pa.binary())
-    errors = pa.array([str(result) if isinstance(result, ImageError) else None for result in results], pa.string())
+    texts = [redacted(str(result)) if isinstance(result, ImageError) else None for result in results]
+    errors = pa.array(texts, pa.string())
     sizes = pc.coalesce(pc.binary_length(data).cast(pa.int64()), rows["bytes"])
     table = pa.table([*(rows[name] for name in ("uri", "key", "etag")), sizes], schema=LISTING)
     return table.append_column("data", data).append_column("error", errors)

@@ -7,19 +7,22 @@ An actor has two chunks under way: while one is with the network, the other one'
 encoded and its table built, so that the network does not wait between chunks. It takes one chunk's images after the
 other's.
 
-A process that dies with a chunk is started again, with the same chunk; ``coordinator`` has the rules.
+A process that dies with a chunk is started again, with the same chunk; ``coordinator`` has the rules. Where the model
+raises an error, its images are labelled one at a time, and an image that brings it forth alone is an error row. Where
+the model then cannot label a plain image either, the process ends, as after an error that a GPU does not get over.
 """
 
 import collections
 import contextlib
 import itertools
+import logging
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -33,22 +36,23 @@ from pipelines.labelling.stages.coordinator import ATTEMPTS, Attempt
 from pipelines.labelling.stages.predictor import FileDecoder, Predictor, Unloadable
 from pipelines.labelling.stages.quarantine import DecodeWatch, QuarantineFailed, end_process, survivors
 from pipelines.labelling.stages.rows import Labelled, RowMaker
-from pipelines.sources import ReadResult
-from pspnet_core.errors import ImageError
+from pspnet_core.errors import ImageError, PspnetError, as_image_error
 from pspnet_core.images.decoding import ImageFile, decode_image, open_image
 from pspnet_core.inference.inputs import Prepared
 from pspnet_core.inference.segmenter import Outcome, Prediction
 from pspnet_core.threads import SharedLock, map_ahead
 
+log = logging.getLogger(__name__)
 T = TypeVar("T")
 R = TypeVar("R")
+Encoded = bytes | ImageError
 Result = Labelled | ImageError
 
 AHEAD_BYTES = 2**28
 """Decoded images that wait, or predictions, for each thread of an actor and chunk under way; one alone may be more."""
 
 PLAIN = np.full((64, 64, 3), 128, np.uint8)
-"""A grey image, predicted before others are tried alone: a process that it ends is no image's fault."""
+"""A grey image, predicted before others are tried again: what it brings forth in a new process is no image's fault."""
 
 
 class Segment:
@@ -84,12 +88,7 @@ class Segment:
         if not len(chunk.table):
             return replace(chunk, table=self.rows.table(chunk.table, {}), totals=chunk.totals + self._spent(watch))
         with self._attempt(chunk.number) as attempt:
-            try:
-                results = dict(self._results(chunk, attempt, watch))
-            except QuarantineFailed as error:  # attempts are counted by the deaths of processes, and bounded
-                self.context.coordinator.explain(chunk.number, f"{error}")
-                end_process(f"{error}")
-                raise
+            results = self._results(chunk, attempt, watch)
             table = self.rows.table(chunk.table, results)
             self.context.coordinator.done(chunk.number)
         errors = Counter(result.kind for result in results.values() if isinstance(result, ImageError))
@@ -105,46 +104,85 @@ class Segment:
         with self.room.alone() if failed else self.room.shared():
             yield self.context.coordinator.begin(chunk)
 
-    def _results(self, chunk: Chunk, attempt: Attempt, watch: Stopwatch) -> Iterator[tuple[int, Result]]:
+    def _results(self, chunk: Chunk, attempt: Attempt, watch: Stopwatch) -> dict[int, Result]:
         """What becomes of each image, by its index."""
-        images = enumerate(_encoded(chunk.table))
+        if attempt.number > 1 and not attempt.gives_up:
+            self._predict_plain()
+        label = self._label_alone if attempt.is_alone else self._label_together
         with DecodeWatch(lambda index: str(chunk.table["uri"][index])).running() as decodes:
-            if attempt.number == 1:
-                yield from self._label(images, watch, decodes)
-                return
-            # Of the last attempt at most those are left that have been decoded and labelled before.
-            tried = images if attempt.gives_up else survivors(images, max_pixels=self.context.max_pixels)
-            if attempt.is_alone:
-                yield from self._label_alone(chunk.number, tried, attempt, watch, decodes)
-            else:
-                yield from self._label(tried, watch, decodes)
+            try:
+                return dict(label(chunk, attempt, watch, decodes))
+            except QuarantineFailed as error:
+                self._end_process(chunk.number, error)
+
+    def _tried(self, chunk: Chunk, attempt: Attempt) -> Iterator[tuple[int, Encoded]]:
+        """The chunk's images with their indices; from the second attempt on those that survive their decoding."""
+        images = enumerate(_encoded(chunk.table))
+        # Of the last attempt at most those are left that have been decoded and labelled before.
+        unproven = attempt.number > 1 and not attempt.gives_up
+        return survivors(images, max_pixels=self.context.max_pixels) if unproven else images
+
+    def _label_together(
+        self, chunk: Chunk, attempt: Attempt, watch: Stopwatch, decodes: DecodeWatch
+    ) -> Iterator[tuple[int, Result]]:
+        """The outcome of each image; images share forward passes, unless the model raises an error of one."""
+        try:
+            yield from list(self._label(self._tried(chunk, attempt), watch, decodes))
+        except PspnetError:
+            raise
+        except Exception as error:
+            log.warning("%r while a chunk's images are labelled together; now they are labelled one at a time", error)
+            self._check_model(chunk.number, error)
+            for index, image in self._tried(chunk, attempt):
+                yield index, self._label_one(chunk.number, (index, image), watch, decodes)
 
     def _label_alone(
-        self,
-        chunk: int,
-        images: Iterable[tuple[int, ReadResult]],
-        attempt: Attempt,
-        watch: Stopwatch,
-        decodes: DecodeWatch,
+        self, chunk: Chunk, attempt: Attempt, watch: Stopwatch, decodes: DecodeWatch
     ) -> Iterator[tuple[int, Result]]:
-        """As ``_label``, one image at a time, announced before; images that have not survived yet come first."""
+        """The outcome of each image, one at a time, announced before; those that have not survived yet come first."""
         tried = []
-        for index, image in sorted(images, key=lambda item: item[0] in attempt.good):
+        for index, image in sorted(self._tried(chunk, attempt), key=lambda item: item[0] in attempt.good):
             if isinstance(image, ImageError):
                 yield index, image
             elif reason := _refused(index, attempt):
                 yield index, ImageError("Crashed", reason)
             else:
                 tried.append((index, image))
-        if tried:
-            collections.deque(self.predictor.predict([(0, self.predictor.prepare(PLAIN))]), maxlen=0)
         for index, image in tried:
-            self.context.coordinator.announce(chunk, index)
-            yield from self._label([(index, image)], watch, decodes)
-        self.context.coordinator.announce(chunk, None)
+            self.context.coordinator.announce(chunk.number, index)
+            yield index, self._label_one(chunk.number, (index, image), watch, decodes)
+        self.context.coordinator.announce(chunk.number, None)
+
+    def _label_one(self, chunk: int, image: tuple[int, Encoded], watch: Stopwatch, decodes: DecodeWatch) -> Result:
+        """The outcome of one image; an error that it brings forth is its own."""
+        try:
+            ((_, result),) = self._label([image], watch, decodes)
+            return result
+        except PspnetError:
+            raise
+        except Exception as error:
+            self._check_model(chunk, error)
+            return as_image_error(error)
+
+    def _predict_plain(self) -> None:
+        collections.deque(self.predictor.predict([(0, self.predictor.prepare(PLAIN))]), maxlen=0)
+
+    def _check_model(self, chunk: int, error: Exception) -> None:
+        """End the process where, after an error, the model cannot label a plain image any more."""
+        try:
+            self._predict_plain()
+        except Exception:
+            self._end_process(chunk, error)
+
+    def _end_process(self, chunk: int, error: Exception) -> NoReturn:
+        """End the process because of an error; the deaths of processes are a chunk's attempts, which are bounded."""
+        reason = str(error) if isinstance(error, PspnetError) else as_image_error(error).message
+        self.context.coordinator.explain(chunk, reason)
+        end_process(reason)
+        raise error
 
     def _label(
-        self, images: Iterable[tuple[int, ReadResult]], watch: Stopwatch, decodes: DecodeWatch
+        self, images: Iterable[tuple[int, Encoded]], watch: Stopwatch, decodes: DecodeWatch
     ) -> Iterator[tuple[int, Result]]:
         """The outcome of each image, by its index; images share forward passes."""
         failed: list[tuple[int, ImageError]] = []
@@ -186,12 +224,12 @@ class Segment:
         with self.turn:
             yield from items
 
-    def _open(self, data: ReadResult) -> ImageFile | ImageError:
+    def _open(self, data: Encoded) -> ImageFile | ImageError:
         """The image with its header read, which gives its size in memory."""
         try:
             return data if isinstance(data, ImageError) else open_image(data, max_pixels=self.context.max_pixels)
-        except ImageError as error:
-            return error
+        except Exception as error:
+            return _own(error)
 
     def _decode(self, file: ImageFile | ImageError, watch: Stopwatch) -> Prepared | ImageError:
         start = Start.now()
@@ -201,8 +239,8 @@ class Segment:
             if self.files:
                 return self.files.decode(file)
             return self.predictor.prepare(decode_image(file))
-        except ImageError as error:
-            return error
+        except Exception as error:
+            return _own(error)
         finally:
             watch.add("decode", start)
 
@@ -210,9 +248,12 @@ class Segment:
         if isinstance(outcome, ImageError):
             return outcome
         start = Start.now()
-        labelled = self.rows.label(outcome)
-        watch.add("encode", start)
-        return labelled
+        try:
+            return self.rows.label(outcome)
+        except Exception as error:
+            return _own(error)
+        finally:
+            watch.add("encode", start)
 
     def _spent(self, watch: Stopwatch) -> Totals:
         """The watch's seconds, and those of this actor, its GPUs and its CPUs since it told last, or was made.
@@ -225,6 +266,13 @@ class Segment:
             seconds = self.told - before
             held = {"actor": 1.0, "gpu": self.resources.gpus, "cpu": self.resources.cpus}
             return watch.spent() + Totals(held=Counter({what: seconds * each for what, each in held.items()}))
+
+
+def _own(error: Exception) -> ImageError:
+    """An error that one image has brought forth as its own, unless it is known to be another's."""
+    if isinstance(error, PspnetError) and not isinstance(error, ImageError):
+        raise error
+    return as_image_error(error)
 
 
 def _refused(index: int, attempt: Attempt) -> str:
@@ -249,7 +297,7 @@ def _begun(items: Iterator[T]) -> Iterator[T]:
     return itertools.chain(list(itertools.islice(items, 1)), items)
 
 
-def _encoded(table: pa.Table) -> Iterator[ReadResult]:
+def _encoded(table: pa.Table) -> Iterator[Encoded]:
     for data, error in zip(table["data"], table["error"], strict=True):
         if error.is_valid:
             kind, _, message = error.as_py().partition(": ")

@@ -109,15 +109,11 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
 def check_broken_machine(
     make_config: Callable[..., LabelConfig], monkeypatch: pytest.MonkeyPatch, *, local: bool
 ) -> None:
-    """Two chunks in a row that are given up end the run in one line; their rows can be tried again."""
+    """Two chunks in a row that are given up end the run in one line."""
     monkeypatch.setattr(course, "GIVEN_UP_IN_A_ROW", 2)
     with pytest.raises(LabellingFailed, match=r"^2 chunks in a row ended the processes that work on them") as caught:
         label(make_config(local=local), make_predictor=Deadly)
     assert "\n" not in str(caught.value)
-    whole = label(make_config(), make_predictor=Choosy)
-    again = label(make_config(retry_errors=("Crashed",)), make_predictor=Choosy)
-    assert again["labelled"] > 0
-    assert whole["labelled"] + again["labelled"] == IMAGES
 
 
 def check_unborn(make_config: Callable[..., LabelConfig], *, local: bool) -> None:
@@ -129,6 +125,11 @@ def check_unborn(make_config: Callable[..., LabelConfig], *, local: bool) -> Non
 @pytest.mark.usefixtures("impatient")
 def test_a_broken_machine(make_config: Callable[..., LabelConfig], monkeypatch: pytest.MonkeyPatch) -> None:
     check_broken_machine(make_config, monkeypatch, local=True)
+    # The rows of the chunks that were given up can be tried again.
+    whole = label(make_config(), make_predictor=Choosy)
+    again = label(make_config(retry_errors=("Crashed",)), make_predictor=Choosy)
+    assert again["labelled"] > 0
+    assert whole["labelled"] + again["labelled"] == IMAGES
 
 
 def test_a_model_that_ends_its_process_while_it_is_loaded(make_config: Callable[..., LabelConfig]) -> None:

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pytest
 
 from pipelines.label_table.schema import LISTING
-from pipelines.sources import SOURCES, Inputs, base, find_source
+from pipelines.sources import SOURCES, Inputs, base, find_source, read_listed
 from pipelines.storage import Store, open_store
 from pspnet_core.errors import ConfigError
 from tests.pipelines.storage.test_s3 import refusal
@@ -99,7 +99,7 @@ def test_a_machine_without_the_folder_is_no_missing_image(source: str, tmp_path:
     table = listed(source, bucket.input)
     mount.rename(tmp_path / "elsewhere")
     with pytest.raises(ConfigError, match="mount it on every node"):
-        SOURCES[source].read(table, threads=2)
+        read_listed(SOURCES[source], table, inputs=[bucket.input])
 
 
 def test_what_may_not_be_read_is_told_per_image(source: str, s3_bucket: str, s3_proxy: FaultProxy) -> None:
@@ -121,7 +121,7 @@ def test_a_file_that_may_not_be_read_is_left_out(
     inputs = Inputs.of(bucket.input, date=DATE)
     found = pa.Table.from_batches(SOURCES[source].find(inputs), LISTING)
     assert sorted(found["key"].to_pylist()) == sorted(left)
-    assert inputs.damaged == [f"{s3_bucket}/{first}"]
+    assert inputs.omissions.damaged == {f"{s3_bucket}/{first}"}
     assert f"{s3_bucket}/{first}: these credentials may not look at it" in caplog.text
     assert "left to the next run" in caplog.text
     assert rule.hits

@@ -14,6 +14,7 @@ import torch
 
 from pipelines.process.retrying import Retries
 from pipelines.storage import Store, StoredObject, TransientStorageError, open_store
+from pipelines.storage.base import LeftOut
 from pipelines.storage.local import LocalStore
 from pipelines.training.checkpointing import (
     CheckpointFolder,
@@ -107,7 +108,7 @@ class Stale(LocalStore):
         super().__init__(store.root, field="output", retries=store.retries)
         self.listed = list(super()._list(""))
 
-    def _list(self, prefix: str) -> Iterator[StoredObject]:
+    def _list(self, prefix: str, left_out: LeftOut | None = None) -> Iterator[StoredObject]:
         return (item for item in self.listed if item.key.startswith(prefix))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import itertools
 import math
 import os
 import signal
@@ -16,7 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pyarrow as pa
@@ -30,6 +31,7 @@ from pipelines.label_table.ledger import Ledger
 from pipelines.label_table.schema import Paths, RowProvenance
 from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages import quarantine
+from pipelines.labelling.stages import segment as segment_module
 from pipelines.labelling.stages.chunks import ENCODED, Chunk, RunContext
 from pipelines.labelling.stages.coordinator import (
     ALONE,
@@ -232,18 +234,70 @@ def test_the_next_chunks_images_are_with_the_network_before_the_last_one_is_done
     assert [row.totals.labelled for row in done] == [1, 1]
 
 
-def test_a_chunk_that_fails_lets_the_next_one_in(make_segment: Callable[..., Segment]) -> None:
-    class Failing(Grey):
-        def attend(self, image: Prepared) -> None:
-            if image.views[0][0, 0, 0] == 13:
-                raise RuntimeError("a fault")
+class Failing(Grey):
+    """Raises an error of one value; where it is ``broken`` by that, of all that follow, too."""
 
+    def __init__(self, *, broken: bool = False) -> None:
+        super().__init__()
+        self.breaks, self.broken = broken, False
+
+    def attend(self, image: Prepared) -> None:
+        if self.broken or image.views[0][0, 0, 0] == 13:
+            self.broken = self.breaks
+            raise RuntimeError("a fault\x1b[31m")
+
+
+def test_an_image_of_which_the_model_raises_an_error_is_a_row(make_segment: Callable[..., Segment]) -> None:
     segment = make_segment(Failing())
-    with pytest.raises(RuntimeError, match="a fault"):
-        segment(chunk_of(0, [12, 13, 14]))
+    done = segment(chunk_of(0, [12, 13, 14, 0]))
+    assert done.table["error"].to_pylist()[:3] == [None, "Failed: RuntimeError: a fault\\x1b[31m", None]
+    assert done.totals.kinds == {"Failed": 1, "Unreadable": 1}
     with ThreadPoolExecutor(1) as threads:  # a lock that was still held would stop it
         done = threads.submit(segment, chunk_of(1, [15])).result(timeout=PATIENCE_S)
     assert done.totals.labelled == 1
+
+
+def test_a_model_that_an_image_breaks_ends_its_process(
+    make_segment: Callable[..., Segment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In another process the image is found as one that ends processes is."""
+
+    def die(reason: str) -> NoReturn:
+        raise Death(reason)
+
+    monkeypatch.setattr(segment_module, "end_process", die)
+    states = ChunkStates()
+    with pytest.raises(Death, match="RuntimeError: a fault"):
+        make_segment(Failing(broken=True), states)(chunk_of(0, [12, 13, 14]))
+    assert states.begin(0).reason.startswith("RuntimeError: a fault")
+
+
+def test_a_model_that_labels_nothing_in_a_new_process_ends_the_run(make_segment: Callable[..., Segment]) -> None:
+    states, model = ChunkStates(), Failing()
+    states.begin(0)
+    model.broken = model.breaks = True
+    with pytest.raises(RuntimeError, match="a fault"):
+        make_segment(model, states)(chunk_of(0, [12]))
+
+
+@pytest.mark.parametrize("step", ["prepare", "label"])
+def test_an_error_before_or_after_the_model_is_the_image_s(
+    step: str, make_segment: Callable[..., Segment], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    segment = make_segment(Grey())
+    calls = itertools.count()
+    of = segment.predictor if step == "prepare" else segment.rows
+    whole = getattr(of, step)
+
+    def first_fails(argument: Any) -> Any:
+        if next(calls) == 0:
+            raise KeyError(1)
+        return whole(argument)
+
+    monkeypatch.setattr(type(of), step, lambda _, argument: first_fails(argument))
+    done = segment(chunk_of(0, [12, 13, 14]))
+    assert sorted(filter(None, done.table["error"].to_pylist())) == ["Failed: KeyError: 1"]
+    assert done.totals.labelled == 2
 
 
 def test_a_chunk_that_has_ended_a_process_waits_until_it_has_one_to_itself(
