@@ -38,6 +38,8 @@ class LabelConfig:
     """Mask columns to fill: rle (run lengths), png or both."""
     source: str = "images"
     """Input format: images, webdataset, parquet or manifest."""
+    allow: tuple[str, ...] = ()
+    """What a manifest may name besides its own folder, bucket or host: folders or URIs, comma-separated."""
     exclude: tuple[str, ...] = ()
     """Globs relative to each input, comma-separated: what matches is left out, and what lies below it."""
     since: str | None = None
@@ -73,7 +75,8 @@ class LabelConfig:
     def inputs(self, now: datetime.datetime) -> Inputs:
         """What there is to label, for a run that starts ``now``."""
         since = None if self.since is None else since_time(self.since, now)
-        inputs = Inputs.of(self.input, date=run_date(self.date, now), since=since, exclude=self.exclude)
+        date = run_date(self.date, now)
+        inputs = Inputs.of(self.input, date=date, since=since, exclude=self.exclude, allow=self.allow)
         return replace(inputs, own=open_store(self.output, field="output").root)
 
     def prices(self) -> Prices:

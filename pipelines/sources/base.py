@@ -29,7 +29,7 @@ ABSENT = ""
 """Etag of an image that was not there when it was listed. Its row becomes an error row of kind ``Missing``; once there
 is such an object, it has an etag of its own and is listed as a new version."""
 DENIED = "denied"
-"""Etag of an image that might not be looked at when it was listed; kind ``Denied``."""
+"""Etag of an image that might not be looked at when it was listed, or not be named; kind ``Denied``."""
 UNKNOWN = "unknown"
 """Etag of an image whose storage did not answer when it was listed, or whose URI names none; kind ``Failed``."""
 
@@ -156,7 +156,7 @@ def _readable(row: Row) -> tuple[Store, str]:
     if row.etag == ABSENT:
         raise ImageError("Missing", f"there was no object {row.uri} when it was listed")
     if row.etag == DENIED:
-        raise ImageError("Denied", f"{row.uri} could not be looked at when it was listed: grant access")
+        raise ImageError("Denied", f"{row.uri} might not be looked at when it was listed: grant access, or --allow it")
     store, path = place_of(row.uri, row.key)
     if row.etag == UNKNOWN:
         raise ImageError("Failed", f"{row.uri} did not answer when it was listed")

@@ -11,6 +11,7 @@ from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TypeVar
+from urllib.parse import unquote
 
 from fsspec.utils import glob_translate
 
@@ -112,6 +113,7 @@ class Inputs:
         places: the folders, globs and objects; what an earlier one holds is left out of the later ones.
         since: only what was modified then or later counts; None for everything.
         exclude: globs relative to the root of each place; what matches is left out, and what lies below it.
+        allow: URIs of what manifests may name besides what lies with them.
         own: URI of the run's output, whose tables are no input.
         omissions: what a listing leaves out.
     """
@@ -119,6 +121,7 @@ class Inputs:
     places: tuple[Input, ...]
     since: datetime.datetime | None = None
     exclude: tuple[str, ...] = ()
+    allow: tuple[str, ...] = ()
     own: str = ""
     omissions: Omissions = field(default_factory=Omissions, compare=False)
 
@@ -130,13 +133,14 @@ class Inputs:
         date: datetime.date,
         since: datetime.datetime | None = None,
         exclude: tuple[str, ...] = (),
+        allow: tuple[str, ...] = (),
     ) -> "Inputs":
         """What ``--input`` says: places with commas between them, or a list as JSON or YAML gives it.
 
         Args:
             text: may hold the templates of ``with_date``.
             date: the run's.
-            since, exclude: as the attributes.
+            since, exclude, allow: as the attributes.
 
         Raises:
             ConfigError: an input or a glob is empty or malformed.
@@ -145,7 +149,8 @@ class Inputs:
         places = tuple(Input.parse(each) for part in dated for each in expanded(part))
         for pattern in exclude:
             _check_glob("exclude", pattern)
-        return cls(places=places, since=since, exclude=exclude)
+        allowed = tuple(open_store(uri, field="allow").root for uri in allow)
+        return cls(places=places, since=since, exclude=exclude, allow=allowed)
 
     @property
     def uris(self) -> tuple[str, ...]:
@@ -158,6 +163,18 @@ class Inputs:
     def answers(self) -> bool:
         """Whether the storage of one of them answers now."""
         return any(place.answers() for place in self.places)
+
+    def may_reach(self, uri: str, manifest: str) -> bool:
+        """Whether an image may be read because a manifest names it: it lies in the manifest's folder, or in its bucket
+        or on its host, or where ``allow`` says.
+
+        Who can write into a bucket could else have any file of this machine, and any address of its network, read.
+        """
+        scheme, rest = split_scheme(manifest)
+        own = manifest.rpartition("/")[0] if scheme == "file" else f"{scheme}://{rest.partition('/')[0]}"
+        # On the web a path is made plain before it is asked for; in a bucket two dots are a name.
+        leaves = not uri.startswith("s3://") and ".." in unquote(uri).split("/")
+        return not leaves and any(f"{uri}/".startswith(f"{root.rstrip('/')}/") for root in (own, *self.allow))
 
     def keeps(self, modified: datetime.datetime | None) -> bool:
         """Whether something of this age counts; where the storage tells no time, it does."""

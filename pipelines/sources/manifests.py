@@ -2,7 +2,8 @@
 
 A manifest is a text file with a URI on each line, or CSV or Parquet with a column ``uri`` and, where they are known,
 ``etag`` and ``bytes``. A row that says both is taken at its word; any other is looked up (a HEAD request). Relative
-URIs start from the manifest's folder. The key of an image is its URI.
+URIs start from the manifest's folder. The key of an image is its URI. What ``Inputs.may_reach`` refuses has the etag
+``DENIED``.
 """
 
 import contextlib
@@ -75,18 +76,26 @@ def rows_named_by(item: StoredObject, inputs: Inputs) -> Iterator[Row]:
         TransientStorageError: none of many images that are looked up together has an answer.
     """
     folder = item.uri.rpartition("/")[0]
-    entries = (_normalised(entry, folder) for entry in _entries(item))
+    entries = (_refused_or(_normalised(entry, folder), inputs, item.uri) for entry in _entries(item))
     with ThreadPoolExecutor(THREADS) as pool:
         while some := list(itertools.islice(entries, LOOKED_UP)):
             unknown = list(dict.fromkeys(entry.uri for entry in some if not _is_known(entry)))
             look_ups = _LookUps(inputs)
             found = dict(zip(unknown, pool.map(look_ups.row_of, unknown), strict=True))
             look_ups.check(item, list(found.values()))
+            if all(entry.etag == DENIED for entry in some):
+                example = one_line(some[0].uri)
+                raise ConfigError(FIELD, item.uri, f"may name nothing of what it names ({example}): --allow that place")
             for entry in some:
                 if _is_known(entry):
                     yield Row(entry.uri, entry.uri, str(entry.etag), int(entry.bytes or 0))
                 elif (row := found[entry.uri]) is not None:
                     yield row
+
+
+def _refused_or(entry: Entry, inputs: Inputs, manifest: str) -> Entry:
+    """The entry, or one that cannot be read where its manifest may not name it."""
+    return entry if inputs.may_reach(entry.uri, manifest) else entry._replace(etag=DENIED, bytes=0)
 
 
 def _is_known(entry: Entry) -> bool:

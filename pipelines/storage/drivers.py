@@ -10,6 +10,7 @@ from datetime import datetime, timezone
 from http import HTTPStatus
 from typing import Any, BinaryIO, NoReturn, TypeVar, cast
 
+import aiohttp
 import fsspec
 from aiohttp import ClientError as HTTPError
 from aiohttp import ClientResponseError
@@ -57,13 +58,15 @@ class DriverStore(Store):
 
     @functools.cached_property
     def filesystem(self) -> AbstractFileSystem:
-        return fsspec.url_to_fs(self.root, use_listings_cache=False)[0]
+        is_web = split_scheme(self.root)[0] in ("http", "https")
+        return fsspec.url_to_fs(self.root, use_listings_cache=False, **{"get_client": _web_client} if is_web else {})[0]
 
     def __getstate__(self) -> dict[str, object]:
         return {name: value for name, value in vars(self).items() if name != "filesystem"}
 
     def path_of(self, path: str) -> str:
-        return str(self.filesystem._strip_protocol(self.uri_of(path)))
+        # Asked of the class, as some make a connection as soon as they are made.
+        return str(fsspec.get_filesystem_class(split_scheme(self.root)[0])._strip_protocol(self.uri_of(path)))
 
     def _list(self, prefix: str, left_out: LeftOut | None = None) -> Iterator[StoredObject]:
         top = self.path_of(prefix)
@@ -185,17 +188,33 @@ class DriverStore(Store):
         return self.retries.call(attempt, is_transient)
 
     def _translate(self, error: Exception, name: str) -> Exception:
+        if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, HTTPError | PermissionError):
+            return self._translate(error.__cause__, name)  # in which the http driver wraps whatever went wrong
         status = error.status if isinstance(error, ClientResponseError) else 0
         if isinstance(error, FileNotFoundError | IsADirectoryError) or status == HTTPStatus.GONE:
             return ObjectMissing(name, f"there is no object {name}")
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or isinstance(error, PermissionError):
-            return ObjectDenied(name, f"may not read {name}: check the credentials")
+            return ObjectDenied(name, f"may not read {name}: {error if status == 0 else 'check the credentials'}")
         if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _MAY_PASS:
             return ObjectDenied(name, f"the server refused to give {name} ({status})")
         if isinstance(error, HTTPError | ConnectionError | TimeoutError | asyncio.TimeoutError):
             tried = f"after {self.retries.attempts} attempts ({type(error).__name__})"
             return TransientStorageError(f"{name}: no good answer {tried}: check the server")
         return error
+
+
+async def _web_client(**options: Any) -> aiohttp.ClientSession:
+    """A session that follows no redirect to another host: what names a page does not name whatever that leads to."""
+    watch = aiohttp.TraceConfig()
+    watch.on_request_redirect.append(_check_redirect)
+    return aiohttp.ClientSession(trace_configs=[watch], **options)
+
+
+async def _check_redirect(session: object, context: object, request: aiohttp.TraceRequestRedirectParams) -> None:
+    old = request.url
+    new = old.join(type(old)(request.response.headers.get("Location", "")))
+    if new.host != old.host or new.port not in (old.port, 443):
+        raise PermissionError(f"it redirects to {new.origin()}")
 
 
 def _driver_etag(info: Mapping[str, Any]) -> str:

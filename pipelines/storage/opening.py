@@ -64,17 +64,38 @@ def to_local(uri: str, *, field: str) -> Iterator[Path]:
         yield _download(store, Path(folder))
 
 
+def inside(folder: Path, key: str) -> Path:
+    """Where below a local folder something of this key goes.
+
+    Raises:
+        ValueError: that might be elsewhere: ``../x``, ``/tmp/x``, or ``a//tmp/x``, whose rest is absolute once it is
+            joined.
+    """
+    parts = key.split("/")
+    if any(part in ("", ".", "..") or "\0" in part for part in parts):
+        raise ValueError(f"{key!r} leads out of its folder")
+    return folder.joinpath(*parts)
+
+
 def _download(store: Store, folder: Path) -> Path:
+    try:
+        return _downloaded(store, folder)
+    except ValueError as error:
+        if isinstance(error, ConfigError):
+            raise
+        raise ConfigError(store.field, store.root, f"{error}: rename it") from error
+
+
+def _downloaded(store: Store, folder: Path) -> Path:
     parent, _, name = store.root.rpartition("/")
     if not parent.endswith("/"):  # the root is more than the bucket or host alone, so it may be one object
         neighbours = type(store)(parent, field=store.field, retries=store.retries)
         if neighbours.exists(name):
-            (folder / name).write_bytes(neighbours.read(name))
-            return folder / name
+            target = inside(folder, name)
+            target.write_bytes(neighbours.read(name))
+            return target
     for item in store.list():
-        target = (folder / item.key.lstrip("/")).resolve()
-        if not target.is_relative_to(folder.resolve()):
-            raise ConfigError(store.field, store.uri_of(item.key), "leads out of its folder; rename it")
+        target = inside(folder, item.key)
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_bytes(store.read_if(item.key, item.etag))
     if not any(folder.iterdir()):

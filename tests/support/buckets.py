@@ -77,9 +77,9 @@ def write_manifest(store: Store) -> Bucket:
     for key, data in IMAGES.items():
         put(store, f"photos/{key}", data)
     uris = {key: store.uri_of(f"photos/{key}") for key in IMAGES}
-    put(store, "lists/all.txt", "\n".join(["", *uris.values(), ""]).encode())
+    put(store, "all.txt", "\n".join(["", *uris.values(), ""]).encode())
     return Bucket(
-        input=store.uri_of("lists/all.txt"),
+        input=store.uri_of("all.txt"),
         images={uris[key]: data for key, data in IMAGES.items()},
         holders={uris[key]: f"photos/{key}" for key in IMAGES},
     )
@@ -94,9 +94,10 @@ WRITERS: Mapping[str, Callable[[Store], Bucket]] = {
 }
 
 
-def listed(source: str, text: object, since: datetime.datetime | None = None) -> pa.Table:
+def listed(source: str, text: object, since: datetime.datetime | None = None, *allow: str) -> pa.Table:
     """A listing, in the order in which it comes."""
-    return pa.Table.from_batches(SOURCES[source].find(Inputs.of(str(text), date=DATE, since=since)), LISTING)
+    inputs = Inputs.of(str(text), date=DATE, since=since, allow=allow)
+    return pa.Table.from_batches(SOURCES[source].find(inputs), LISTING)
 
 
 def outcomes(source: str, rows: pa.Table) -> dict[str, bytes | str]:

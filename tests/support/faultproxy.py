@@ -80,6 +80,17 @@ async def reset(exchange: Exchange) -> None:
     raise ConnectionResetError
 
 
+def refusal(status: int, code: str) -> Fault:
+    """The storage's own words for why not."""
+
+    async def refuse(exchange: Exchange) -> None:
+        body = f"<Error><Code>{code}</Code><Message>Said so.</Message></Error>"
+        head = f"HTTP/1.1 {status} No\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
+        await exchange.reply((head + body).encode())
+
+    return refuse
+
+
 async def slow_down(exchange: Exchange) -> None:
     """503 SlowDown, in the proxy's own words."""
     head = f"HTTP/1.1 503 Slow Down\r\nContent-Type: application/xml\r\nContent-Length: {len(_SLOW_DOWN)}\r\n\r\n"

@@ -11,9 +11,8 @@ from pipelines.label_table.schema import LISTING
 from pipelines.sources import SOURCES, Inputs, base, find_source, read_listed
 from pipelines.storage import Store, open_store
 from pspnet_core.errors import ConfigError
-from tests.pipelines.storage.test_s3 import refusal
 from tests.support.buckets import DATE, LATER, WRITERS, Bucket, listed, outcomes, put
-from tests.support.faultproxy import FaultProxy, Rule, forbid
+from tests.support.faultproxy import FaultProxy, Rule, forbid, refusal
 
 
 def test_every_source_is_tested() -> None:

@@ -146,7 +146,7 @@ def test_uris_of_every_form(kind: str, photos: Path, tmp_path: Path, s3_bucket: 
     put(open_store(s3_bucket, field="input"), "deep/x y.jpg", b"in a bucket")
     uris = [f"{photos}/a.jpg", f"file://{photos}/../photos/b.jpg", "photos/c.jpg", f"{s3_bucket}/deep/x y.jpg"]
     manifest = write_list(tmp_path, kind, [{"uri": uri} for uri in uris])
-    table = listed("manifest", manifest)
+    table = listed("manifest", manifest, None, s3_bucket)
     expected = [f"{photos}/a.jpg", f"{photos}/b.jpg", f"{photos}/c.jpg", f"{s3_bucket}/deep/x y.jpg"]
     assert table["uri"].to_pylist() == table["key"].to_pylist() == expected
     assert list(outcomes("manifest", table).values()) == [*DATA, b"in a bucket"]
@@ -184,11 +184,11 @@ def test_an_image_that_may_not_be_looked_at_is_denied_and_comes_as_a_new_version
     uris = [f"{photos}/a.jpg", f"{s3_bucket}/other/team.jpg"]
     manifest = write_list(tmp_path, "txt", [{"uri": uri} for uri in uris])
     rule = s3_proxy.add(Rule(forbid, method="HEAD", path=r"/other/"))
-    before = listed("manifest", manifest)
+    before = listed("manifest", manifest, None, s3_bucket)
     assert rule.reached(1, seconds=10)
     s3_proxy.clear()
     assert outcomes("manifest", before) == dict(zip(uris, [DATA[0], "Denied"], strict=True))
-    after = listed("manifest", manifest)
+    after = listed("manifest", manifest, None, s3_bucket)
     assert outcomes("manifest", after) == dict(zip(uris, [DATA[0], b"ours now"], strict=True))
     assert before["etag"].to_pylist()[1] != after["etag"].to_pylist()[1]
 
@@ -199,7 +199,30 @@ def test_when_no_image_may_be_looked_at_the_permissions_are_wrong(
     manifest = write_uris(s3_bucket, tmp_path, *"ab")
     s3_proxy.add(Rule(forbid, method="HEAD"))
     with pytest.raises(ConfigError, match=rf"input={manifest}: none of the images that it names may be looked at"):
-        listed("manifest", manifest)
+        listed("manifest", manifest, None, s3_bucket)
+
+
+def test_a_manifest_names_only_what_lies_with_it_or_is_allowed(tmp_path: Path, s3_bucket: str) -> None:
+    """Whoever can write one could else have any file, and any address of the network, read."""
+    bucket = open_store(s3_bucket, field="input")
+    put(bucket, "lists/here.jpg", DATA[0])
+    put(bucket, "other.jpg", DATA[1])
+    (tmp_path / "secret.jpg").write_bytes(DATA[2])
+    outside = [
+        f"{tmp_path}/secret.jpg",
+        "s3://another/x.jpg",
+        "http://169.254.169.254/latest",
+        "https://a.b/c/../d.jpg",
+    ]
+    uris = ["here.jpg", f"{s3_bucket}/other.jpg", *outside]
+    put(bucket, "lists/x.txt", "\n".join(uris).encode())
+    found = list(outcomes("manifest", listed("manifest", f"{s3_bucket}/lists/x.txt")).values())
+    assert found == [DATA[0], DATA[1], *["Denied"] * len(outside)]
+    allowed = listed("manifest", f"{s3_bucket}/lists/x.txt", None, str(tmp_path), "https://a.b/c")
+    assert list(outcomes("manifest", allowed).values()) == [DATA[0], DATA[1], DATA[2], *["Denied"] * 3]
+    put(bucket, "lists/y.txt", "\n".join(outside).encode())
+    with pytest.raises(ConfigError, match=r"may name nothing of what it names \(/.*secret.jpg\): --allow that place$"):
+        listed("manifest", f"{s3_bucket}/lists/y.txt")
 
 
 @pytest.mark.parametrize("kind", ["txt", "csv", "parquet"])

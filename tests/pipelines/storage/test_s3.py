@@ -24,19 +24,19 @@ from pipelines.storage.base import ReadResults
 from pipelines.storage.s3 import S3Store
 from pspnet_core.errors import ConfigError
 from tests.pipelines.storage.test_storage import QUICK, fill, keys, mistake
-from tests.support.faultproxy import Exchange, Fault, FaultProxy, Rule, hang, lose_answer, reset, slow_down, truncate
+from tests.support.faultproxy import (
+    Exchange,
+    Fault,
+    FaultProxy,
+    Rule,
+    hang,
+    lose_answer,
+    refusal,
+    reset,
+    slow_down,
+    truncate,
+)
 from tests.support.s3server import S3Server
-
-
-def refusal(status: int, code: str) -> Fault:
-    """The storage's own words for why not."""
-
-    async def refuse(exchange: Exchange) -> None:
-        body = f"<Error><Code>{code}</Code><Message>Said so.</Message></Error>"
-        head = f"HTTP/1.1 {status} No\r\nContent-Type: application/xml\r\nContent-Length: {len(body)}\r\n\r\n"
-        await exchange.reply((head + body).encode())
-
-    return refuse
 
 
 def ignoring(condition: str) -> Fault:
@@ -135,17 +135,10 @@ class TestReading:
         """The listing of a store that allows such keys is played: this server does not take them."""
         store = open_store(s3_bucket, field="model")
         (item,) = fill(store, {"m/x": b"x"}).values()
-        monkeypatch.setattr(type(store), "read_if", lambda store, key, etag: b"x")
-        for key, found in (("//inside/x", "inside/x"), ("../x", "")):
-            listed = [dataclasses.replace(item, key=key)]
-            monkeypatch.setattr(type(store), "list", lambda store, *_, listed=listed, **__: iter(listed))
-            if found:
-                with to_local(f"{s3_bucket}/m", field="model") as folder:
-                    assert (folder / found).read_bytes() == b"x"
-            else:
-                outside = pytest.raises(ConfigError, match=r"leads out of its folder; rename it$")
-                with outside, to_local(f"{s3_bucket}/m", field="model"):
-                    pass
+        monkeypatch.setattr(type(store), "list", lambda *_, **__: iter([dataclasses.replace(item, key="a//tmp/x")]))
+        outside = pytest.raises(ConfigError, match=r"'a//tmp/x' leads out of its folder: rename it$")
+        with outside, to_local(f"{s3_bucket}/m", field="model"):
+            pass
 
     def test_no_secret_travels(self, s3_bucket: str) -> None:
         store = open_store(s3_bucket, field="input")

@@ -7,6 +7,7 @@ import functools
 import http.server
 import os
 import pickle
+import re
 import subprocess
 import sys
 import tempfile
@@ -35,7 +36,9 @@ from pipelines.storage import (
     open_store,
     to_local,
 )
+from pipelines.storage.opening import inside
 from pspnet_core.errors import ConfigError
+from tests.support.poisons import web_server
 
 QUICK = Retries(attempts=3, first_wait=0, longest_wait=0, jitter=0)
 AWKWARD = ["plain.jpg", "a b/c d.jpg", "ä/日本.jpg", "100%/%41.jpg", "x#y/z?versionId=1.jpg", "a+b=c&d;e,f@g!.jpg"]
@@ -369,6 +372,17 @@ class TestLocalFolders:
         assert open_store("file:///", field="input").uri_of("etc/x") == "/etc/x"
 
 
+@given(st.lists(st.sampled_from(["a", "b.c", "..", ".", "", "\0", "tmp", " ", "~", "C:"]), min_size=1).map("/".join))
+def test_no_key_leads_out_of_a_folder(key: str) -> None:
+    folder = Path("/a/folder")
+    try:
+        target = inside(folder, key)
+    except ValueError:
+        assert {"..", ".", "", "\0"} & set(key.split("/"))
+    else:
+        assert os.path.normpath(target) == str(target) == f"{folder}/{key}"
+
+
 class TestMistakes:
     @pytest.mark.parametrize("uri", ["", "s3://", "file://", "s3:///"])
     def test_incomplete(self, uri: str) -> None:
@@ -457,6 +471,23 @@ class TestOtherDrivers:
         assert keys(store, "b") == ["b/c.jpg"]
         with store.open("a.jpg") as file:
             assert file.read() == b"1"
+
+    @pytest.mark.parametrize(
+        ("path", "expected"),
+        [
+            ("404/x", "Missing: "),
+            ("410/x", "Missing: "),
+            ("403/x", "Denied: "),
+            ("451/x", "Denied: .*refused to give .*451"),
+            ("503/x", "http.*no good answer after 3 attempts"),
+            ("200/endless", "TooLarge: "),
+            ("302/x", "Denied: .*redirects to http://169.254.169.254"),
+        ],
+    )
+    def test_what_web_servers_answer(self, path: str, expected: str) -> None:
+        with web_server() as url:
+            (result,) = open_store(url, field="input", retries=QUICK).read_many([(path, None, 2**20)])
+        assert re.match(expected, str(result))
 
     def test_are_refused_for_writing(self, memory: str) -> None:
         for refused in (
