@@ -79,13 +79,18 @@ class Terminated(PspnetError):
         self.result = result
 
 
+KINDS = (
+    *("Empty", "Unreadable", "Truncated", "TooLarge", "NotFinite", "Crashed", "TimedOut"),
+    *("Changed", "Missing", "Denied", "Failed"),
+)
+"""Kinds of errors of images; ``Failed`` is what fits none of the others."""
+
+
 class ImageError(PspnetError):
     """What is wrong with one image or mask; ``str()`` gives ``Kind: message`` in one line.
 
     Attributes:
-        kind: one word that readers may group by: ``Empty``, ``Unreadable``, ``Truncated``, ``TooLarge``, ``NotFinite``,
-            ``Crashed``, ``TimedOut``, ``Changed``, ``Missing``, ``Denied``, and ``NotAMask`` of masks; ``Failed`` where
-            none of them fits.
+        kind: one of ``KINDS``, or ``NotAMask`` of a mask.
         message: for people.
     """
 

@@ -90,7 +90,8 @@ class Ledger:
 
     def latest_plan(self) -> Plan | None:
         """The plan with the highest number."""
-        numbers = [int(_stem(item.key)) for item in self.store.list(self.paths.plans, suffixes={".parquet"})]
+        paths = (item.key for item in self.store.list(self.paths.plans, suffixes={".parquet"}))
+        numbers = [number for path in paths if (number := self.paths.plan_number(path)) is not None]
         return self.read_plan(max(numbers)) if numbers else None
 
     def is_finished(self, plan: Plan) -> bool:
@@ -99,10 +100,9 @@ class Ledger:
 
     def missing_chunks(self, plan: Plan) -> list[int]:
         """Chunks of the plan that are not in the label table, ascending."""
-        prefix = f"{plan.number:06d}-"
-        names = (_stem(item.key) for item in self.store.list(self.paths.day(plan.date), suffixes={".parquet"}))
-        done = {int(name.removeprefix(prefix)) for name in names if name.startswith(prefix)}
-        return [chunk for chunk in range(plan.chunks) if chunk not in done]
+        there = self.store.list(self.paths.day(plan.date), suffixes={".parquet"})
+        done = {self.paths.chunk_of(item.key) for item in there}
+        return [chunk for chunk in range(plan.chunks) if (plan.number, chunk) not in done]
 
     def pending(self, listing: Listing) -> pa.Table:
         """The rows of a listing that are not labelled yet, by key: as many as one plan may hold.
@@ -206,7 +206,3 @@ def chunk_bounds(sizes: NDArray[np.int64], limits: ChunkLimits) -> list[tuple[in
             start, filled = index, 0
         filled += size
     return [*bounds, (start, len(sizes))] if len(sizes) else bounds
-
-
-def _stem(path: str) -> str:
-    return path.rpartition("/")[2].removesuffix(".parquet")

@@ -5,6 +5,7 @@ model, so that one glob reads across models.
 """
 
 import datetime
+import re
 from dataclasses import dataclass
 
 import pyarrow as pa
@@ -81,6 +82,8 @@ class RowProvenance:
     mask: str
 
 
+_PLAN, _CHUNK = re.compile(r"(\d{6,})\.parquet"), re.compile(r"(\d{6,})-(\d{6,})\.parquet")
+
 OWN_FOLDERS = ("plans", "masks", "class_stats", "classes", "runs")
 """Folders below ``--output`` that are not hidden."""
 
@@ -119,9 +122,16 @@ class Paths:
         return f"{self.day(date)}{plan:06d}-{chunk:06d}.parquet"
 
     @staticmethod
-    def plan_of(path: str) -> int:
-        """Number of the plan that a chunk of the label table belongs to."""
-        return int(path.rpartition("/")[2].partition("-")[0])
+    def plan_number(path: str) -> int | None:
+        """Number of the plan at a path; None where it is none, such as a copy that a sync tool has left."""
+        found = _PLAN.fullmatch(path.rpartition("/")[2])
+        return int(found[1]) if found else None
+
+    @staticmethod
+    def chunk_of(path: str) -> tuple[int, int] | None:
+        """Numbers of the plan and the chunk of the label table at a path; None where it is none."""
+        found = _CHUNK.fullmatch(path.rpartition("/")[2])
+        return (int(found[1]), int(found[2])) if found else None
 
     def class_stats(self, date: str, run_id: str) -> str:
         """Class statistics of one run."""

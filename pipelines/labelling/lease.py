@@ -17,12 +17,12 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import psutil  # type: ignore[import-untyped]
 
 from pipelines.label_table.schema import utc_now
 from pipelines.process.background import ticking
+from pipelines.process.reading_back import read_back
 from pipelines.storage import ObjectChanged, ObjectMissing, Store, TransientStorageError
 from pspnet_core.errors import PspnetError
 
@@ -214,9 +214,8 @@ def _content(holder: Holder) -> bytes:
 
 def _holder(content: bytes) -> Holder:
     try:
-        known: dict[str, Any] = json.loads(content)
-        return Holder(**known)
-    except (TypeError, ValueError):  # written by another version, or damaged: it counts until it has lived out its time
+        return read_back(Holder, content)
+    except ValueError:  # written by another version, or damaged: it counts until it has lived out its time
         return UNKNOWN
 
 

@@ -33,13 +33,11 @@ from pipelines.labelling.stages.chunks import (
 from pipelines.labelling.stages.clocks import Start
 from pipelines.storage import THREADS, ObjectChanged, ObjectMissing
 from pipelines.storage.arrow import metadata_of, to_parquet
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import KINDS, ConfigError
 from pspnet_core.images.classes import ClassTable
 
 log = logging.getLogger(__name__)
 ALL = "all"
-KINDS = ("Empty", "Unreadable", "Truncated", "TooLarge", "Crashed", "Changed", "Missing", "Denied")
-"""Kinds of error rows."""
 LASTING = frozenset({"Changed"})
 """Kinds that ``all`` leaves out: the content of that version is gone, and its successor is pending as a new image."""
 
@@ -80,7 +78,7 @@ def find_failed(ledger: Ledger, kinds: Sequence[str]) -> list[FailedFile]:
     for path, etag, errors in _files_with_errors(ledger):
         rows = int(pc.sum(_chosen(errors, kinds)).as_py() or 0)
         if rows:
-            number = ledger.paths.plan_of(path)
+            number = _plan_of(ledger, path)
             if number not in specs:
                 specs[number] = ledger.read_plan(number).spec
             found.append(FailedFile(path=path, etag=etag, spec=specs[number], rows=rows))
@@ -154,7 +152,7 @@ def reconcile(ledger: Ledger, classes: ClassTable) -> None:
     """
     counts: dict[int, Counter[str]] = defaultdict(Counter)
     for path, _, errors in _files_with_errors(ledger):
-        counts[ledger.paths.plan_of(path)].update(text.partition(":")[0] for text in errors.drop_null().to_pylist())
+        counts[_plan_of(ledger, path)].update(text.partition(":")[0] for text in errors.drop_null().to_pylist())
     latest = ledger.latest_plan()
     for number in range(latest.number + 1 if latest else 0):
         plan = ledger.read_plan(number)
@@ -203,11 +201,19 @@ def _files_with_errors(ledger: Ledger) -> Iterator[tuple[str, str, pa.ChunkedArr
         except (pa.ArrowInvalid, KeyError, ValueError) as error:
             raise no_label_file(ledger.store, path) from error
 
-    items = list(ledger.store.list(ledger.paths.masks, suffixes={".parquet"}))
+    listed = ledger.store.list(ledger.paths.masks, suffixes={".parquet"})
+    items = [item for item in listed if ledger.paths.chunk_of(item.key)]
     with ThreadPoolExecutor(THREADS) as pool:
         for item, errors in zip(items, pool.map(look, [item.key for item in items]), strict=True):
             if errors is not None:
                 yield item.key, item.etag, errors
+
+
+def _plan_of(ledger: Ledger, path: str) -> int:
+    """Number of the plan that a label file belongs to."""
+    found = ledger.paths.chunk_of(path)
+    assert found, f"{path} is no chunk"
+    return found[0]
 
 
 def _has_errors(file: pq.ParquetFile) -> bool:

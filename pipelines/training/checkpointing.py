@@ -11,7 +11,6 @@ A folder is never written twice (its name is drawn), so what a killed worker lef
 successor writes for the same step.
 """
 
-import contextlib
 import dataclasses
 import json
 import logging
@@ -27,6 +26,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from pipelines.process.background import Worker
+from pipelines.process.reading_back import read_back
 from pipelines.process.retrying import Outage, Retries
 from pipelines.storage import ObjectMissing, Store, TransientStorageError, to_local
 from pipelines.training.patience import PATIENCE_S
@@ -76,6 +76,8 @@ class RunProgress:
     """Metrics of the epoch that this step ends; empty in the middle of one."""
     unsent: list[Any] = field(default_factory=list)
     """Metric points that the tracking server had not taken yet."""
+    averaged: bool = False
+    """Whether the model holds an average, and the weights that learn lie beside it."""
 
     @property
     def score(self) -> float:
@@ -130,16 +132,36 @@ class CheckpointFolder:
 
     def entries(self) -> list[SavedCheckpoint]:
         """List the complete checkpoints, oldest first, without those that another process deletes meanwhile."""
-        entries = []
+        return self._entries()[0]
+
+    def _entries(self) -> tuple[list[SavedCheckpoint], list[ConfigError]]:
+        """As ``entries``, and what is wrong with the others."""
+        entries, damaged = list[SavedCheckpoint](), list[ConfigError]()
         for item in self.store.list(self.path, suffixes={PROGRESS_FILE}):
-            with contextlib.suppress(ObjectMissing):
+            try:
                 entries.append(self.entry(item.key.rpartition("/")[0]))
-        return sorted(entries, key=lambda entry: (entry.progress.step, entry.progress.score, entry.folder))
+            except ObjectMissing:
+                continue
+            except ConfigError as error:
+                log.warning("%s; it is passed over", error)
+                damaged.append(error)
+        entries.sort(key=lambda entry: (entry.progress.step, entry.progress.score, entry.folder))
+        return entries, damaged
 
     def entry(self, folder: str) -> SavedCheckpoint:
-        """Read the progress of the checkpoint in a folder. Raises as ``Store.read`` when it is not complete."""
-        progress = json.loads(self.store.read(f"{folder}/{PROGRESS_FILE}"))
-        return SavedCheckpoint(folder=folder, progress=RunProgress(**progress))
+        """Read the progress of the checkpoint in a folder.
+
+        Raises:
+            ConfigError: it is damaged.
+            And as ``Store.read`` when the checkpoint is not complete.
+        """
+        path = f"{folder}/{PROGRESS_FILE}"
+        try:
+            return SavedCheckpoint(folder=folder, progress=read_back(RunProgress, self.store.read(path)))
+        except ConfigError:
+            raise
+        except ValueError as error:
+            raise ConfigError("resume", self.store.uri_of(path), f"damaged checkpoint ({error})") from error
 
     def new(self, snapshot: Snapshot) -> SavedCheckpoint:
         """Choose the folder of a snapshot; its name is drawn."""
@@ -157,8 +179,9 @@ class CheckpointFolder:
         Raises:
             ConfigError: when there are some and all of them are damaged.
         """
-        damaged: ConfigError | None = None
-        for entry in reversed(self.entries()):
+        entries, errors = self._entries()
+        damaged = errors[0] if errors else None
+        for entry in reversed(entries):
             try:
                 return self.read(entry)
             except ConfigError as error:
@@ -177,6 +200,8 @@ class CheckpointFolder:
         with to_local(self.store.uri_of(entry.folder), field=self.store.field) as folder:
             weights = folder / WEIGHTS_FILE
             model = load_checkpoint(folder / MODEL_FOLDER)
+            if entry.progress.averaged and not weights.is_file():
+                raise ConfigError("resume", entry.folder, f"damaged checkpoint (no {WEIGHTS_FILE})")
             try:
                 return Snapshot(
                     model=model,

@@ -98,6 +98,7 @@ class Trainer:
                 loss=self.losses,
                 scaler=self.scaler.state_dict(),
                 metrics=dict(metrics or {}),
+                averaged=bool(self.average),
             ),
         )
 

@@ -126,8 +126,11 @@ def test_a_damaged_one_gives_way_to_the_one_before(
 ) -> None:
     folder = CheckpointFolder(open_store(str(tmp_path), field="output"), "tiny")
     write(folder, at(snapshot, 1))
-    write(folder, at(snapshot, 2))
-    (tmp_path / folder.entries()[-1].folder / "optimiser.safetensors").write_bytes(b"not weights")
+    for step, damage in ((2, "optimiser.safetensors"), (3, "progress.json"), (4, "weights.safetensors")):
+        progress = RunProgress(step=step, averaged=True)
+        write(folder, dataclasses.replace(snapshot, weights={"w": torch.ones(3)}, progress=progress))
+        path = tmp_path / folder.entries()[-1].folder / damage
+        path.unlink() if step == 4 else path.write_bytes(b'{"step": "many"}')
     newest = folder.newest()
     assert newest is not None
     assert newest.progress.step == 1
