@@ -29,18 +29,8 @@ from pspnet_core import (
 )
 from tests.support.paths import ROOT
 
-NAMES = {
-    "ConfigError",
-    "ImageError",
-    "PSPNet",
-    "PSPNetConfig",
-    "PspnetError",
-    "Segmenter",
-    "decode",
-    "encode",
-    "load_checkpoint",
-    "save_checkpoint",
-}
+NAMES = set(["ConfigError", "ImageError", "PSPNet", "PSPNetConfig", "PspnetError", "Segmenter", "decode", "encode"])
+NAMES |= {"load_checkpoint", "save_checkpoint"}
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pspnet_core.threads import SharedLock, map_ahead
@@ -48,7 +48,6 @@ def test_items_are_taken_as_results_are_consumed() -> None:
     depth=st.integers(0, 8),
     most=st.integers(0, 20),
 )
-@settings(deadline=None, derandomize=True)
 def test_what_waits_is_bounded_in_number_and_in_weight(weights: list[int], depth: int, most: int) -> None:
     held: list[int] = []
 

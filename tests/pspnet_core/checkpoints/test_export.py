@@ -21,7 +21,7 @@ from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.network.backbones import BACKBONES, BackboneSpec, BasicBlock
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
-from tests.support.public_models import randomise
+from tests.support.networks import random_images, trained
 
 # What differs between the sources of checkpoints. Tracing takes seconds for each bin, so few have two.
 PAPER = PSPNetConfig(classes=5, backbone="resnet18", bins=(2, 3))
@@ -41,19 +41,6 @@ def fewest_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 # Height and width. At stride 8 the feature is 6 cells wide, which all bins divide, or 5 x 17, 33 x 13, 2 x 25, or 1.
 SIZES = [(48, 48), (33, 130), (257, 97), (9, 200), (3, 50), (1, 1)]
-
-
-def _network(config: PSPNetConfig) -> PSPNet:
-    """A network whose BatchNorm has something to fold, with its own normalisation."""
-    network = PSPNet(config)
-    own = {name: network.state_dict()[name].clone() for name in ("mean", "std")}
-    randomise(network).load_state_dict(own, strict=False)
-    return network
-
-
-def _images(batch: int, height: int, width: int, bands: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(height * 1000 + width)
-    return torch.randint(0, 256, (batch, bands, height, width), dtype=torch.uint8, generator=generator)
 
 
 def _assert_same(found: Tensor, network: PSPNet, images: Tensor) -> None:
@@ -78,19 +65,19 @@ def _interface(session: onnxruntime.InferenceSession) -> list[tuple[str, str, li
 
 @pytest.mark.parametrize(("config", "batch"), [(PAPER, 1), (SEMSEG, None), (SMP, 1)], ids=["paper", "semseg", "smp"])
 def test_onnx_with_open_sizes(config: PSPNetConfig, batch: int | None, tmp_path: Path) -> None:
-    network, path = _network(config), tmp_path / "model.onnx"
+    network, path = trained(config), tmp_path / "model.onnx"
     to_onnx(network, path, batch=batch)
     session = _session(path)
     assert _interface(session) == [
         ("images", "tensor(uint8)", [batch or "batch", 3, "height", "width"]),
         ("logits", "tensor(float)", [batch or "batch", config.classes, "height", "width"]),
     ]
-    for images in [_images(batch or 1, *size) for size in SIZES] + [_images(batch or 3, 40, 70)]:
+    for images in [random_images(batch or 1, *size) for size in SIZES] + [random_images(batch or 3, 40, 70)]:
         _assert_same(_run(session, images), network, images)
 
 
 def test_onnx_with_given_sizes(tmp_path: Path) -> None:
-    network, path = _network(COARSE), tmp_path / "model.onnx"
+    network, path = trained(COARSE), tmp_path / "model.onnx"
     metadata = {"name": "coarse", "classes": '["Straße", "b"]'}
     to_onnx(network.train(), path, size=(161, 99), batch=2, metadata=metadata)
     assert network.training
@@ -99,7 +86,7 @@ def test_onnx_with_given_sizes(tmp_path: Path) -> None:
         ("images", "tensor(uint8)", [2, 4, 161, 99]),
         ("logits", "tensor(float)", [2, 6, 161, 99]),
     ]
-    _assert_same(_run(session, _images(2, 161, 99, 4)), network.eval(), _images(2, 161, 99, 4))
+    _assert_same(_run(session, random_images(2, 161, 99, 4)), network.eval(), random_images(2, 161, 99, 4))
     assert session.get_modelmeta().custom_metadata_map == metadata
     proto = onnx.load(path)
     onnx.checker.check_model(proto, full_check=True)
@@ -108,25 +95,25 @@ def test_onnx_with_given_sizes(tmp_path: Path) -> None:
 
 
 def test_program_with_open_sizes(tmp_path: Path) -> None:
-    network, path = _network(SMP), tmp_path / "model.pt2"
+    network, path = trained(SMP), tmp_path / "model.pt2"
     save_program(network, path, metadata={"name": "smp"})
     extra = {METADATA_FILE: ""}
     run = torch.export.load(path, extra_files=extra).module()
     assert json.loads(extra[METADATA_FILE]) == {"name": "smp"}
-    for images in [_images(batch, *size) for batch in (1, 3) for size in SIZES if min(size) > 8]:
+    for images in [random_images(batch, *size) for batch in (1, 3) for size in SIZES if min(size) > 8]:
         _assert_same(run(images), network, images)
-    channels_last = _images(2, 65, 97).contiguous(memory_format=torch.channels_last)
+    channels_last = random_images(2, 65, 97).contiguous(memory_format=torch.channels_last)
     _assert_same(run(channels_last), network, channels_last)
 
 
 def test_a_program_with_a_given_size_and_no_trace_of_its_origin(tmp_path: Path) -> None:
-    network, path = _network(COARSE), tmp_path / "model.pt2"
+    network, path = trained(COARSE), tmp_path / "model.pt2"
     save_program(network, path, size=(97, 129))
     run = torch.export.load(path).module()
     for batch in (1, 3):
-        _assert_same(run(_images(batch, 97, 129, 4)), network, _images(batch, 97, 129, 4))
+        _assert_same(run(random_images(batch, 97, 129, 4)), network, random_images(batch, 97, 129, 4))
     with pytest.raises((AssertionError, RuntimeError), match="97"):
-        run(_images(1, 98, 129, 4))
+        run(random_images(1, 98, 129, 4))
     assert str(Path(pspnet_core.__file__).parent).encode() not in path.read_bytes()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import functools
 import os
 import pickle
@@ -20,6 +19,7 @@ from pspnet_core.checkpoints.importers import IMPORTERS, Imported, import_checkp
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ADE20K, CITYSCAPES, CLASS_TABLES, ClassTable
 from pspnet_core.network.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, PSPNetConfig
+from tests.support.networks import random_images
 from tests.support.public_models import (
     RESNET18,
     RESNET50,
@@ -75,11 +75,6 @@ def drawn(build: Callable[[], nn.Module]) -> nn.Module:
     with torch.device("meta"):
         network = build()
     return randomise(network.to_empty(device="cpu"))
-
-
-def pixels(height: int, width: int, bands: int = 3) -> Tensor:
-    generator = torch.Generator().manual_seed(height * 1000 + width)
-    return torch.randint(0, 256, (1, bands, height, width), dtype=torch.uint8, generator=generator)
 
 
 def difference(ours: Tensor, theirs: Tensor) -> float:
@@ -138,7 +133,7 @@ def test_logits_are_those_of_the_source(case: str, tmp_path: Path) -> None:
     network = drawn(build)
     found = imported({"state_dict": network.state_dict(), **around}, tmp_path)
     assert case not in FIELDS or found.config == PSPNetConfig(classes=6, **FIELDS[case])
-    images = pixels(*size)
+    images = random_images(1, *size)
     with torch.no_grad():
         ours, theirs = built(found)(images), network((images - MEAN) / STD)
     assert difference(ours.main, theirs[0]) < 1e-4
@@ -149,7 +144,7 @@ def test_logits_are_those_of_the_source(case: str, tmp_path: Path) -> None:
 
 def test_what_leaves_no_trace_in_the_weights_matters(tmp_path: Path) -> None:
     """Else the comparison above would prove little."""
-    images = pixels(65, 97)
+    images = random_images(1, 65, 97)
     wrong = {"align_corners": True, "dilation": "full", "bins": (1, 2, 3, 5), "output_stride": 16, "std": (60.0,) * 3}
     with torch.no_grad():
         theirs = mmseg()((images - MEAN) / STD)[0]
@@ -161,20 +156,12 @@ def test_what_leaves_no_trace_in_the_weights_matters(tmp_path: Path) -> None:
 def test_other_bands_are_scaled_to_0_and_1(tmp_path: Path) -> None:
     network = drawn(lambda: SmpPSPNet(6, bands=5, width=32))
     found = imported(network.state_dict(), tmp_path)
-    images = pixels(64, 72, bands=5)
+    images = random_images(1, 64, 72, bands=5)
     with torch.no_grad():
         assert difference(built(found)(images).main, network(images / 255)[0]) < 1e-4
     given = imported(network.state_dict(), tmp_path, overrides={"mean": (9.0,) * 5, "std": (7.0,) * 5})
     with torch.no_grad():
         assert difference(built(given)(images).main, network((images - 9.0) / 7)[0]) < 1e-4
-
-
-def _write_safetensors(state: State, file: Path) -> None:
-    safetensors.torch.save_file(state, file)
-
-
-def _write_old_format(state: State, file: Path) -> None:
-    torch.save({"state_dict": state}, file, _use_new_zipfile_serialization=False)
 
 
 def _prefixed(state: State, prefix: str) -> State:
@@ -192,8 +179,8 @@ def _parameters(state: State) -> object:
 @pytest.mark.parametrize(
     ("write", "name"),
     [
-        (_write_safetensors, "x.safetensors"),
-        (_write_old_format, "x.pth"),
+        (safetensors.torch.save_file, "x.safetensors"),
+        (lambda state, file: torch.save(state, file, _use_new_zipfile_serialization=False), "x.pth"),
         (lambda state, file: torch.save(_trained(state), file), "x.pth"),
         (lambda state, file: torch.save({"state_dict": _prefixed(state, "model._orig_mod.")}, file), "x.ckpt"),
         (lambda state, file: torch.save({"model": {"state_dict": state}, "step": 4}, file), "x.pth"),
@@ -255,25 +242,12 @@ class Marker:
 def test_nothing_in_a_pickle_is_executed(tmp_path: Path) -> None:
     made = tmp_path / "made"
     content = {"state_dict": small().state_dict(), "meta": Marker(made)}
-    with pytest.raises(
-        ConfigError, match=r"holds an object of posix\.mkdir, which is not read; where it was made, save the weights"
-    ):
-        imported(content, tmp_path)
+    told = r"^source=theirs: holds an object of posix\.mkdir, which is not read; where it was made, .*: torch\.save"
+    with pytest.raises(ConfigError, match=told):
+        imported(content, tmp_path, source="theirs")
     assert not made.exists()
     pickle.loads(pickle.dumps(Marker(made)))  # what the file could have done
     assert made.exists()
-
-
-def test_the_class_that_was_refused_is_named(tmp_path: Path) -> None:
-    content = {"state_dict": small().state_dict(), "args": argparse.Namespace(lr=0.1)}
-    with pytest.raises(ConfigError, match=r"^source=theirs: holds an object of argparse\.Namespace") as raised:
-        imported(content, tmp_path, source="theirs")
-    assert raised.value.field == "source"
-    assert "torch.save" in raised.value.remedy
-
-
-def _write_text(file: Path) -> None:
-    file.write_text("hello world, not weights")
 
 
 def _write_half(file: Path) -> None:
@@ -290,8 +264,7 @@ def _write_script(file: Path) -> None:
 @pytest.mark.parametrize(
     ("write", "remedy"),
     [
-        (_write_text, "no file of weights, or a damaged one"),
-        (Path.touch, "no file of weights, or a damaged one"),
+        (lambda file: file.write_text("hello world, not weights"), "no file of weights, or a damaged one"),
         (_write_half, "no file of weights, or a damaged one"),
         (_write_script, "no file of weights, or a damaged one"),
         (lambda file: file.write_bytes(pickle.dumps({"a": [1, 2]})), "no file of weights, or a damaged one"),
@@ -328,40 +301,37 @@ def test_an_unknown_checkpoint_shows_its_first_keys(tmp_path: Path) -> None:
     assert "layer6.weight" not in raised.value.remedy
 
 
-BIAS = torch.zeros(32)
-
-
-def _kernel(*shape: int) -> Tensor:
-    return torch.ones(shape)
-
-
-ONE = torch.ones(1)
+BIAS, ONE = torch.zeros(32), torch.ones(1)
 OTHERS: list[tuple[Callable[[], nn.Module], dict[str, Tensor | None], str]] = [
     (small, {"decoder.conv.0.weight": None}, "weights=fusion.0.weight: the source has nothing for it"),
     (small, {"decoder.conv.1.running_var": None}, "weights=fusion.1.running_var: the source has nothing for it"),
     (small, {"encoder.layer2.1.bn2.bias": None}, "weights=backbone.layer2.1.bn2.bias: the source has nothing for it"),
     (  # a grouped convolution
         small,
-        {"encoder.layer1.0.conv2.weight": _kernel(64, 8, 3, 3)},
+        {"encoder.layer1.0.conv2.weight": torch.ones(64, 8, 3, 3)},
         "weights=backbone.layer1.0.conv2.weight: (64, 8, 3, 3) in the source, (64, 64, 3, 3) in a PSPNet with resnet18",
     ),
     (small, {"decoder.conv.0.bias": BIAS}, "weights=decoder.conv.0.bias: a PSPNet of segmentation_models has no such"),
-    (small, {"segmentation_head.0.weight": _kernel(5, 32)}, "weights=decoder.1.weight: (5, 32) in the source: no conv"),
-    (small, {"segmentation_head.0.weight": _kernel(1, 32, 3, 3), "segmentation_head.0.bias": ONE}, "classes=1: "),
-    (small, {"encoder.layer1.2.conv1.weight": _kernel(64, 64, 3, 3)}, "backbone=[3, 2, 0, 0]: no ResNet of so many"),
     (
         small,
-        {"decoder.psp.blocks.0.pool.1.0.weight": _kernel(32, 100, 1, 1)},
+        {"segmentation_head.0.weight": torch.ones(5, 32)},
+        "weights=decoder.1.weight: (5, 32) in the source: no convolution's kernel",
+    ),
+    (small, {"segmentation_head.0.weight": torch.ones(1, 32, 3, 3), "segmentation_head.0.bias": ONE}, "classes=1: "),
+    (small, {"encoder.layer1.2.conv1.weight": torch.ones(64, 64, 3, 3)}, "backbone=[3, 2, 0, 0]: no ResNet of so many"),
+    (
+        small,
+        {"decoder.psp.blocks.0.pool.1.0.weight": torch.ones(32, 100, 1, 1)},
         "weights=pyramid.stages.0.0.weight: no stage of resnet18 has 100 channels",
     ),
-    (mmseg, {"backbone.stem.3.weight": _kernel(48, 32, 3, 3)}, "stem=(32, 48, 64): no stem of these widths"),
+    (mmseg, {"backbone.stem.3.weight": torch.ones(48, 32, 3, 3)}, "stem=(32, 48, 64): no stem of these widths"),
     # UPerNet has a pyramid as well, FastFCN an upsampling neck.
     (mmseg, {"decode_head.lateral_convs.0.weight": ONE}, "weights=decode_head.lateral_convs.0.weight: a PSPNet of"),
     (mmseg, {"neck.conv.weight": ONE}, "weights=neck.conv.weight: a PSPNet of mmsegmentation has no such weight"),
     (mmseg, {"auxiliary_head.convs.1.conv.weight": ONE}, "weights=auxiliary_head.convs.1.conv.weight: a PSPNet of"),
     (
         mmseg,
-        {"decode_head.psp_modules.4.1.conv.weight": _kernel(128, 512, 1, 1)},
+        {"decode_head.psp_modules.4.1.conv.weight": torch.ones(128, 512, 1, 1)},
         "bins=(1, 2, 3, 6): the network has 5",
     ),
 ]
@@ -399,10 +369,8 @@ COLOURS = [[index, 0, 255] for index in range(5)]
     ("meta", "names", "colours"),
     [
         ({"CLASSES": NAMES, "PALETTE": COLOURS}, NAMES, COLOURS),
-        ({"dataset_meta": {"classes": list(NAMES), "palette": COLOURS}}, NAMES, COLOURS),
         ({"CLASSES": NAMES}, NAMES, None),
         ({"CLASSES": NAMES, "PALETTE": COLOURS[:3]}, NAMES, None),
-        ({"CLASSES": NAMES, "PALETTE": None}, NAMES, None),
         ({"CLASSES": NAMES[:3], "PALETTE": COLOURS[:3]}, tuple(f"class_{index}" for index in range(5)), None),
         ({}, tuple(f"class_{index}" for index in range(5)), None),
     ],
@@ -486,7 +454,7 @@ def test_a_bare_backbone_gets_a_fresh_head_always_the_same(tmp_path: Path) -> No
         theirs = network.state_dict().get(name.removeprefix("backbone."))
         assert torch.equal(value, second.weights[name] if theirs is None else theirs)
     assert first.weights["decoder.1.weight"].std() > 0
-    assert built(first)(pixels(33, 40)).main.isfinite().all()
+    assert built(first)(random_images(1, 33, 40)).main.isfinite().all()
 
 
 def test_a_bare_backbone_takes_the_classes_that_are_given(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ img_norm_cfg = dict(
     mean=[123.675, 116.28, 103.53], std=[58.395, 57.12, 57.375], to_rgb=True)
 """
 
-# As 1.x writes it: sorted, one entry of a list in a line.
+# As 1.x writes it: sorted, one entry of most lists in a line.
 NEW = """data_preprocessor = dict(
     bgr_to_rgb=True,
     mean=[
@@ -36,11 +36,7 @@ NEW = """data_preprocessor = dict(
         110,
         120.25,
     ],
-    std=[
-        1e1,
-        20,
-        30.,
-    ],
+    std=[1e1, 20, 30.],
     type='SegDataPreProcessor')
 model = dict(
     auxiliary_head=dict(align_corners=True, dropout_ratio=0.4, type='FCNHead'),
@@ -52,22 +48,12 @@ model = dict(
             2,
             4,
         ),
-        strides=(
-            1,
-            2,
-            1,
-            1,
-        ),
+        strides=(1, 2, 1, 1),
         style='pytorch'),
     decode_head=dict(
         align_corners=False,
         dropout_ratio=0.2,
-        pool_scales=(
-            1,
-            2,
-            4,
-            8,
-        ),
+        pool_scales=(1, 2, 4, 8),
         type='PSPHead'))
 """
 BASE = {"align_corners": False, "dropout": 0.1, "dilation": "contracted"}
@@ -108,13 +94,10 @@ def test_without_a_word_the_base_configs_hold(meta: dict[str, Any]) -> None:
         ("decode_head=dict(dropout_ratio=0)", {"dropout": 0}),
         ("model=dict(backbone=dict(contract_dilation=False))", {"dilation": "full"}),
         ("model=dict(backbone=dict(dilations=(1, 1, 2, 4), strides=(1, 2, 1, 1)))", {"dilation": "full"}),
-        (
-            "model=dict(backbone=dict(dilations=[1, 1, 1, 2], strides=[1, 2, 2, 1], contract_dilation=True))",
-            {"output_stride": 16},
-        ),
+        ("backbone=dict(dilations=[1, 1, 1, 2], strides=[1, 2, 2, 1], contract_dilation=True)", {"output_stride": 16}),
         ("model=dict(backbone=dict(strides=(1, 2, 2, 2), contract_dilation=True))", {"output_stride": 32}),
         (
-            "model=dict(backbone=dict(dilations=(1, 1, 2, 4), strides=(1, 2, 2, 2), contract_dilation=True))",
+            "backbone=dict(dilations=(1, 1, 2, 4), strides=(1, 2, 2, 2), contract_dilation=True)",
             {"output_stride": 32, "dilations": (2, 4)},
         ),
         ("model = dict(decode_head=dict(align_corners=True", {"align_corners": True}),  # cut off

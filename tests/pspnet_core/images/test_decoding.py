@@ -6,8 +6,9 @@ import io
 import itertools
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -132,21 +133,13 @@ def test_every_sort_of_file_becomes_rgb(name: str) -> None:
     if upright.mode not in ("I;16", "I", "F"):
         upright.info.pop("transparency", None)
         np.testing.assert_array_equal(pixels, np.asarray(upright.convert("RGB")))
-
-
-@pytest.mark.parametrize("name", SAMPLES)
-def test_a_file_may_be_opened_first_and_viewed_in_its_own_size(name: str) -> None:
-    pixels, file = decode_image(SAMPLES[name]), open_image(SAMPLES[name])
+    # Or opened first, or viewed in its own size.
+    file = open_image(SAMPLES[name])
     assert file.nbytes == pixels.nbytes
     np.testing.assert_array_equal(decode_image(file), pixels)
     found = decode_views(SAMPLES[name], lambda height, width: [(height, width)])
     assert (found.height, found.width) == pixels.shape[:2]
     np.testing.assert_array_equal(found.views[0], pixels)
-
-
-def test_alpha_is_dropped_and_not_blended() -> None:
-    hidden = Image.new("RGBA", (4, 3), (200, 10, 60, 0))
-    assert (decode_image(_encode(hidden, "PNG")) == (200, 10, 60)).all()
 
 
 @pytest.mark.parametrize(
@@ -230,24 +223,6 @@ def test_threads_do_not_disturb_each_other() -> None:
 # --- bad files -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "data",
-    [
-        b"x",
-        b"<html>404 not found</html>",
-        "naïve text\n".encode() * 99,
-        bytes(4096),
-        b"%PDF-1.7 ...",
-        b"BMW cars",
-        _encode(_picture(), "PPM"),
-        _encode(_picture(), "ICO"),
-    ],
-    ids=["byte", "html", "text", "zeros", "pdf", "like a bmp", "ppm", "ico"],
-)
-def test_what_is_no_image(data: bytes) -> None:
-    assert _kind(data, open_image, decode_mask) == "Unreadable"
-
-
 CUT = ["jpeg", "jpeg progressive", "jpeg exif", "jpeg cmyk", "png", "png palette", "png 16"]
 CUT_ELSEWHERE = ["gif", "webp", "tiff", "tiff lzw"]
 
@@ -263,13 +238,6 @@ CUT_ELSEWHERE = ["gif", "webp", "tiff", "tiff lzw"]
 def test_a_cut_file(name: str, share: float) -> None:
     data = SAMPLES[name]
     assert _kind(data[: max(9, int(len(data) * share))]) == "Truncated"
-
-
-@pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_a_large_file_cut_late(kind: str) -> None:
-    noise = Image.fromarray(np.random.default_rng(0).integers(0, 256, (200, 300, 3), np.uint8))
-    data = _encode(noise, kind)
-    assert _kind(data[: len(data) - 2000]) == "Truncated"
 
 
 def _jpeg_bomb() -> bytes:
@@ -313,7 +281,18 @@ def test_a_pixel_bomb_is_refused_from_its_header(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("data", "kind"), [(b"", "Empty"), (SAMPLES["png"][:12], "Truncated"), (BOMBS["png"], "TooLarge")]
+    ("data", "kind"),
+    [
+        (b"", "Empty"),
+        (SAMPLES["png"][:12], "Truncated"),
+        (BOMBS["png"], "TooLarge"),
+        (b"<html>404 not found</html>", "Unreadable"),
+        (bytes(4096), "Unreadable"),
+        (b"BMW cars", "Unreadable"),
+        (_encode(_picture(), "PPM"), "Unreadable"),
+        (_encode(_picture(), "ICO"), "Unreadable"),
+    ],
+    ids=["empty", "cut", "bomb", "html", "zeros", "like a bmp", "ppm", "ico"],
 )
 def test_what_is_wrong_with_a_header_is_told_by_all(data: bytes, kind: str) -> None:
     assert _kind(data, open_image, decode_mask) == kind
@@ -463,15 +442,12 @@ def test_masks_of_few_bits_are_not_scaled(color: int, depth: int, packed: bytes,
     assert found.dtype == np.uint8
 
 
-def test_a_cut_mask() -> None:
-    with pytest.raises(ImageError, match="Truncated"):
-        decode_mask(SAMPLES["png grey"][:60])
-
-
 @pytest.mark.parametrize("name", ["png rgba", "png", "png la", "jpeg grey", "tiff", "gif", "bmp 1"])
 def test_what_is_no_mask(name: str) -> None:
     with pytest.raises(ImageError, match="NotAMask"):
         decode_mask(SAMPLES[name])
+    with pytest.raises(ImageError, match="Truncated"):
+        decode_mask(SAMPLES["png grey"][:60])
 
 
 # --- fewer pixels --------------------------------------------------------------------------------
@@ -495,8 +471,8 @@ def _ramp(height: int, width: int, orientation: int = 1) -> bytes:
     return _encode(stored, "JPEG", exif=exif, quality=95, subsampling=0)
 
 
-@pytest.fixture
-def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+@contextmanager
+def _decoded() -> Iterator[list[tuple[int, int]]]:
     """Width and height of what codecs are asked for, image after image."""
     sizes: list[tuple[int, int]] = []
     load = images._load
@@ -505,42 +481,40 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         sizes.append(image.size)
         load(image)
 
-    monkeypatch.setattr(images, "_load", watched)
-    return sizes
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(images, "_load", watched)
+        yield sizes
 
 
 @pytest.mark.parametrize(
     ("views", "size"),
     [
-        ([(160, 240)], (240, 160)),
         ([(300, 400)], (240, 160)),
         ([(81, 120)], (240, 160)),
         ([(80, 121)], (240, 160)),
         ([(80, 120)], (120, 80)),
-        ([(41, 60)], (120, 80)),
         ([(40, 60)], (60, 40)),
         ([(20, 30), (40, 60), (30, 45)], (60, 40)),
-        ([(20, 30)], (30, 20)),
         ([(1, 1)], (30, 20)),
     ],
 )
 def test_no_more_of_a_jpeg_is_decoded_than_its_largest_view_needs(
-    views: list[tuple[int, int]], size: tuple[int, int], decoded: list[tuple[int, int]]
+    views: list[tuple[int, int]], size: tuple[int, int]
 ) -> None:
-    found = decode_views(_ramp(160, 240), lambda height, width: views)
-    assert decoded == [size]
+    with _decoded() as sizes:
+        found = decode_views(_ramp(160, 240), lambda height, width: views)
+    assert sizes == [size]
     assert (found.height, found.width) == (160, 240)
     assert [view.shape for view in found.views] == [(*view, 3) for view in views]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize(("height", "width"), [(160, 240), (161, 247)])
-def test_a_view_of_a_turned_jpeg_is_that_of_all_its_pixels(
-    height: int, width: int, orientation: int, decoded: list[tuple[int, int]]
-) -> None:
+def test_a_view_of_a_turned_jpeg_is_that_of_all_its_pixels(height: int, width: int, orientation: int) -> None:
     data = _ramp(height, width, orientation)
-    found = decode_views(data, lambda height, width: [(height // 5, width // 5)])
-    assert decoded == [((width + 3) // 4, (height + 3) // 4)[:: -1 if orientation >= 5 else 1]]
+    with _decoded() as sizes:
+        found = decode_views(data, lambda height, width: [(height // 5, width // 5)])
+    assert sizes == [((width + 3) // 4, (height + 3) // 4)[:: -1 if orientation >= 5 else 1]]
     assert (found.height, found.width) == (height, width)
     (view,) = found.views
     assert view.flags.writeable and view.flags.c_contiguous
@@ -552,16 +526,8 @@ def test_a_view_of_a_turned_jpeg_is_that_of_all_its_pixels(
 @given(st.integers(1, 80), st.integers(1, 80), st.floats(0.05, 2), st.sampled_from(range(1, 9)))
 @settings(max_examples=60)
 def test_no_fewer_pixels_are_decoded_than_a_view_has(height: int, width: int, scale: float, orientation: int) -> None:
-    sizes = []
-    load = images._load
-
-    def watched(image: Image.Image) -> None:
-        sizes.append(image.size[::-1] if orientation < 5 else image.size)
-        load(image)
-
     view = (max(1, round(height * scale)), max(1, round(width * scale)))
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(images, "_load", watched)
+    with _decoded() as sizes:
         decode_views(_ramp(height, width, orientation), lambda height, width: [view])
-    (size,) = sizes
-    assert size[0] >= min(view[0], height) and size[1] >= min(view[1], width)
+    ((across, down),) = sizes if orientation < 5 else [size[::-1] for size in sizes]
+    assert down >= min(view[0], height) and across >= min(view[1], width)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pspnet_core.inference.batching import Window, by_size, one_ahead
@@ -24,7 +24,6 @@ def _size(item: str) -> int:
 
 
 @given(sequences, windows)
-@settings(derandomize=True, deadline=None)
 def test_every_item_is_in_one_group_of_its_size(sizes: list[int], window: Window) -> None:
     groups = _groups(sizes, window)
     assert sorted(entry for group in groups for entry in group) == sorted(enumerate(map(str, sizes)))
@@ -35,14 +34,12 @@ def test_every_item_is_in_one_group_of_its_size(sizes: list[int], window: Window
 
 
 @given(sequences, windows)
-@settings(derandomize=True, deadline=None)
 def test_groups_follow_from_the_sizes_alone(sizes: list[int], window: Window) -> None:
     places = [[place for place, _ in group] for group in _groups(sizes, window)]
     assert places == [[place for place, _ in group] for group in _groups(sizes, window, salt=" other")]
 
 
 @given(sequences, windows)
-@settings(derandomize=True, deadline=None)
 def test_what_a_caller_holds_who_answers_in_order_is_bounded(sizes: list[int], window: Window) -> None:
     taken = 0
 
@@ -71,7 +68,6 @@ def test_images_of_one_size_fill_their_batch_whatever_it_takes() -> None:
 
 
 @given(st.lists(st.integers(), max_size=10))
-@settings(derandomize=True, deadline=None)
 def test_one_ahead_is_taken_and_no_more(items: list[int]) -> None:
     taken: list[int] = []
 

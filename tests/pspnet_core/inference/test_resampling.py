@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pspnet_core.inference.resampling import blend, resample
@@ -23,7 +23,6 @@ def axes(draw: st.DrawFn) -> tuple[int, int, Span]:
 
 
 @given(axes(), axes(), st.booleans(), st.booleans())
-@settings(deadline=None, derandomize=True)
 def test_a_piece_of_pytorchs_interpolation(
     vertical: tuple[int, int, Span], horizontal: tuple[int, int, Span], align_corners: bool, buffered: bool
 ) -> None:
@@ -44,7 +43,6 @@ def test_a_piece_of_pytorchs_interpolation(
 
 
 @given(axes(), st.booleans())
-@settings(deadline=None, derandomize=True)
 def test_only_what_is_needed_is_read(axis: tuple[int, int, Span], align_corners: bool) -> None:
     inputs, outputs, span = axis
     needed, weights = blend(span, outputs, inputs, align_corners=align_corners)

@@ -60,10 +60,15 @@ def test_passes_run_when_a_block_needs_them_and_tiles_above_are_forgotten() -> N
 def test_answers_are_held_no_longer_than_they_are_needed(limit: int) -> None:
     gc.disable()
     try:
-        network = Network(answers=2)
-        views = sliding_views(torch.zeros(1, 3, 640, 48, dtype=torch.uint8), network, side=32, limit=limit, classes=2)
+        networks = [Network(answers=2) for _ in range(2)]
+        inputs = [torch.zeros(1, 3, height, 48, dtype=torch.uint8) for height in (640, 1280)]
+        views = [
+            view
+            for pixels, network in zip(inputs, networks, strict=True)
+            for view in sliding_views(pixels, network, side=32, limit=limit, classes=2)
+        ]
         postprocess(views, 640, 48, align_corners=False)
     finally:
         gc.enable()
-    assert sum(network.passes) == 2 * 29
-    assert network.most <= 2
+    assert [sum(network.passes) for network in networks] == [2 * 29, 2 * 58]
+    assert all(network.most <= 2 for network in networks)

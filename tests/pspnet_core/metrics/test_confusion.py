@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import sklearn.metrics
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 from scipy import ndimage
@@ -33,9 +33,9 @@ def _matrix(*pairs: tuple[NDArray[np.int64], NDArray[np.int64]], classes: int) -
 
 
 @given(st.integers(0, 2**32), st.integers(2, 9), st.sampled_from([np.uint8, np.int16, np.int32, np.int64]))
-@settings(deadline=None, derandomize=True)
 def test_counts_are_those_of_counting_one_by_one(seed: int, classes: int, dtype: type) -> None:
     prediction, target = _pair(seed, classes, dtype)
+    prediction[target == IGNORE] = 200  # does not matter
     expected = np.zeros((classes, classes), np.int64)
     for guess, truth in zip(prediction.ravel(), target.ravel(), strict=True):
         if truth != IGNORE:
@@ -51,17 +51,6 @@ def test_adding_leaves_the_parts_alone() -> None:
     total = one + other
     total.counts += 1
     np.testing.assert_array_equal(one.counts, before)
-
-
-def test_metrics_of_a_known_matrix() -> None:
-    matrix = ConfusionMatrix(3, np.array([[3, 1, 0], [1, 2, 0], [0, 1, 0]]))
-    np.testing.assert_allclose(matrix.iou(), [3 / 5, 2 / 5, 0])
-    np.testing.assert_allclose(matrix.accuracy(), [3 / 4, 2 / 3, 0])
-    np.testing.assert_allclose(matrix.dice(), [6 / 8, 4 / 7, 0])
-    assert matrix.miou == pytest.approx(1 / 3)
-    assert matrix.macc == pytest.approx((3 / 4 + 2 / 3) / 3)
-    assert matrix.mdice == pytest.approx((6 / 8 + 4 / 7) / 3)
-    assert matrix.aacc == pytest.approx(5 / 8)
 
 
 def test_absent_classes_do_not_count() -> None:
@@ -94,17 +83,16 @@ def test_nothing_counted_is_nan_without_a_warning() -> None:
         ([0, 0], [0], "prediction of shape"),
     ],
 )
-def test_ids_out_of_range_are_refused(prediction: list[int], target: list[int], part: str) -> None:
-    matrix = ConfusionMatrix(3)
-    with pytest.raises(ValueError, match=part):
-        matrix.update(np.array(prediction), np.array(target), IGNORE)
-    assert matrix.counts.sum() == 0
-
-
-def test_a_prediction_under_an_ignored_pixel_does_not_matter() -> None:
-    matrix = ConfusionMatrix(2)
-    matrix.update(np.array([200, 1]), np.array([IGNORE, 1]), IGNORE)
-    assert matrix.counts.tolist() == [[0, 0], [0, 1]]
+def test_what_cannot_be_counted_is_refused_and_leaves_the_counts_alone(
+    prediction: list[int], target: list[int], part: str
+) -> None:
+    scores = Scores.empty(3)
+    for counts in (scores, scores.confusion, scores.boundary):
+        with pytest.raises(ValueError, match=part):
+            counts.update(np.array([prediction]), np.array([target]), IGNORE)
+    with pytest.raises(ValueError, match="one image"):
+        scores.update(np.zeros(4, np.uint8), np.zeros(4, np.uint8), IGNORE)
+    assert scores.confusion.counts.sum() == scores.boundary.counts.sum() == 0
 
 
 def test_counts_of_any_memory_order_can_be_counted_on() -> None:
@@ -177,12 +165,14 @@ def _reference_boundary_counts(
 
 
 @given(st.integers(0, 2**32), st.integers(2, 6), st.integers(1, 140), st.integers(1, 140))
-@settings(deadline=None, derandomize=True)
 def test_boundary_counts_are_those_of_eroding_class_by_class(seed: int, classes: int, height: int, width: int) -> None:
     prediction, target = _blocks(seed, classes, height, width)
-    counts = BoundaryCounts(classes)
-    counts.update(prediction.astype(np.uint8), target.astype(np.uint8), IGNORE)
-    assert counts.counts.tolist() == _reference_boundary_counts(prediction, target, classes)
+    expected = _reference_boundary_counts(prediction, target, classes)
+    for under_ignored in (prediction, 200):
+        counts = BoundaryCounts(classes)
+        guess = np.where(target == IGNORE, under_ignored, prediction)
+        counts.update(guess.astype(np.uint8), target.astype(np.uint8), IGNORE)
+        assert counts.counts.tolist() == expected
 
 
 def test_boundary_iou_of_a_known_image() -> None:
@@ -200,19 +190,6 @@ def test_boundary_iou_of_a_known_image() -> None:
     assert counts.miou == pytest.approx((18 / 36 + 16 / 34) / 2)
 
 
-@given(st.integers(0, 2**32), st.integers(2, 6))
-@settings(deadline=None, derandomize=True)
-def test_what_is_predicted_under_ignored_pixels_is_no_boundary(seed: int, classes: int) -> None:
-    prediction, target = _blocks(seed, classes, 50, 70)
-    other = np.where(target == IGNORE, np.random.default_rng(seed).integers(0, 200, target.shape), prediction)
-    one, two, perfect = (BoundaryCounts(classes) for _ in range(3))
-    one.update(prediction, target, IGNORE)
-    two.update(other, target, IGNORE)
-    np.testing.assert_array_equal(one.counts, two.counts)
-    perfect.update(np.where(target == IGNORE, 0, target), target, IGNORE)
-    np.testing.assert_array_equal(perfect.counts[0], perfect.counts[1])
-
-
 def test_nothing_counted_has_no_boundary_iou() -> None:
     counts = BoundaryCounts(300)
     counts.update(np.zeros((4, 4), np.uint16), np.full((4, 4), 65535, np.uint16), 65535)
@@ -221,7 +198,6 @@ def test_nothing_counted_has_no_boundary_iou() -> None:
 
 
 @given(st.integers(0, 2**32), st.integers(2, 6))
-@settings(deadline=None, derandomize=True)
 def test_scores_of_parts_add_up_to_those_of_the_whole(seed: int, classes: int) -> None:
     images = [_blocks(seed + index, classes, 30 + index, 40) for index in range(3)]
     whole, total = Scores.empty(classes), Scores.empty(classes)
@@ -235,20 +211,6 @@ def test_scores_of_parts_add_up_to_those_of_the_whole(seed: int, classes: int) -
     np.testing.assert_array_equal(whole.confusion.counts, _matrix(*images, classes=classes).counts)
     copy = BoundaryCounts(classes, whole.boundary.counts)
     np.testing.assert_array_equal(copy.iou(), whole.boundary.iou())
-
-
-def test_a_refused_image_leaves_the_scores_alone() -> None:
-    scores = Scores.empty(3)
-    good, bad = np.zeros((4, 4), np.uint8), np.full((4, 4), 3, np.uint8)
-    for prediction, target, part in (
-        (bad, good, "prediction holds class id 3"),
-        (good, bad, "target holds class id 3"),
-        (good, good[:2], "prediction of shape"),
-        (good.ravel(), good.ravel(), "one image"),
-    ):
-        with pytest.raises(ValueError, match=part):
-            scores.update(prediction, target, IGNORE)
-    assert scores.confusion.counts.sum() == scores.boundary.counts.sum() == 0
 
 
 @pytest.mark.parametrize(("kind", "rows"), [(ConfusionMatrix, 3), (BoundaryCounts, 2)])

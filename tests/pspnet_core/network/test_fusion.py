@@ -5,19 +5,18 @@ from __future__ import annotations
 import copy
 import dataclasses
 import itertools
-from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.network import PlainPSPNet
 from pspnet_core.network.deploy import deploy
 from pspnet_core.network.fusion import PyramidFusion
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig, average_grids
 from pspnet_core.network.winograd import WinogradConv2d
+from tests.support.networks import Results, random_images, trained
 
 SMALL = PSPNetConfig(classes=3, backbone="resnet18", output_stride=32)
 VARIANTS = {
@@ -40,22 +39,8 @@ VARIANTS = {
 }
 
 
-def _network(config: PSPNetConfig) -> PSPNet:
-    """A network in evaluation mode whose BatchNorms do something, as after training."""
-    torch.manual_seed(0)
-    model = PSPNet(config)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm2d):
-            nn.init.uniform_(module.weight, 0.5, 1.5)
-            nn.init.uniform_(module.bias, -0.2, 0.2)
-            nn.init.uniform_(module.get_buffer("running_mean"), -0.2, 0.2)
-            nn.init.uniform_(module.get_buffer("running_var"), 0.5, 1.5)
-    return model.eval()
-
-
-def _images(config: PSPNetConfig, size: tuple[int, int] = (97, 131), batch: int = 2) -> Tensor:
-    generator = torch.Generator().manual_seed(size[0])
-    return torch.randint(0, 256, (batch, config.bands, *size), dtype=torch.uint8, generator=generator)
+def _images(config: PSPNetConfig, size: tuple[int, int] = (97, 131)) -> Tensor:
+    return random_images(2, *size, config.bands)
 
 
 def _relative(found: Tensor, expected: Tensor) -> float:
@@ -113,30 +98,16 @@ def test_the_grids_are_adaptive_averages(size: tuple[int, int]) -> None:
             torch.testing.assert_close(grid, F.adaptive_avg_pool2d(x, cells), rtol=1e-12, atol=1e-12)
 
 
-class _Shapes(TorchDispatchMode):
-    """Remembers the shape of every tensor that an operation puts out."""
-
-    def __init__(self) -> None:
-        super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: list[tuple[int, ...]] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        out = func(*args, **(kwargs or {}))
-        values = out if isinstance(out, (tuple, list)) else [out]
-        self.seen += [tuple(value.shape) for value in values if isinstance(value, Tensor)]
-        return out
-
-
 def test_no_feature_of_twice_the_channels_is_made() -> None:
     model = PSPNet(SMALL).train()
     images = _images(SMALL, (128, 128))
-    with _Shapes() as ours:
+    with Results() as ours:
         model(images).main.sum().backward()
-    with _Shapes() as plain:
+    with Results() as plain:
         PlainPSPNet(model)(images).main.sum().backward()
     wide = (2, 1024, 4, 4)
-    assert wide in plain.seen
-    assert wide not in ours.seen
+    assert wide in plain.shapes
+    assert wide not in ours.shapes
 
 
 # --- the whole network -------------------------------------------------------------------------------------------
@@ -144,7 +115,7 @@ def test_no_feature_of_twice_the_channels_is_made() -> None:
 
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_the_network_is_the_plain_one(kind: str) -> None:
-    model = _network(VARIANTS[kind])
+    model = trained(VARIANTS[kind])
     for size in ((97, 131), (8, 8), (1, 40)):
         images = _images(model.config, size)
         with torch.no_grad():
@@ -158,7 +129,7 @@ def test_the_network_is_the_plain_one(kind: str) -> None:
 @pytest.mark.parametrize("winograd", [True, False])
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_the_deployed_network_has_the_same_logits(kind: str, winograd: bool) -> None:
-    model = _network(VARIANTS[kind])
+    model = trained(VARIANTS[kind])
     deployed = deploy(model, winograd=winograd)
     for size in ((97, 131), (8, 8), (1, 40)):
         images = _images(model.config, size)
@@ -176,7 +147,7 @@ def _kinds(model: nn.Module, kind: type[nn.Module]) -> int:
 
 @pytest.mark.parametrize("kind", VARIANTS)
 def test_deploying_folds_everything_and_leaves_the_model_alone(kind: str) -> None:
-    model = _network(VARIANTS[kind]).train()
+    model = trained(VARIANTS[kind]).train()
     before = copy.deepcopy(model.state_dict())
     deployed = deploy(model)
     assert _kinds(deployed, nn.BatchNorm2d) == 0
@@ -192,7 +163,7 @@ def test_deploying_folds_everything_and_leaves_the_model_alone(kind: str) -> Non
 
 def test_large_convolutions_go_by_winograd_in_float32_on_a_cpu() -> None:
     """ResNet-18 has three in stage 3 and four in stage 4 of 256 x 256 weights per tap or more; and the fusion's."""
-    model = _network(dataclasses.replace(SMALL, output_stride=8))
+    model = trained(dataclasses.replace(SMALL, output_stride=8))
     assert _kinds(deploy(model), WinogradConv2d) == 8
     assert _kinds(deploy(model, torch.bfloat16), WinogradConv2d) == 0
     assert _kinds(deploy(model, device=torch.device("meta")), WinogradConv2d) == 0
@@ -200,7 +171,7 @@ def test_large_convolutions_go_by_winograd_in_float32_on_a_cpu() -> None:
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_narrow_types_are_close_and_normalise_in_float32(dtype: torch.dtype) -> None:
-    model = _network(SMALL)
+    model = trained(SMALL)
     deployed = deploy(model, dtype)
     images = _images(SMALL)
     assert {parameter.dtype for parameter in deployed.parameters()} == {dtype}
@@ -214,13 +185,13 @@ def test_narrow_types_are_close_and_normalise_in_float32(dtype: torch.dtype) -> 
 
 
 def test_weights_are_channels_last() -> None:
-    deployed = deploy(_network(SMALL))
+    deployed = deploy(trained(SMALL))
     convolutions = [module for module in deployed.modules() if isinstance(module, nn.Conv2d)]
     assert all(conv.weight.is_contiguous(memory_format=torch.channels_last) for conv in convolutions)
 
 
 def test_a_norm_without_a_convolution_is_refused() -> None:
-    model = _network(SMALL)
+    model = trained(SMALL)
     model.backbone.add_module("layer1", nn.BatchNorm2d(64))
     with pytest.raises(ValueError, match="layer1 follows no convolution"):
         deploy(model)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pspnet_core.network.interpolation import interpolation_matrix, pooling_matrix
@@ -14,7 +14,6 @@ LENGTHS = st.integers(1, 90)
 
 
 @given(LENGTHS, LENGTHS, st.booleans())
-@settings(deadline=None, derandomize=True)
 def test_interpolation_is_pytorchs(outputs: int, inputs: int, align_corners: bool) -> None:
     x = torch.randn(1, 1, inputs, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(inputs))
     expected = F.interpolate(x, size=(outputs, 1), mode="bilinear", align_corners=align_corners)
@@ -24,7 +23,6 @@ def test_interpolation_is_pytorchs(outputs: int, inputs: int, align_corners: boo
 
 
 @given(LENGTHS, LENGTHS)
-@settings(deadline=None, derandomize=True)
 def test_pooling_is_pytorchs(outputs: int, inputs: int) -> None:
     x = torch.randn(1, 1, inputs, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(inputs))
     matrix = pooling_matrix(outputs, inputs, dtype=torch.float64)

@@ -22,8 +22,7 @@ from pspnet_core.training.losses import LOSSES, LossConfig, class_weights, pspne
 
 TYPES = [torch.uint8, torch.int32, torch.int64, torch.uint16]
 IGNORED = [0, 1, 11, 255]  # a class, and ids beyond the classes
-cases = given(st.integers(0, 2**32), st.integers(2, 8), st.sampled_from(IGNORED), st.sampled_from(TYPES), st.booleans())
-few = settings(deadline=None, derandomize=True, max_examples=40)
+few = settings(max_examples=40)
 
 
 def _case(
@@ -60,17 +59,39 @@ class Pixel:
         return -math.log(self.probabilities[self.truth])
 
 
-def _pixels(logits: Tensor, target: Tensor, ignore: int, weight: Tensor | None) -> list[Pixel]:
-    scores, ids = logits.detach().double().numpy(), target.long().numpy()
-    pixels = []
-    for image, y, x in np.ndindex(ids.shape):
-        truth = int(ids[image, y, x])
-        if truth == ignore:
-            continue
-        powers = [math.exp(score) for score in scores[image, :, y, x]]
-        factor = 1.0 if weight is None else float(weight[truth])
-        pixels.append(Pixel(truth, factor, [power / sum(powers) for power in powers]))
-    return pixels
+@dataclasses.dataclass
+class Case:
+    """Any number of classes, of equal weights or not, any id that is ignored and any type of target."""
+
+    logits: Tensor
+    target: Tensor
+    ignore: int
+    weight: Tensor | None
+
+    @classmethod
+    def drawn(cls, seed: int, classes: int, ignore: int, dtype: torch.dtype, weighted: bool) -> Case:
+        return cls(*_case(seed, classes, ignore, dtype), ignore, _weights(classes, weighted))
+
+    @property
+    def pixels(self) -> list[Pixel]:
+        """Those that count."""
+        scores, ids = self.logits.double().numpy(), self.target.long().numpy()
+        pixels = []
+        for image, y, x in zip(*np.nonzero(ids != self.ignore), strict=True):
+            truth = int(ids[image, y, x])
+            powers = [math.exp(score) for score in scores[image, :, y, x]]
+            factor = 1.0 if self.weight is None else float(self.weight[truth])
+            pixels.append(Pixel(truth, factor, [power / sum(powers) for power in powers]))
+        return pixels
+
+    def loss(self, **settings: Any) -> Tensor:
+        return _loss(self.logits, self.target, self.ignore, weight=self.weight, **settings)
+
+
+ignored = st.sampled_from(IGNORED)
+each_case = given(
+    case=st.builds(Case.drawn, st.integers(0, 2**32), st.integers(2, 8), ignored, st.sampled_from(TYPES), st.booleans())
+)
 
 
 def _mean(values: list[float], weights: list[float]) -> float:
@@ -84,40 +105,32 @@ def _class_mean(pixels: list[Pixel], weight: Tensor | None, loss: Callable[[int]
 
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.2])
-@cases
+@each_case
 @few
-def test_cross_entropy_is_the_mean_over_the_pixels_that_count(
-    smoothing: float, seed: int, classes: int, ignore: int, dtype: torch.dtype, weighted: bool
-) -> None:
+def test_cross_entropy_is_the_mean_over_the_pixels_that_count(smoothing: float, case: Case) -> None:
     """With the soft label ``(1 - s) * truth + s / C``; a class's weight goes with its part of it."""
-    logits, target = _case(seed, classes, ignore, dtype)
-    weight = _weights(classes, weighted)
-    pixels = _pixels(logits, target, ignore, weight)
+    pixels = case.pixels
     total = 0.0
     for pixel in pixels:
         for label, probability in enumerate(pixel.probabilities):
-            soft = smoothing / classes + (1 - smoothing if label == pixel.truth else 0.0)
-            total -= soft * (1.0 if weight is None else float(weight[label])) * math.log(probability)
+            soft = smoothing / len(pixel.probabilities) + (1 - smoothing if label == pixel.truth else 0.0)
+            total -= soft * (1.0 if case.weight is None else float(case.weight[label])) * math.log(probability)
     count = sum(pixel.weight for pixel in pixels)
-    found = _loss(logits, target, ignore, weight=weight, label_smoothing=smoothing)
+    found = case.loss(label_smoothing=smoothing)
     assert found.shape == ()
     assert found.item() == pytest.approx(total / count if count else 0.0, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("kept", [1, 4, 15, 1000])
 @pytest.mark.parametrize("threshold", [0.01, 0.4, 1.0])
-@cases
-@settings(deadline=None, derandomize=True, max_examples=10)
-def test_ohem_takes_the_hard_pixels(
-    threshold: float, kept: int, seed: int, classes: int, ignore: int, dtype: torch.dtype, weighted: bool
-) -> None:
-    logits, target = _case(seed, classes, ignore, dtype)
-    weight = _weights(classes, weighted)
-    pixels = sorted(_pixels(logits, target, ignore, weight), key=lambda pixel: pixel.probabilities[pixel.truth])
+@each_case
+@settings(max_examples=10)
+def test_ohem_takes_the_hard_pixels(threshold: float, kept: int, case: Case) -> None:
+    pixels = sorted(case.pixels, key=lambda pixel: pixel.probabilities[pixel.truth])
     below = [pixel for pixel in pixels if pixel.probabilities[pixel.truth] < threshold]
     hard = below if len(below) >= kept else pixels[:kept]
     expected = _mean([pixel.surprise for pixel in hard], [pixel.weight for pixel in hard])
-    found = _loss(logits, target, ignore, weight=weight, kind="ohem", ohem_thresh=threshold, ohem_min_kept=kept)
+    found = case.loss(kind="ohem", ohem_thresh=threshold, ohem_min_kept=kept)
     assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
@@ -155,17 +168,13 @@ def test_which_pixels_ohem_takes(
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 2.0, 5.0])
-@cases
-@settings(deadline=None, derandomize=True, max_examples=10)
-def test_focal_plays_down_the_easy_pixels(
-    gamma: float, seed: int, classes: int, ignore: int, dtype: torch.dtype, weighted: bool
-) -> None:
-    logits, target = _case(seed, classes, ignore, dtype)
-    weight = _weights(classes, weighted)
-    pixels = _pixels(logits, target, ignore, weight)
+@each_case
+@settings(max_examples=10)
+def test_focal_plays_down_the_easy_pixels(gamma: float, case: Case) -> None:
+    pixels = case.pixels
     values = [(1 - pixel.probabilities[pixel.truth]) ** gamma * pixel.surprise for pixel in pixels]
     expected = _mean(values, [pixel.weight for pixel in pixels])
-    found = _loss(logits, target, ignore, weight=weight, kind="focal", focal_gamma=gamma)
+    found = case.loss(kind="focal", focal_gamma=gamma)
     assert found.item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
@@ -183,33 +192,25 @@ def test_focal_has_a_slope_where_the_network_is_sure(gamma: float) -> None:
     torch.testing.assert_close(logits.grad, torch.tensor([[0.0, -0.5], [0.0, 0.5]]).reshape(1, 2, 1, 2))
 
 
-@cases
+@each_case
 @few
-def test_dice_of_the_classes_that_are_there(
-    seed: int, classes: int, ignore: int, dtype: torch.dtype, weighted: bool
-) -> None:
-    logits, target = _case(seed, classes, ignore, dtype)
-    weight = _weights(classes, weighted)
-    pixels = _pixels(logits, target, ignore, weight)
+def test_dice_of_the_classes_that_are_there(case: Case) -> None:
+    pixels = case.pixels
 
     def loss(label: int) -> float:
         overlap = sum(pixel.probabilities[label] for pixel in pixels if pixel.truth == label)
         size = sum(pixel.probabilities[label] ** 2 + (pixel.truth == label) for pixel in pixels)
         return 1 - 2 * overlap / size
 
-    found = _loss(logits, target, ignore, weight=weight, kind="dice")
-    assert found.item() == pytest.approx(_class_mean(pixels, weight, loss), rel=1e-4, abs=1e-6)
+    expected = _class_mean(pixels, case.weight, loss)
+    assert case.loss(kind="dice").item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
-@cases
+@each_case
 @few
-def test_lovasz_of_the_classes_that_are_there(
-    seed: int, classes: int, ignore: int, dtype: torch.dtype, weighted: bool
-) -> None:
+def test_lovasz_of_the_classes_that_are_there(case: Case) -> None:
     """By the definition of the Lovasz extension: the errors as areas under growing sets of wrong pixels."""
-    logits, target = _case(seed, classes, ignore, dtype)
-    weight = _weights(classes, weighted)
-    pixels = _pixels(logits, target, ignore, weight)
+    pixels = case.pixels
 
     def jaccard_loss(label: int, wrong: list[int]) -> float:
         """1 - IoU when exactly these pixels are wrong about the class."""
@@ -226,8 +227,8 @@ def test_lovasz_of_the_classes_that_are_there(
             total += errors[index] * step
         return total
 
-    found = _loss(logits, target, ignore, weight=weight, kind="lovasz")
-    assert found.item() == pytest.approx(_class_mean(pixels, weight, loss), rel=1e-4, abs=1e-6)
+    expected = _class_mean(pixels, case.weight, loss)
+    assert case.loss(kind="lovasz").item() == pytest.approx(expected, rel=1e-4, abs=1e-6)
 
 
 @pytest.mark.parametrize("kind", LOSSES)
@@ -368,7 +369,6 @@ def test_a_config_that_cannot_work_is_refused(changes: dict[str, Any], line: str
 
 
 @given(st.lists(st.integers(1, 10**12), min_size=2, max_size=20), st.floats(0, 1.5))
-@settings(deadline=None, derandomize=True)
 def test_class_weights_follow_the_frequency_and_have_mean_one(pixels: list[int], power: float) -> None:
     weights = class_weights(torch.tensor(pixels), power=power)
     assert weights.dtype == torch.float32

@@ -29,14 +29,12 @@ def _kinds(model: nn.Module) -> set[type[nn.Module]]:
 @pytest.mark.parametrize(
     ("norm", "workers", "device", "kind"),
     [
-        ("auto", 1, CPU, nn.BatchNorm2d),
         ("auto", 2, CPU, nn.BatchNorm2d),
         ("auto", 1, GPU, nn.BatchNorm2d),
         ("auto", 2, GPU, nn.SyncBatchNorm),
         ("batch", 2, GPU, nn.BatchNorm2d),
         ("sync", 1, GPU, nn.SyncBatchNorm),
         ("frozen", 2, GPU, FrozenBatchNorm2d),
-        ("frozen", 1, CPU, FrozenBatchNorm2d),
     ],
 )
 def test_the_rule(norm: str, workers: int, device: torch.device, kind: type[nn.Module]) -> None:

@@ -7,7 +7,7 @@ import functools
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from pspnet_core.errors import ConfigError
@@ -32,16 +32,7 @@ def _network() -> PSPNet:
 
 @pytest.mark.parametrize(
     ("step", "power", "expected"),
-    [
-        (0, 0.9, 1.0),
-        (25, 1.0, 0.75),
-        (50, 0.9, 0.5358867),
-        (75, 0.5, 0.5),
-        (90, 2.0, 0.01),
-        (99, 0.9, 0.0158489),
-        (100, 0.9, 0.0),
-        (250, 0.9, 0.0),
-    ],
+    [(0, 0.9, 1.0), (25, 1.0, 0.75), (50, 0.9, 0.5358867), (90, 2.0, 0.01), (250, 0.9, 0.0)],
 )
 def test_poly_values(step: int, power: float, expected: float) -> None:
     assert poly(step, 100, ScheduleConfig(power=power)) == pytest.approx(expected, rel=1e-5)
@@ -54,7 +45,6 @@ def test_warmup_rises_linearly_under_the_schedule() -> None:
 
 
 @given(st.integers(1, 10_000), st.integers(0, 100), st.floats(0.1, 3), st.data())
-@settings(deadline=None, derandomize=True)
 def test_the_rate_falls_from_the_end_of_the_warmup_to_zero(
     steps: int, warmup: int, power: float, data: st.DataObject
 ) -> None:
