@@ -34,6 +34,13 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset({".jpg", ".jpeg", ".png", ".webp", ".
 MAX_PIXELS = 100_000_000
 """The largest image decoded by default, in pixels (300 MB as an array)."""
 
+_MOST_SCANS, _MOST_SCANNED = 1000, 4_000_000_000
+"""Scans of a progressive JPEG, and their number times its pixels: each takes the time of a whole image."""
+
+_PIXEL_BYTES, _WEBP_BYTES = 11, 21
+"""Bytes per pixel while an image is decoded: 4 in Pillow, 4 more where it is converted, 3 of the array; WebP's decoder
+hands over two copies of 4 more, and keeps 2 of its own."""
+
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 
 _JPEGS = ("JPEG", "MPO")
@@ -71,9 +78,9 @@ class ImageFile(NamedTuple):
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array that ``decode_image`` makes of it."""
+        """Most bytes that decoding it takes at a time: the codec's, the picture's and the array's."""
         width, height = self.header.size
-        return 3 * width * height
+        return (_WEBP_BYTES if self.header.format == "WEBP" else _PIXEL_BYTES) * width * height
 
 
 def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
@@ -97,6 +104,10 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
         raise ImageError("Unreadable", f"an image of {width} x {height} pixels")
     if width * height > max_pixels:
         raise ImageError("TooLarge", f"{width} x {height} pixels; at most {max_pixels} are decoded")
+    if "progressive" in image.info:
+        scans = data.count(_SCAN_OF_JPEG)
+        if scans > min(_MOST_SCANS, max(16, _MOST_SCANNED // (width * height))):
+            raise ImageError("TooLarge", f"{scans} scans of {width} x {height} pixels")
     return ImageFile(data, image)
 
 

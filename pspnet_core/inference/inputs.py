@@ -3,6 +3,7 @@
 Shapes: ``H W`` pixels of the image, ``h w`` of an input, ``N`` bands (3 for RGB).
 """
 
+import functools
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pspnet_core.checkpoints.settings import InferenceSettings
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import ConfigError, ImageError
 from pspnet_core.images.decoding import MAX_PIXELS, ImageFile, decode_image, decode_views, picture_to_array
 
 ImageLike = NDArray[np.uint8] | bytes | str | os.PathLike[str] | Image.Image
@@ -22,6 +23,12 @@ ImageLike = NDArray[np.uint8] | bytes | str | os.PathLike[str] | Image.Image
 Sizes = tuple[tuple[int, ...], ...]
 """Shapes of an image's inputs. All of them count: rounding may give two images one size at one scale and different ones
 at another."""
+
+
+SMALL_INPUT = 2**24
+"""Pixels of an input that any image may have, however small it is."""
+MOST_ENLARGED = 16
+"""Times the pixels of a larger image that its input may have; a side of few pixels could ask for any number."""
 
 
 class Prepared(NamedTuple):
@@ -43,9 +50,13 @@ class Prepared(NamedTuple):
 
 
 def prepare(image: NDArray[np.uint8], settings: InferenceSettings) -> Prepared:
-    """Resize an ``(H, W, N)`` uint8 image to each input, bilinearly and antialiased."""
+    """Resize an ``(H, W, N)`` uint8 image to each input, bilinearly and antialiased.
+
+    Raises:
+        ImageError: ``TooLarge``, for an image whose shape asks for an input of many more pixels than it has.
+    """
     height, width, _ = image.shape
-    return Prepared(height, width, tuple(_resize(image, size) for size in settings.input_sizes(height, width)))
+    return Prepared(height, width, tuple(_resize(image, size) for size in _input_sizes(height, width, settings)))
 
 
 def decode(file: bytes | ImageFile, settings: InferenceSettings, *, max_pixels: int = MAX_PIXELS) -> Prepared:
@@ -55,11 +66,12 @@ def decode(file: bytes | ImageFile, settings: InferenceSettings, *, max_pixels: 
         file, max_pixels: as for ``decode_image``.
 
     Raises:
-        ImageError: as ``decode_image``.
+        ImageError: as ``decode_image`` and ``prepare``.
     """
     if not settings.reduced:
         return prepare(decode_image(file, max_pixels=max_pixels), settings)
-    return Prepared(*decode_views(file, settings.input_sizes, max_pixels=max_pixels))
+    sizes = functools.partial(_input_sizes, settings=settings)
+    return Prepared(*decode_views(file, sizes, max_pixels=max_pixels))
 
 
 def prepare_any(image: ImageLike, settings: InferenceSettings, *, bands: int) -> Prepared:
@@ -79,6 +91,15 @@ def prepare_any(image: ImageLike, settings: InferenceSettings, *, bands: int) ->
     pixels = picture_to_array(image) if isinstance(image, Image.Image) else image
     _check(pixels, bands)
     return prepare(pixels, settings)
+
+
+def _input_sizes(height: int, width: int, settings: InferenceSettings) -> Sequence[tuple[int, int]]:
+    sizes = settings.input_sizes(height, width)
+    most = max(SMALL_INPUT, MOST_ENLARGED * height * width)
+    for high, wide in sizes:
+        if high * wide > most:
+            raise ImageError("TooLarge", f"{width} x {height} pixels would be an input of {wide} x {high}")
+    return sizes
 
 
 def _check(pixels: NDArray[np.uint8], bands: int) -> None:

@@ -294,6 +294,13 @@ def _row_that_claims_too_little(ground: Ground) -> Left:
     return Left(rows={ground.name(f"{ground.server}/200/endless.jpg"): "TooLarge: "})
 
 
+def scans(count: int) -> bytes:
+    """A progressive JPEG that repeats its last scan."""
+    data = photo(70, progressive=True)
+    last = data.rindex(b"\xff\xda")
+    return data[:last] + data[last:-2] * count + data[-2:]
+
+
 IMAGES: dict[str, Poison] = {
     "no bytes": image("empty.jpg", b"", "Empty: "),
     "text": image("text.jpg", b"hello", "Unreadable: "),
@@ -301,6 +308,7 @@ IMAGES: dict[str, Poison] = {
     "a signature alone": image("begins.png", b"\x89PNG\r\n\x1a\n", "Truncated: "),
     "a huge claim": image("claims.png", png(2**31 - 1, 2**31 - 1), "TooLarge: "),
     "no pixels": image("none.png", png(10, 10), "Truncated: "),
+    "a scan again and again": image("scans.jpg", scans(2000), "TooLarge: .* scans"),
     "an escape sequence in a name": image("a\x1b[31m\nb.jpg", b"hello", "Unreadable: "),
 }
 IMAGES_ON_DISK: dict[str, Poison] = {

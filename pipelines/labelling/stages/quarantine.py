@@ -5,8 +5,8 @@ ended a process, each of its images is decoded here first, in a child that does 
 for the memory that other processes use, so an image is to blame only when it kills two children.
 
 The child is this module run as a program: images come on its standard input, each with its length and its time limit
-in front; a byte goes out when it is ready, and one for each image that is decoded, or refused. The limit is the child's
-own alarm, which holds even when its parent is gone.
+in front; a byte goes out when it is ready, and one for each image that is decoded, or refused. What codecs print goes
+to standard error. The limits of time and memory are the child's own, and hold even when its parent is gone.
 
 Decoding that never ends would never bring an image here. So a process that decodes watches itself (``DecodeWatch``),
 and ends when it takes too long with one.
@@ -15,6 +15,7 @@ and ends when it takes too long with one.
 import contextlib
 import logging
 import os
+import resource
 import signal
 import struct
 import subprocess
@@ -31,6 +32,8 @@ from pspnet_core.images.decoding import decode_image
 log = logging.getLogger(__name__)
 LONGEST_S = 120.0
 """Seconds that one image may take to decode, in the child or beside others."""
+MOST_MEMORY = 6 * 2**30
+"""Bytes of data that the child may hold: the largest image by default takes 2 GiB while it is decoded."""
 LOOKS = 24
 """How often a process looks at what it decodes in as many seconds."""
 
@@ -168,8 +171,10 @@ class _Child(contextlib.AbstractContextManager["_Child"]):
 
 def main() -> None:
     """The child: decode what comes until there is no more."""
-    sys.stdout.buffer.write(_READY)
-    sys.stdout.buffer.flush()
+    answers = os.fdopen(os.dup(1), "wb", buffering=0)
+    os.dup2(2, 1)
+    resource.setrlimit(resource.RLIMIT_DATA, (MOST_MEMORY, MOST_MEMORY))
+    answers.write(_READY)
     with contextlib.suppress(OSError):  # where there is such a thing: when memory ends, this process is the one to go
         Path("/proc/self/oom_score_adj").write_text("1000")
     while header := sys.stdin.buffer.read(_HEADER.size):
@@ -179,8 +184,7 @@ def main() -> None:
         with contextlib.suppress(ImageError):  # which the actor will meet again, and report
             decode_image(image, max_pixels=max_pixels)
         signal.setitimer(signal.ITIMER_REAL, 0)
-        sys.stdout.buffer.write(_SURVIVED)
-        sys.stdout.buffer.flush()
+        answers.write(_SURVIVED)
 
 
 if __name__ == "__main__":

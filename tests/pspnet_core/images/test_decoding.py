@@ -135,7 +135,7 @@ def test_every_sort_of_file_becomes_rgb(name: str) -> None:
         np.testing.assert_array_equal(pixels, np.asarray(upright.convert("RGB")))
     # Or opened first, or viewed in its own size.
     file = open_image(SAMPLES[name])
-    assert file.nbytes == pixels.nbytes
+    assert file.nbytes >= 7 * pixels.nbytes // 3  # what Pillow holds, and the array
     np.testing.assert_array_equal(decode_image(file), pixels)
     found = decode_views(SAMPLES[name], lambda height, width: [(height, width)])
     assert (found.height, found.width) == pixels.shape[:2]

@@ -28,7 +28,7 @@ from pspnet_core.checkpoints.settings import InferenceSettings
 from pspnet_core.errors import ConfigError, ImageError
 from pspnet_core.inference import segmenter as inference
 from pspnet_core.inference.footprint import bytes_per_pixel
-from pspnet_core.inference.inputs import Prepared
+from pspnet_core.inference.inputs import Prepared, decode
 from pspnet_core.inference.segmenter import WAITING_BATCHES, Outcome, Prediction, Segmenter, prediction_of
 from pspnet_core.inference.windows import windows
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
@@ -152,6 +152,14 @@ def test_the_side_of_the_rule_gets_its_size_and_the_shape_stays(
     assert pick(found) == target
     factor = target / pick(size)
     assert all(abs(new - max(1, old * factor)) <= 0.5 + 1e-9 for new, old in zip(found, size, strict=True))
+
+
+@pytest.mark.parametrize("reduced", [False, True])
+def test_a_thread_of_an_image_asks_for_no_endless_input(reduced: bool) -> None:
+    thread = io.BytesIO()
+    Image.new("L", (20_000, 1)).save(thread, "PNG")
+    with pytest.raises(ImageError, match=r"^TooLarge: 20000 x 1 pixels would be an input of 1280000 x 64$"):
+        decode(thread.getvalue(), InferenceSettings(resize="short", size=64, reduced=reduced))
 
 
 REFUSED: dict[str, list[dict[str, Any]]] = {

@@ -56,6 +56,21 @@ def test_nothing_is_started_for_nothing(monkeypatch: pytest.MonkeyPatch) -> None
     assert outcome([ImageError("Missing", "it is gone")]) == ["Missing: it is gone"]
 
 
+def test_what_a_codec_prints_is_no_answer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it has no more memory than the child may hold."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import os\n"
+        "from PIL import Image\n"
+        "def opened(file, *_, **__):\n"
+        "    os.write(1, b'.' * 9)\n"
+        "    bytearray(2**40) if file.read(6) == b'MEMORY' else os.abort()\n"
+        "Image.open = opened\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{ROOT}")
+    crashed = "Crashed: decoding it ends the process (SIGABRT)"
+    assert outcome([b"MEMORY", b"ABORT.", b"MEMORY"]) == [b"MEMORY", crashed, b"MEMORY"]
+
+
 def test_images_that_kill_are_told_from_their_neighbours(folder: Path) -> None:
     (folder / "killers").touch()
     good = picture(0), picture(1)
