@@ -9,7 +9,7 @@ STAMP := .venv/.stamp
 
 # Demo and tests start what they need themselves: a Ray cluster that happens to run on this machine, or a
 # tracking server that this shell happens to know, must not see their data.
-demo test test-all mutants: export RAY_ADDRESS := local
+demo test test-all poison mutants: export RAY_ADDRESS := local
 ifneq ($(MAKECMDGOALS),nightly)
 unexport MLFLOW_TRACKING_URI
 unexport MLFLOW_REGISTRY_URI
@@ -22,9 +22,11 @@ MODEL ?=
 SOURCE ?= images
 DATE ?= today
 SINCE ?=
+# How many rounds `make poison` plays.
+ROUNDS ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo nightly test test-all chaos mutants lint bench s3 clean help
+.PHONY: setup demo nightly test test-all chaos poison mutants lint bench s3 clean help
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -47,6 +49,9 @@ test-all: $(STAMP) ## the same, and everything else that is tested on clusters o
 
 chaos: $(STAMP) ## kill, freeze and cut off labelling at random; ARGS='--rounds 20 --seed 7' for more
 	@$(BIN)/python -m tests.cluster.chaos $(ARGS)
+
+poison: $(STAMP) ## label inputs that must not stop a night, drawn at random; ROUNDS=20 ARGS='--seed 7'
+	@$(BIN)/python -m tests.poison --rounds $(ROUNDS) $(ARGS)
 
 mutants: $(STAMP) ## break the code on purpose, and count how often the tests notice; ARGS='masks --each 20'
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev,mutants]'

@@ -12,6 +12,7 @@ import http.server
 import io
 import itertools
 import os
+import re
 import socket
 import struct
 import tarfile
@@ -24,6 +25,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -34,6 +36,7 @@ from tests.support.buckets import parquet, put, tar
 from tests.support.faultproxy import FaultProxy, Rule, refusal
 
 SIZE = (40, 32)
+MANIFEST = "list.parquet"
 
 
 def photo(seed: int, kind: str = "JPEG", **how: Any) -> bytes:
@@ -82,6 +85,11 @@ class Ground:
     proxy: FaultProxy | None = None
     entries: list[dict[str, object]] = field(default_factory=list)
     allow: list[str] = field(default_factory=lambda: ["/dev"])
+
+    @property
+    def input(self) -> str:
+        """What ``--input`` is to name."""
+        return self.store.uri_of(MANIFEST if self.entries else "")
 
     @property
     def folder(self) -> Path:
@@ -383,6 +391,29 @@ IN_A_BUCKET: dict[str, dict[str, Poison]] = {
     }
 }
 """Those that need an S3 server."""
+
+
+def poisons_of(source: str, *, on_disk: bool) -> dict[str, Poison]:
+    """All that can be planted there."""
+    return POISONS[source] | (ON_DISK if on_disk else IN_A_BUCKET).get(source, {})
+
+
+def plant(ground: Ground, source: str, poisons: Mapping[str, Poison]) -> Left:
+    """Plant them among good neighbours."""
+    left = sum((poison(ground) for poison in poisons.values()), plant_neighbours(ground, source))
+    if ground.entries:
+        ground.put(MANIFEST, parquet(pa.Table.from_pylist(ground.entries)))
+    return left
+
+
+def check(result: Mapping[str, Any], left: Left) -> None:
+    """One row for each image, those of the neighbours good, and every omission counted."""
+    found = duckdb.execute("SELECT key, coalesce(error, '') FROM read_parquet(?)", [result["labels"]]).fetchall()
+    rows = dict(found)
+    assert len(found) == len(rows)
+    assert set(rows) == set(left.rows)
+    assert [(key, rows[key]) for key, error in left.rows.items() if not re.match(error or "$", rows[key])] == []
+    assert (result["damaged"], result["unreadable"]) == (left.damaged, left.unreadable)
 
 
 def plant_neighbours(ground: Ground, source: str) -> Left:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import functools
-import re
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import duckdb
-import pyarrow as pa
 import pytest
 
 from pipelines.labelling.config import LabelConfig
@@ -18,8 +15,7 @@ from pipelines.labelling.job import label
 from pipelines.process.retrying import Retries
 from pipelines.sources import base
 from pipelines.storage import open_store
-from tests.support.buckets import parquet
-from tests.support.poisons import IN_A_BUCKET, ON_DISK, POISONS, Ground, Left, plant_neighbours, web_server
+from tests.support.poisons import POISONS, Ground, check, plant, poisons_of, web_server
 
 pytestmark = pytest.mark.usefixtures("stages_here")
 QUICK = Retries(attempts=2, first_wait=0, longest_wait=0, jitter=0)
@@ -46,14 +42,9 @@ def test_poisons_among_good_neighbours(
     root = str(tmp_path / "bucket") if on_disk else f"{request.getfixturevalue('s3_bucket')}/bucket"
     proxy = None if on_disk else request.getfixturevalue("s3_proxy")
     ground = Ground(store=open_store(root, field="input"), server=server, proxy=proxy)
-    poisons = POISONS[source] | (ON_DISK if on_disk else IN_A_BUCKET).get(source, {})
-    left = sum((plant(ground) for plant in poisons.values()), plant_neighbours(ground, source))
-    given = root
-    if ground.entries:
-        ground.put("list.parquet", parquet(pa.Table.from_pylist(ground.entries)))
-        given = f"{root}/list.parquet"
-    flags = {"input": given, "output": str(tmp_path / "labels"), "model": str(scene_model), "source": source}
-    run = functools.partial(night, **flags, chunk=200, allow=tuple(ground.allow))
+    left = plant(ground, source, poisons_of(source, on_disk=on_disk))
+    flags = {"output": str(tmp_path / "labels"), "model": str(scene_model), "source": source, "chunk": 200}
+    run = functools.partial(night, input=ground.input, allow=tuple(ground.allow), **flags)
     result = run()
     check(result, left)
     again = run()
@@ -63,13 +54,3 @@ def test_poisons_among_good_neighbours(
 def night(**flags: Any) -> dict[str, Any]:
     """One run of labelling."""
     return label(LabelConfig(**flags, date="2026-01-31", local=True))
-
-
-def check(result: dict[str, Any], left: Left) -> None:
-    """One row for each image, those of the neighbours good, and every omission counted."""
-    found = duckdb.execute("SELECT key, coalesce(error, '') FROM read_parquet(?)", [result["labels"]]).fetchall()
-    rows = dict(found)
-    assert len(found) == len(rows)
-    assert set(rows) == set(left.rows)
-    assert [(key, rows[key]) for key, error in left.rows.items() if not re.match(error or "$", rows[key])] == []
-    assert (result["damaged"], result["unreadable"]) == (left.damaged, left.unreadable)
