@@ -46,9 +46,7 @@ class PaintConfig:
     """The paint."""
 
     kind: str = "oil"
-    """Sort of paint."""
     gloss_share: float = 0.2
-    """Share of gloss, in %."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -56,10 +54,8 @@ class HouseConfig:
     """Paint a house."""
 
     owner: str
-    """Who lives there."""
     paint: PaintConfig
     floors: int = 1
-    """How many floors."""
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -77,7 +73,7 @@ class SampleConfig:
     fence: str
     workers: str = "1"
     date: str | None = None
-    """day of the work"""
+    """day of the work, 100 % of it"""
     scales: tuple[float, ...] | None = None
     names: tuple[str, ...] = ()
     span: tuple[float, float] = (0.5, 2.0)
@@ -97,30 +93,30 @@ def parsed(*argv: str) -> SampleConfig:
     return parse_config(SampleConfig, ["--fence", "garden", *argv])
 
 
-def written(folder: Path, text: str) -> str:
-    path = folder / "run.yaml"
-    path.write_text(text, encoding="utf-8")
+def written(folder: Path, text: str, name: str = "run.yaml") -> str:
+    path = folder / name
+    path.write_text(text, encoding="utf-8", errors="surrogateescape")
     return str(path)
 
 
-# Flags
+def error_of(argv: list[str], capfd: pytest.CaptureFixture[str]) -> str:
+    """What a job says that refuses its flags."""
+    assert main(SampleConfig, dataclasses.asdict, argv) == 2
+    out, err = capfd.readouterr()
+    assert out == ""
+    return err
 
 
 @pytest.mark.parametrize(
     ("argv", "field", "value"),
     [
-        (["--flip"], "flip", True),
         (["--flip", "false"], "flip", False),
-        (["--flip=false"], "flip", False),
         (["--flip", "--coats", "3"], "flip", True),
         (["--rate", "-1e-3"], "rate", -1e-3),
-        (["--scales", "-1,2"], "scales", (-1.0, 2.0)),
-        (["--scales", "0.5,1.0"], "scales", (0.5, 1.0)),
         (["--scales=0.5, 1"], "scales", (0.5, 1.0)),
         (["--scales", "[0.5, 1.0]"], "scales", (0.5, 1.0)),
         (["--names", "a,b"], "names", ("a", "b")),
         (["--span", "1,2"], "span", (1.0, 2.0)),
-        (["--workers", "1:4"], "workers", "1:4"),
         (["--date", "2026-01-31"], "date", "2026-01-31"),
         (["--date", "null"], "date", None),
         (["--rate", "1"], "rate", 1.0),
@@ -147,11 +143,8 @@ def test_help_shows_the_docs_of_the_dataclass(capsys: pytest.CaptureFixture[str]
     assert stopped.value.code == 0
     for part in ("Paint a fence.", "--config FILE", "where the fence stands. (required)", "``N`` or ``MIN:MAX``"):
         assert part in text
-    for part in ("--date STR day of the work", "--rate FLOAT (default: 0.5)", "--scales LIST"):
+    for part in ("--date STR day of the work, 100 % of it", "--rate FLOAT (default: 0.5)", "--scales LIST"):
         assert part in text
-
-
-# A tree of parts
 
 
 def test_the_flags_of_a_tree_are_flat_and_kind_is_its_part() -> None:
@@ -194,9 +187,6 @@ def test_the_leaves_of_a_job_have_names_of_their_own(config: Any) -> None:
     assert len(leaves(config)) == count(config)
 
 
-# Config files
-
-
 FILE = """
 fence: yard
 workers: 1:4
@@ -213,17 +203,8 @@ retry-errors: true
 
 def test_a_file_gives_values_and_flags_override_them_wherever_they_stand(tmp_path: Path) -> None:
     path = written(tmp_path, FILE)
-    expected = SampleConfig(
-        fence="yard",
-        workers="1:4",
-        date="2026-01-31",
-        scales=(0.5, 1.0),
-        names=("a", "b"),
-        flip=True,
-        rate=1e-4,
-        coats=5,
-        retry_errors=True,
-    )
+    expected = SampleConfig(fence="yard", workers="1:4", date="2026-01-31", scales=(0.5, 1.0), names=("a", "b"))
+    expected = dataclasses.replace(expected, flip=True, rate=1e-4, coats=5, retry_errors=True)
     assert parse_config(SampleConfig, ["--config", path]) == expected
     overridden = dataclasses.replace(expected, coats=6)
     assert parse_config(SampleConfig, ["--config", path, "--coats", "6"]) == overridden
@@ -231,9 +212,9 @@ def test_a_file_gives_values_and_flags_override_them_wherever_they_stand(tmp_pat
 
 
 @pytest.mark.parametrize("text", ["limit:", "limit: ~", "limit: null", "limit: 'null'"])
-def test_a_file_may_say_null(text: str, tmp_path: Path) -> None:
-    (tmp_path / "first.yaml").write_text("limit: 3")
-    assert parsed("--config", str(tmp_path / "first.yaml"), "--config", written(tmp_path, text)).limit is None
+def test_a_later_file_overrides_an_earlier_one_and_may_say_null(text: str, tmp_path: Path) -> None:
+    first, second = written(tmp_path, "coats: 3\nlimit: 8"), written(tmp_path, text, "second.yaml")
+    assert parsed("--config", first, "--config", second) == SampleConfig(fence="garden", coats=3, limit=None)
 
 
 def test_nothing_is_no_text(tmp_path: Path) -> None:
@@ -245,56 +226,29 @@ def test_an_empty_file_gives_nothing(tmp_path: Path) -> None:
     assert parsed("--config", written(tmp_path, "# nothing yet\n")) == parsed()
 
 
-def test_a_later_file_overrides_an_earlier_one(tmp_path: Path) -> None:
-    first = written(tmp_path, "coats: 3\nlimit: 8")
-    second = tmp_path / "second.yaml"
-    second.write_text("coats: 4", encoding="utf-8")
-    assert parsed("--config", first, "--config", str(second)) == SampleConfig(fence="garden", coats=4, limit=8)
-
-
-# A user's mistakes
-
-
 @pytest.mark.parametrize(
     ("argv", "line"),
     [
         ([], "fence=: required; give --fence"),
-        (["--coat=3"], "--coat=3: unknown flag; did you mean --coats?"),
         (["--coat", "3"], "--coat=3: unknown flag; did you mean --coats?"),
         (["--zzz"], "--zzz=: unknown flag; --help lists them all"),
-        (["garden"], "argument=garden: values belong to flags; --help lists them"),
         (["-v"], "argument=-v: values belong to flags; --help lists them"),
         (["--fence"], "--fence=: needs a value: text"),
         (["--fence", "--coats", "3"], "--fence=: needs a value: text"),
-        (["--fence=x", "--coats=three"], "coats=three: must be an integer"),
         (["--fence=x", "--coats=3.0"], "coats=3.0: must be an integer"),
         (["--fence=x", "--limit=all"], "limit=all: must be an integer or null"),
         (["--fence=x", "--rate=fast"], "rate=fast: must be a number"),
-        (["--fence=x", "--flip=maybe"], "flip=maybe: must be true or false"),
         (["--fence=x", "--flip=1"], "flip=1: must be true or false"),
-        (
-            ["--fence=x", "--scales=a,b"],
-            "scales=a,b: must be a comma-separated list (each a number) or null",
-        ),
+        (["--fence=x", "--scales=a,b"], "scales=a,b: must be a comma-separated list (each a number) or null"),
         (["--fence=x", "--span=1"], "span=1: must be a comma-separated list (2 values, each a number)"),
         (["--fence=x", "--scales=1,,2"], "scales=1,,2: must be a comma-separated list (each a number) or null"),
         (["--fence=x", "--coats=0"], "coats=0: must be 1 or more"),
         (["s3://me:geheim@b"], "argument=s3://***@b: values belong to flags; --help lists them"),
-        (["--config=missing.yaml"], "config=missing.yaml: cannot be read (No such file or directory)"),
+        (["--config=/nowhere/at.all"], "config=/nowhere/at.all: cannot be read (No such file or directory)"),
     ],
 )
-def test_a_mistake_is_reported_in_one_line(
-    argv: list[str],
-    line: str,
-    capfd: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    assert main(SampleConfig, dataclasses.asdict, argv) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err == f"error: {line}\n"
+def test_mistakes_in_flags(argv: list[str], line: str, capfd: pytest.CaptureFixture[str]) -> None:
+    assert error_of(argv, capfd) == f"error: {line}\n"
 
 
 @pytest.mark.parametrize(
@@ -302,11 +256,11 @@ def test_a_mistake_is_reported_in_one_line(
     [
         ("coat: 3", "coat=3: unknown field in {path}; did you mean --coats?"),
         ("coats: {kind: 1}", 'coats={{"kind": "1"}}: must be an integer'),
-        ("coats: three", "coats=three: must be an integer"),
         ("coats: [1]", 'coats=["1"]: must be an integer'),
         ("scales: fast", "scales=fast: must be a comma-separated list (each a number) or null"),
         ("- fence", "config={path}: must hold lines of the form 'field: value'"),
         ("fence: [", "config={path}: is not YAML"),
+        ("\udcff", "config={path}: is not YAML"),  # a byte that is no UTF-8
         ("~: 3", "None=3: unknown field in {path}; "),
         ("fence: &x [*x]", "config={path}: is not YAML"),
         ("coats: 3\ncoats: 4", "config={path}: is not YAML (coats stands twice; leave one of them out)"),
@@ -314,25 +268,11 @@ def test_a_mistake_is_reported_in_one_line(
         ("retry-errors: yes\nretry_errors: no", "retry_errors=no: stands twice in {path}; leave one of them out"),
     ],
 )
-def test_a_mistake_in_a_file_is_reported_in_one_line(
-    text: str, line: str, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
+def test_mistakes_in_a_file(text: str, line: str, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     path = written(tmp_path, text)
-    assert main(SampleConfig, dataclasses.asdict, ["--config", path, "--fence", "x"]) == 2
-    out, err = capfd.readouterr()
-    assert out == ""
+    err = error_of(["--config", path, "--fence", "x"], capfd)
     assert err.count("\n") == 1
     assert err.startswith("error: " + line.format(path=path))
-
-
-def test_a_file_that_is_no_text_is_reported_in_one_line(tmp_path: Path) -> None:
-    path = tmp_path / "run.yaml"
-    path.write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(ConfigError, match=f"^config={path}: is not YAML"):
-        parsed("--config", str(path))
-
-
-# Exit codes
 
 
 class WrappedError(ConfigError):
@@ -356,9 +296,7 @@ class WrappedError(ConfigError):
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
-def test_what_a_job_raises_becomes_an_exit_code_and_a_line(
-    error: BaseException, code: int, line: str, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_what_a_job_raises(error: BaseException, code: int, line: str, capfd: pytest.CaptureFixture[str]) -> None:
     def fail(config: SampleConfig) -> Mapping[str, object]:
         raise error
 
@@ -377,44 +315,26 @@ def test_a_fault_of_the_program_shows_its_traceback(capfd: pytest.CaptureFixture
     assert err.endswith("RuntimeError: not foreseen\n")
 
 
-# The JSON line
-
-
-def test_the_line_is_json_whatever_the_numbers_are() -> None:
-    line = json_line(
-        {
-            "nan": float("nan"),
-            "inf": [1.0, -float("inf")],
-            "numpy": np.float32(0.5),
-            "count": np.int64(3),
-            "missing": np.array([1.0, np.nan]),
-            "tensor": torch.tensor([1, 2]),
-            "path": Path("/a/b"),
-            "text": "two\nlines",
-            "by_class": {3: (1, 2)},
-            "none": None,
-            "true": True,
-        }
-    )
+def test_the_line_is_json_whatever_the_values_are() -> None:
+    values: list[tuple[object, object]] = [
+        (float("nan"), None),
+        ([1.0, -float("inf")], [1.0, None]),
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3),
+        (np.array([1.0, np.nan]), [1.0, None]),
+        (torch.tensor([1, 2]), [1, 2]),
+        (Path("/a/b"), "/a/b"),
+        ("two\nlines", "two\nlines"),
+        ({3: (1, 2)}, {"3": [1, 2]}),
+        (None, None),
+        (True, True),
+    ]
+    line = json_line({"values": [value for value, _ in values]})
     assert "\n" not in line
-    assert json.loads(line) == {
-        "nan": None,
-        "inf": [1.0, None],
-        "numpy": 0.5,
-        "count": 3,
-        "missing": [1.0, None],
-        "tensor": [1, 2],
-        "path": "/a/b",
-        "text": "two\nlines",
-        "by_class": {"3": [1, 2]},
-        "none": None,
-        "true": True,
-    }
+    assert json.loads(line) == {"values": [expected for _, expected in values]}
 
 
-def test_the_result_goes_to_standard_output_and_prints_to_standard_error(
-    capsys: pytest.CaptureFixture[str],
-) -> None:
+def test_the_result_goes_to_standard_output_and_prints_to_standard_error(capsys: pytest.CaptureFixture[str]) -> None:
     def run(config: SampleConfig) -> Mapping[str, object]:
         print("painting", config.fence)
         return {"coats": config.coats}
@@ -457,33 +377,25 @@ sys.exit(code)
 """
 
 
-def clean_environment(**extra: str) -> dict[str, str]:
-    return {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | extra
+def run_script(script: Path, *flags: str, **extra: str) -> subprocess.CompletedProcess[str]:
+    """Started where it lies, with no ``PYTHONPATH`` but one among ``extra``, more variables."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | extra
+    command = [sys.executable, str(script), *flags]
+    return subprocess.run(command, cwd=script.parent, env=environment, capture_output=True, text=True, check=False)
 
 
 def test_standard_output_holds_the_line_and_nothing_else(tmp_path: Path) -> None:
     script = tmp_path / "noisy.py"
     script.write_text(NOISY_JOB, encoding="utf-8")
-    done = subprocess.run(
-        [sys.executable, str(script), "--coats=3"],
-        capture_output=True,
-        text=True,
-        env=clean_environment(PYTHONPATH=str(ROOT)),
-        check=False,
-    )
+    done = run_script(script, "--coats=3", PYTHONPATH=str(ROOT))
     assert (done.returncode, done.stdout) == (0, '{"coats": 3}\n')
     for text in ("python", "log line", "INFO progress", "descriptor", "from C", "child", "late thread", "at exit"):
         assert text in done.stderr
     assert "chatter" not in done.stderr
 
 
-# The scripts
-
-
 @pytest.mark.parametrize("job", COMMANDS)
-def test_every_script_shows_its_flags(
-    job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_script_has_help(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", [job, "--help"])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(ROOT / "jobs" / f"{job}.py"), run_name="__main__")
@@ -518,12 +430,6 @@ def test_the_uploaded_working_dir_goes_before_the_installed_project(uploaded: bo
     script = tmp_path / "probe" / "probe.py"
     script.parent.mkdir()
     script.write_text("import jobs, pipelines, pspnet_core as core\nprint(jobs, pipelines, core, sep='\\n')")
-    done = subprocess.run(
-        [sys.executable, str(script)],
-        cwd=script.parent,
-        capture_output=True,
-        text=True,
-        env=clean_environment(**({"PYTHONPATH": str(tmp_path)} if uploaded else {})),
-        check=True,
-    )
+    done = run_script(script, **({"PYTHONPATH": str(tmp_path)} if uploaded else {}))
+    assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"from '{tmp_path}") == (3 if uploaded else 0)

@@ -22,6 +22,7 @@ from pipelines.label_table.schema import LISTING, Paths
 from pipelines.storage import ObjectChanged, Store, open_store
 from pipelines.storage.arrow import to_parquet
 from pspnet_core.errors import ConfigError
+from tests.support.buckets import put
 from tests.support.stores import CountingStore
 
 PATHS = Paths(partition="m-0123")
@@ -90,9 +91,7 @@ class Life(RuleBasedStateMachine):
     @rule(rows=st.lists(st.sampled_from(ALL), max_size=4), data=st.data())
     def a_file_is_written_again(self, rows: list[Version], data: st.DataObject) -> None:
         path = data.draw(st.sampled_from(sorted(self.files)))
-        found = self.store.stat(path)
-        assert found
-        assert self.store.put_if_match(path, label_file(rows), found.etag)
+        put(self.store, path, label_file(rows))
         self.files[path] = rows
 
     @precondition(lambda self: self.files)
@@ -151,9 +150,7 @@ def test_a_file_is_read_once(tmp_path: Path) -> None:
     assert store.opened == []
     # One that has changed is read again: it alone.
     path = PATHS.chunk("2026-01-31", 0, 4)
-    found = store.stat(path)
-    assert found
-    assert store.put_if_match(path, label_file([("/bucket/other", "1")]), found.etag)
+    put(store, path, label_file([("/bucket/other", "1")]))
     assert indexed(store) == sorted({*rows, ("/bucket/other", "1")} - {("/bucket/8", "1"), ("/bucket/9", "1")})
     assert store.opened == [path]
     # Readers of the table do not meet the parts, which can be looked into.
@@ -178,8 +175,7 @@ def test_on_object_storage(s3_bucket: str) -> None:
     assert len(parts) == 2  # the last file alone is not worth one
     assert list(store.list("masks")) and not [item for item in store.list() if ".index" in item.key]
     damaged = store.read(parts[0])[:-1]
-    store.delete(parts[0])
-    store.put_if_absent(parts[0], damaged)
+    put(store, parts[0], damaged)
     assert indexed(store) == rows
     assert indexed(store) == rows
 

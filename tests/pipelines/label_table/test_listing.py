@@ -102,9 +102,7 @@ def most_held(count: int) -> int:
     return most
 
 
-def test_an_error_of_the_listing_comes_out_as_itself_and_nothing_stays_on_disk(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_error_of_the_listing_leaves_nothing_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
 
     def broken() -> Iterator[pa.RecordBatch]:

@@ -1,48 +1,39 @@
-"""Night after night on a bucket that grows, in every input format, and what cron or Kubernetes starts."""
+"""Night after night on a bucket that grows, in all formats and any number; what cron or Kubernetes starts."""
 
 import datetime
+import json
 import os
 import shlex
 import subprocess
 import time
 from collections.abc import Callable
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-import duckdb
 import pyarrow as pa
 import pytest
 import yaml
-from PIL import Image
 
 from jobs.cli import parse_config
-from pipelines.demo.scenes import draw_scene
-from pipelines.label_table.ledger import ChunkLimits, Ledger, PlanSpec
-from pipelines.label_table.schema import LISTING, Paths
+from pipelines.label_table import ledger as ledgers
+from pipelines.label_table.ledger import ChunkLimits, PlanSpec
+from pipelines.label_table.schema import LISTING
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
 from pipelines.storage import open_store
-from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.errors import ConfigError
 from tests.support.buckets import parquet, tar
+from tests.support.labeljob import ledger_of, make_config, put_scene, sql
 from tests.support.paths import ROOT
 
 pytestmark = pytest.mark.usefixtures("stages_here")
 
-FORMATS = {"0.jpg": "JPEG", "1.png": "PNG", "2.webp": "WEBP", "3.tiff": "TIFF", "4.bmp": "BMP"}
-
-
-def encoded(seed: int, kind: str = "JPEG") -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(draw_scene(seed, width=64, height=48)[0]).save(buffer, kind)
-    return buffer.getvalue()
+NAMES = ["0.jpg", "1.png", "2.webp", "3.tiff", "4.bmp"]
+Night = Callable[..., dict[str, Any]]
 
 
 def add(folder: Path, name: str, seed: int, *, days_old: float = 0) -> Path:
-    path = folder / name
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(encoded(seed))
+    path = put_scene(folder / name, seed)
     then = time.time() - 86400 * days_old
     os.utime(path, (then, then))
     return path
@@ -54,66 +45,47 @@ def counts(result: dict[str, Any]) -> tuple[int, int, int]:
 
 
 def rows(result: dict[str, Any], columns: str) -> list[Any]:
-    query = f"SELECT {columns} FROM read_parquet(?) ORDER BY uri, labelled_at"
-    return duckdb.execute(query, [result["labels"]]).fetchall()
+    return sql(f"SELECT {columns} FROM read_parquet(?, filename = true) ORDER BY uri, labelled_at", result["labels"])
 
 
 @pytest.fixture
-def night(tmp_path: Path, scene_model: Path) -> Callable[..., dict[str, Any]]:
-    """Labels below ``tmp_path/labels``."""
-
-    def run(**flags: Any) -> dict[str, Any]:
-        fixed: dict[str, Any] = {
-            "output": str(tmp_path / "labels"),
-            "model": str(scene_model),
-            "chunk": 3,
-            "local": True,
-        }
-        return label(LabelConfig(**(fixed | flags)))
-
-    return run
+def night(tmp_path: Path, scene_model: Path) -> Night:
+    """From ``tmp_path/bucket`` to ``tmp_path/labels``, unless the flags say otherwise."""
+    return lambda **flags: label(make_config(tmp_path, scene_model, **{"chunk": 3} | flags))
 
 
-def test_two_nights_on_a_growing_bucket(tmp_path: Path, night: Callable[..., dict[str, Any]]) -> None:
+def test_two_nights_on_a_growing_bucket(tmp_path: Path, night: Night) -> None:
     bucket = tmp_path / "bucket"
     old = add(bucket, "2025/old.jpg", 1, days_old=40)
     kept, changed = add(bucket, "2026/a.jpg", 2, days_old=1), add(bucket, "2026/b.jpg", 3, days_old=1)
-    flags = {"input": str(bucket), "since": "7d"}
-
-    first = night(**flags, date="yesterday")
-    assert counts(first) == (2, 0, 0)
-
+    assert counts(night(since="7d", date="yesterday")) == (2, 0, 0)
     new = [add(bucket, "2026/c.jpg", 4), add(bucket, "2026/late/d.jpg", 5)]
     add(bucket, "2026/b.jpg", 6)
-    second = night(**flags, date="today")
+    second = night(since="7d", date="today")
     assert counts(second) == (3, 1, 0)  # two new ones and the one that changed; what was labelled is skipped
-    assert counts(night(**flags, date="today")) == (0, 4, 0)
-
+    assert counts(night(since="7d", date="today")) == (0, 4, 0)
     table = rows(second, "uri, etag, CAST(dt AS VARCHAR)")
     assert [uri for uri, _, _ in table] == [str(path) for path in (kept, changed, changed, *new)]
     assert len({(uri, etag) for uri, etag, _ in table}) == 5
     days = [day for _, _, day in table]
     assert days[0] == days[1] < days[2] == days[3] == days[4]
-    store = open_store(str(bucket), field="input")
-    now = {item.uri: item.etag for item in store.list()}
+    now = {item.uri: item.etag for item in open_store(str(bucket), field="input").list()}
     assert [etag == now[uri] for uri, etag, _ in table] == [True, False, True, True, True]
-
-    # What --since left out is pending for a run without it.
-    whole = night(input=str(bucket))
+    whole = night()  # for which that is pending which --since left out
     assert counts(whole) == (1, 4, 0)
     assert rows(whole, "uri")[0] == (str(old),)
 
 
-def test_a_night_without_new_images_is_no_error(tmp_path: Path, night: Callable[..., dict[str, Any]]) -> None:
+def test_a_night_without_new_images_is_no_error(tmp_path: Path, night: Night) -> None:
     add(tmp_path / "bucket", "a.jpg", 1, days_old=40)
-    result = night(input=str(tmp_path / "bucket"), since="36h")
+    result = night(since="36h")
     assert counts(result) == (0, 0, 0)
     assert result["run_id"] is None
     with pytest.raises(ConfigError, match=r"^input=.*: holds no images for --source parquet"):
-        night(input=str(tmp_path / "bucket"), source="parquet")
+        night(source="parquet")
 
 
-def test_each_day_has_a_folder_and_each_camera_a_bucket(tmp_path: Path, night: Callable[..., dict[str, Any]]) -> None:
+def test_each_day_has_a_folder_and_each_camera_a_bucket(tmp_path: Path, night: Night) -> None:
     today = datetime.datetime.now(datetime.timezone.utc).date()
     for number in (1, 2):
         add(tmp_path / f"camera-{number}", f"{today:%Y/%m/%d}/a.jpg", number)
@@ -127,26 +99,18 @@ def test_each_day_has_a_folder_and_each_camera_a_bucket(tmp_path: Path, night: C
     assert len(rows(again, "uri")) == 4
 
 
-def interrupt(labels: Path, result: dict[str, Any]) -> None:
-    """Take away what a run that was killed in the middle of its last plan would have left undone."""
-    (labels / "runs" / f"{result['run_id']}.json").unlink()
-    min(labels.glob("masks/*/*/*.parquet")).unlink()
-
-
 @pytest.mark.parametrize("next_day", ["missing", "empty", "filled"])
-def test_a_night_after_an_interrupted_one_finishes_that_first(
-    next_day: str, tmp_path: Path, night: Callable[..., dict[str, Any]]
-) -> None:
+def test_a_night_after_an_interrupted_one_finishes_that_first(next_day: str, tmp_path: Path, night: Night) -> None:
     """The same command, after midnight: ``{date}`` leads to another folder, which may not be there yet."""
-    labels = tmp_path / "labels"
     for number in range(5):
         add(tmp_path / "bucket", f"2026-01-30/{number}.jpg", number)
     flags = {"input": f"{tmp_path}/bucket/{{date}}"}
     first = night(**flags, date="2026-01-30")
     whole = rows(first, "uri, etag, mask_lengths, run_id, dt")
-    interrupt(labels, first)
+    record = tmp_path / "labels" / "runs" / f"{first['run_id']}.json"
+    record.unlink()
+    min((tmp_path / "labels").glob("masks/*/*/*.parquet")).unlink()
     assert len(rows(first, "uri")) == 2
-
     if next_day == "missing":
         with pytest.raises(ConfigError, match=r"^input=.*/2026-01-31: no such folder"):
             night(**flags, date="2026-01-31")
@@ -161,35 +125,26 @@ def test_a_night_after_an_interrupted_one_finishes_that_first(
         assert counts(second) == (4, 2, 0)
         assert rows(second, "uri, CAST(dt AS VARCHAR)")[5:] == [(f"{tmp_path}/bucket/2026-01-31/a.jpg", "2026-01-31")]
     assert rows(first, "uri, etag, mask_lengths, run_id, dt")[:5] == whole
-    assert (labels / "runs" / f"{first['run_id']}.json").exists()
-
+    assert record.exists()
     add(tmp_path / "bucket", "2026-02-01/b.jpg", 10)
     assert counts(night(**flags, date="2026-02-01")) == (1, 0, 0)
 
 
 @pytest.fixture(scope="module")
-def masks_of_loose_images(
-    tmp_path_factory: pytest.TempPathFactory, scene_model: Path
-) -> tuple[dict[str, bytes], list[Any]]:
+def loose(tmp_path_factory: pytest.TempPathFactory, scene_model: Path) -> tuple[dict[str, bytes], list[Any]]:
     """Images in all formats, and the masks that they get as an object each."""
     folder = tmp_path_factory.mktemp("loose")
-    images = {name: encoded(seed, kind) for seed, (name, kind) in enumerate(FORMATS.items())}
-    for name, data in images.items():
-        (folder / name).write_bytes(data)
-    output = str(tmp_path_factory.mktemp("labels"))
-    result = label(LabelConfig(input=str(folder), output=output, model=str(scene_model), local=True))
+    images = {name: put_scene(folder / "bucket" / name, seed).read_bytes() for seed, name in enumerate(NAMES)}
+    result = label(make_config(folder, scene_model, chunk=256))
     assert counts(result) == (5, 0, 0)
     return images, rows(result, "bytes, mask_classes, mask_lengths, confidence")
 
 
 @pytest.mark.parametrize("source", ["webdataset", "parquet", "manifest"])
 def test_every_source_gives_the_same_masks(
-    source: str,
-    masks_of_loose_images: tuple[dict[str, bytes], list[Any]],
-    tmp_path: Path,
-    night: Callable[..., dict[str, Any]],
+    source: str, loose: tuple[dict[str, bytes], list[Any]], tmp_path: Path, night: Night
 ) -> None:
-    images, masks = masks_of_loose_images
+    images, masks = loose
     folder = tmp_path / "bucket"
     folder.mkdir()
     if source == "webdataset":
@@ -202,22 +157,18 @@ def test_every_source_gives_the_same_masks(
         for name, data in images.items():
             (tmp_path / name).write_bytes(data)
         (folder / "x.txt").write_text("".join(f"../{name}\n" for name in images))
-    result = night(input=str(folder), source=source, chunk=256)
+    result = night(source=source, chunk=256)
     assert counts(result) == (5, 0, 0)
     assert result["damaged"] == (0 if source == "manifest" else 1)
     assert rows(result, "bytes, mask_classes, mask_lengths, confidence") == masks
-    assert counts(night(input=str(folder), source=source)) == (0, 5, 0)
+    assert counts(night(source=source)) == (0, 5, 0)
 
 
-def test_an_open_plan_is_finished_from_its_own_input(
-    tmp_path: Path, scene_model: Path, night: Callable[..., dict[str, Any]]
-) -> None:
+def test_an_open_plan_is_finished_from_its_own_input(tmp_path: Path, scene_model: Path, night: Night) -> None:
     """Whatever the flags say now: other input, other source, nothing new."""
     add(tmp_path / "bucket", "a.jpg", 1)
-    add(tmp_path / "other", "b.txt", 2)
-    store = open_store(str(tmp_path / "labels"), field="output")
-    store.check_writable_atomically()
-    ledger = Ledger(store, Paths(partition=load_checkpoint(scene_model).partition))
+    (tmp_path / "other").mkdir()
+    ledger = ledger_of(make_config(tmp_path, scene_model))
     (item,) = open_store(str(tmp_path / "bucket"), field="input").list()
     listing = pa.Table.from_pylist([{name: getattr(item, name) for name in LISTING.names}], LISTING)
     spec = PlanSpec(source="images", input=(f"{tmp_path}/bucket",), date="2026-01-31", mask="rle")
@@ -227,7 +178,7 @@ def test_an_open_plan_is_finished_from_its_own_input(
     assert rows(result, "uri, CAST(dt AS VARCHAR)") == [(f"{tmp_path}/bucket/a.jpg", "2026-01-31")]
 
 
-def test_a_plan_names_all_that_was_listed(tmp_path: Path, night: Callable[..., dict[str, Any]]) -> None:
+def test_a_plan_names_all_that_was_listed(tmp_path: Path, scene_model: Path, night: Night) -> None:
     add(tmp_path / "a", "1.jpg", 1)
     add(tmp_path / "b,c", "2.jpg", 2)
     (tmp_path / "night.yaml").write_text(f"input: ['{tmp_path}/a', '{tmp_path}/b,c/{{date:%Y}}*', '{tmp_path}/b,c']\n")
@@ -235,28 +186,38 @@ def test_a_plan_names_all_that_was_listed(tmp_path: Path, night: Callable[..., d
     config = parse_config(LabelConfig, required)
     result = night(input=config.input, date=config.date)
     assert counts(result) == (2, 0, 0)
-    (path,) = (tmp_path / "labels").glob("plans/*/*.parquet")
-    plan = Ledger(
-        open_store(str(tmp_path / "labels"), field="output"), Paths(partition=path.parent.name.removeprefix("model="))
-    ).read_plan(0)
+    plan = ledger_of(make_config(tmp_path, scene_model)).read_plan(0)
     assert list(plan.spec.input) == [f"{tmp_path}/a", f"{tmp_path}/b,c/2026*", f"{tmp_path}/b,c"]
 
 
-@pytest.mark.parametrize(
-    ("flags", "told"),
-    [
-        ({"date": "tomorrow"}, "date=tomorrow: give a date as YYYY-MM-DD, today or yesterday"),
-        ({"since": "last week"}, "since=last week: give a date or time such as"),
-        ({"since": "2999-01-01"}, "since=2999-01-01: lies in the future"),
-        ({"input": "s3://b/{day}/"}, "input=s3://b/{day}/: write {date}"),
-        ({"input": "s3://*/x"}, "input=s3://*/x: wildcards may stand only after the name of the bucket"),
-        ({"source": "zip"}, "source=zip: choose one of images, webdataset, parquet, manifest"),
-    ],
-)
-def test_mistakes_in_flags(flags: dict[str, Any], told: str) -> None:
-    with pytest.raises(ConfigError) as caught:
-        LabelConfig(**({"input": "a", "output": "b", "model": "c"} | flags))
-    assert str(caught.value).startswith(told)
+def test_more_images_than_one_plan_may_hold(tmp_path: Path, scene_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledgers, "PLAN_IMAGES", 5)
+    monkeypatch.setattr(ledgers, "PLAN_CHUNKS", 2)
+    for number in range(7):
+        put_scene(tmp_path / "bucket" / f"{number}.jpg", number)
+    config = make_config(tmp_path, scene_model, chunk=2)
+    result = label(config)
+    assert (result["images"], result["labelled"], result["skipped"], result["errors"]) == (7, 7, 0, 0)
+    found = rows(result, "parse_filename(filename), key, run_id")
+    names = ["000000-000000", "000000-000001", "000001-000000", "000001-000001"]
+    assert [name.removesuffix(".parquet") for name, _, _ in found] == [names[number // 2] for number in range(7)]
+    assert [key for _, key, _ in found] == [f"{number}.jpg" for number in range(7)]
+    # A plan is a run of its own to readers: one record each, the last one's id in the result.
+    records = [json.loads(path.read_text()) for path in (tmp_path / "labels/runs").iterdir()]
+    assert sorted((record["plan"], record["images"]) for record in records) == [(0, 4), (1, 3)]
+    assert {record["run_id"] for record in records} == {run_id for _, _, run_id in found}
+    assert result["run_id"] == found[-1][2]
+
+    # As if the run had been killed in the first plan: the next one finishes that, then makes the second.
+    paths = ledger_of(config).paths
+    (first,) = (record["run_id"] for record in records if record["plan"] == 0)
+    lost = [paths.run(first), paths.run(result["run_id"]), paths.plan(1), paths.chunk("2026-01-31", 0, 1)]
+    for name in (*lost, *(paths.chunk("2026-01-31", 1, chunk) for chunk in range(2))):
+        (tmp_path / "labels" / name).unlink()
+    again = label(config)
+    assert (again["images"], again["labelled"], again["skipped"]) == (7, 5, 2)
+    assert rows(again, "parse_filename(filename), key") == [row[:2] for row in found]
+    assert label(config)["skipped"] == 7
 
 
 VARIABLES = {

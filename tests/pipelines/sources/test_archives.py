@@ -100,9 +100,7 @@ def damaged(kind: str, how: str) -> bytes:
 
 @pytest.mark.parametrize("how", ["ends in a member", "ends between members", "bad header", "cut off"])
 @pytest.mark.parametrize("kind", ["x.tar", "x.tgz"])
-def test_of_a_damaged_archive_what_lies_before_the_damage_is_labelled(
-    tmp_path: Path, kind: str, how: str, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_images_before_damage_are_found(tmp_path: Path, kind: str, how: str, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / kind).write_bytes(damaged(kind, how))
     (tmp_path / "whole.tar").write_bytes(tar(members(2)))
     table = listed(tmp_path)
@@ -194,9 +192,7 @@ def test_folders_may_be_named_like_archives(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.tar/y.tgz", "x.tar/z.tar"])
-def test_of_folders_named_like_archives_one_may_not_be_looked_at(
-    name: str, s3_bucket: str, s3_proxy: FaultProxy
-) -> None:
+def test_one_of_folders_named_like_archives_may_be_denied(name: str, s3_bucket: str, s3_proxy: FaultProxy) -> None:
     _, table = nested(s3_bucket)
     assert outcomes("webdataset", table) == NESTED
     s3_proxy.add(Rule(forbid, method="HEAD", path=rf"/{re.escape(name)}$"))
@@ -218,9 +214,7 @@ def test_of_a_plain_archive_little_more_than_the_wanted_members_is_read(tmp_path
 
 @pytest.mark.parametrize("error", [ConfigError("input", "x", "expired"), TransientStorageError("no answer")])
 @pytest.mark.parametrize("kind", KINDS)
-def test_storage_that_fails_is_no_damage(
-    tmp_path: Path, kind: str, error: PspnetError, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_failing_is_no_damage(tmp_path: Path, kind: str, error: PspnetError, monkeypatch: pytest.MonkeyPatch) -> None:
     noise = random.Random(0)  # which does not shrink
     (tmp_path / kind).write_bytes(tar([(name, noise.randbytes(9000)) for name, _ in members(3)], kind))
     table = listed(tmp_path)

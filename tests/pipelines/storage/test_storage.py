@@ -38,6 +38,7 @@ from pipelines.storage import (
 )
 from pipelines.storage.opening import inside
 from pspnet_core.errors import ConfigError
+from tests.support.buckets import parquet
 from tests.support.poisons import web_server
 
 QUICK = Retries(attempts=3, first_wait=0, longest_wait=0, jitter=0)
@@ -111,14 +112,10 @@ class TestListing:
         fill(local, dict.fromkeys(names, b""))
         assert keys(local) == sorted(names, key=str.encode)
 
-    def test_a_root_above_sees_the_same_objects(self, store: Store) -> None:
-        fill(store, {"a.jpg": b""})
-        assert keys(open_store(store.root.rpartition("/")[0] + "/", field="input")) == ["ü=1/a.jpg"]
-
 
 class TestAwkwardNames:
     def test_round_trip(self, store: Store) -> None:
-        contents = {name: name.encode() for name in AWKWARD}
+        contents = {name: name.encode() for name in AWKWARD} | {"empty": b"", "large": os.urandom(300_000)}
         found = fill(store, contents)
         assert found.keys() == contents.keys()
         for name, item in found.items():
@@ -156,12 +153,6 @@ class TestAwkwardNames:
 
 
 class TestReading:
-    def test_reads_what_was_put(self, store: Store) -> None:
-        data = os.urandom(300_000)
-        found = fill(store, {"a/b.bin": data, "empty": b""})
-        assert store.read("a/b.bin") == store.read_if("a/b.bin", found["a/b.bin"].etag) == data
-        assert store.read("empty") == store.read_if("empty", found["empty"].etag) == b""
-
     def test_missing(self, store: Store) -> None:
         with pytest.raises(ObjectMissing, match=r"^Missing: there is no .*nope\.jpg"):
             store.read("nope.jpg")
@@ -187,21 +178,18 @@ class TestReading:
         assert store.read_if("a.jpg", new.etag) == b"newer"
 
     def test_many_in_order_with_reasons(self, store: Store) -> None:
-        found = fill(store, {f"{number}.bin": bytes([number]) * number for number in range(1, 80)})
+        contents = {f"{number}.bin": bytes([number]) * number for number in range(1, 80)}
+        found = fill(store, contents)
         assert store.put_if_match("7.bin", b"other", found["7.bin"].etag)
         requests: list[tuple[str, str | None]] = [(item.key, item.etag) for item in found.values()]
-        results = store.read_many([*requests, ("gone", "0-0"), ("8.bin", None)], threads=7)
-        for (key, _), result in zip(requests, results, strict=False):
-            number = int(key.removesuffix(".bin"))
-            if number == 7:
-                assert isinstance(result, ObjectChanged)
-            else:
-                assert result == bytes([number]) * number
-        assert isinstance(results[-2], ObjectMissing)
-        assert results[-1] == bytes([8]) * 8
+        *results, missing, any_version = store.read_many([*requests, ("gone", "0-0"), ("8.bin", None)], threads=7)
+        for (key, _), result in zip(requests, results, strict=True):
+            assert isinstance(result, ObjectChanged) if key == "7.bin" else result == contents[key]
+        assert isinstance(missing, ObjectMissing)
+        assert any_version == contents["8.bin"]
         for threads in (1, 100):
             assert store.read_many([], threads=threads) == []
-            assert store.read_many([("8.bin", None)], threads=threads) == [bytes([8]) * 8]
+            assert store.read_many([("8.bin", None)], threads=threads) == [contents["8.bin"]]
 
     def test_stream_can_be_read_in_parts(self, store: Store) -> None:
         data = os.urandom(1_000_000)
@@ -220,21 +208,14 @@ class TestReading:
             assert file.read() == b""
 
     def test_stream_serves_parquet(self, store: Store) -> None:
-        sink = pa.BufferOutputStream()
         table = pa.table({"x": range(1000)})
-        pq.write_table(table, sink, row_group_size=100)
-        fill(store, {"a.parquet": sink.getvalue().to_pybytes()})
+        fill(store, {"a.parquet": parquet(table, row_group_size=100)})
         with store.open("a.parquet") as file:
             assert pq.ParquetFile(file).read_row_group(3).equals(table.slice(300, 100))
         assert pq.read_table(store.path_of("a.parquet"), filesystem=store.filesystem).equals(table)
 
 
 class TestWriting:
-    def test_put_if_absent(self, store: Store) -> None:
-        assert store.put_if_absent("x/y/z.bin", b"first")
-        assert not store.put_if_absent("x/y/z.bin", b"second")
-        assert store.read("x/y/z.bin") == b"first"
-
     def test_twenty_at_once_and_one_wins(self, store: Store) -> None:
         barrier = threading.Barrier(20)
 
@@ -426,8 +407,7 @@ def test_a_local_path_is_itself(tmp_path: Path) -> None:
     for path in (tmp_path, tmp_path / "weights.pth"):
         with to_local(f"file://{path}", field="model") as found:
             assert found == path
-    missing = pytest.raises(ConfigError, match=r"^model=.*nope: no such file or folder")
-    with missing, to_local(f"{tmp_path}/nope", field="model"):
+    with pytest.raises(ConfigError, match=r"^model=.*nope: no such file"), to_local(f"{tmp_path}/nope", field="model"):
         pass
 
 
@@ -515,10 +495,8 @@ class TestOtherDrivers:
         assert asked == ["/things", "/things/.d"]
         assert [item.key for item in listing] == sorted([*names, "a.jpg", "b/c.jpg"])[1:]
 
-    def test_of_a_server_that_links_to_its_files(self, tmp_path: Path) -> None:
-        for name in ("a.jpg", "b c/d.jpg", "b c/deep/e.jpg"):
-            (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
-            (tmp_path / name).write_bytes(name.encode())
+    def test_of_a_server_that_links_to_its_files(self, local: Store, tmp_path: Path) -> None:
+        fill(local, {name: name.encode() for name in ("a.jpg", "b c/d.jpg", "b c/deep/e.jpg")})
         with serving(functools.partial(Quiet, directory=str(tmp_path))) as root:
             found = {item.key: item.bytes for item in open_store(root, field="input", retries=QUICK).list()}
             for nowhere in (f"{root}/nope", "memory://nope"):

@@ -2,33 +2,29 @@
 
 import json
 import re
-import time
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock, call
 
 import pytest
 import ray
-from PIL import Image
 from prometheus_client.parser import text_string_to_metric_families
 from ray.dashboard.modules.reporter.reporter_agent import METRICS_GAUGES
 from ray.exceptions import GetTimeoutError
 
-from pipelines.demo.scenes import draw_scene
-from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
 from pipelines.labelling.report.prometheus import EXPORTED, METRICS, RUN_TAGS, STATES, LabelMetrics, Watch, watch_chunks
 from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages.coordinator import ChunkStates
-from pipelines.tracking.runs import TrackingConfig
 from pspnet_core.checkpoints.checkpoint import load_checkpoint
+from tests.support.labeljob import make_config, put_scene, record_of
 from tests.support.paths import ROOT
+from tests.support.waiting import until
 
-PATIENCE_S = 120  # Ray exports every 10 s
 DOCS = ROOT / "docs"
-DASHBOARD, PAGE = DOCS / "grafana/labelling.json", DOCS / "watching.md"
+DASHBOARD: dict[str, Any] = json.loads((DOCS / "grafana/labelling.json").read_text())
 Sample = tuple[str, frozenset[tuple[str, str]]]
 
 
@@ -47,15 +43,6 @@ def exported(run: str) -> dict[Sample, float]:
     return found
 
 
-def until(run: str, complete: Callable[[dict[Sample, float]], bool]) -> dict[Sample, float]:
-    """The samples once they are complete."""
-    deadline = time.monotonic() + PATIENCE_S
-    while not complete(found := exported(run)):
-        assert time.monotonic() < deadline, found
-        time.sleep(0.2)
-    return found
-
-
 def sample(name: str, **tags: str) -> Sample:
     return name, frozenset(tags.items())
 
@@ -64,27 +51,18 @@ def sample(name: str, **tags: str) -> Sample:
 def test_a_run_as_prometheus_reads_it(tmp_path: Path, scene_model: Path) -> None:
     """The metrics agree with the run record, and both with what there was."""
     bucket = tmp_path / "bucket"
-    bucket.mkdir()
     for index in range(7):
-        Image.fromarray(draw_scene(index, width=64, height=48)[0]).save(bucket / f"{index}.jpg")
+        put_scene(bucket / f"{index}.jpg", index)
     (bucket / "empty.jpg").write_bytes(b"")
     (bucket / "text.png").write_bytes(b"<html>not here</html>")
-    result = label(
-        LabelConfig(
-            input=str(bucket),
-            output=str(tmp_path / "labels"),
-            model=str(scene_model),
-            chunk=4,
-            price_cpu=0.5,
-            tracking=TrackingConfig(track=False),
-        )
-    )
-    record = json.loads((tmp_path / "labels" / "runs" / f"{result['run_id']}.json").read_text())
+    config = make_config(tmp_path, scene_model, local=None, price_cpu=0.5, track=False)
+    result = label(config)
+    record = record_of(config, result)
     model = load_checkpoint(scene_model).partition
     images = sample("pspnet_images_total", model=model)
     waiting = sample("pspnet_chunks", model=model, state="waiting")
-    found = until(result["run_id"], lambda found: found.get(images) == 9 and waiting in found)
-
+    until(lambda: {(images, 9), (waiting, 0)} <= exported(result["run_id"]).items())
+    found = exported(result["run_id"])
     size = sum(file.stat().st_size for file in bucket.iterdir())
     assert found[sample("pspnet_bytes_read_total", model=model)] == size == record["spent"]["bytes_read"]
     errors = {dict(tags)["kind"]: value for (name, tags), value in found.items() if name == "pspnet_errors_total"}
@@ -120,69 +98,41 @@ def test_where_the_chunks_are() -> None:
     assert states.under_way([4]) == {"segment": 2, "write": 1}
 
 
-class Published(LabelMetrics):
-    """Keeps what was published last."""
-
-    def __init__(self) -> None:
-        self.totals, self.states = Totals(), dict[str, int]()
-
-    def publish(self, totals: Totals) -> None:
-        self.totals = totals
-
-    def queue(self, states: Mapping[str, int]) -> None:
-        self.states = dict(states)
-
-
-class Asked:
-    """Answers as it is told to, and keeps what it heard to be gone."""
-
-    def __init__(self, *answers: dict[str, int] | Exception) -> None:
-        self.answers = iter(answers)
-        self.gone: list[Sequence[int]] = []
-
-    def __call__(self, gone: Sequence[int]) -> dict[str, int]:
-        self.gone.append(gone)
-        answer = next(self.answers)
-        if isinstance(answer, Exception):
-            raise answer
-        return answer
-
-
 def test_what_waits_is_what_is_neither_done_nor_under_way() -> None:
-    metrics, asked = Published(), Asked({"read": 2, "segment": 1}, GetTimeoutError(), {"write": 1})
+    metrics = Mock(spec=LabelMetrics)
+    asked = Mock(side_effect=[{"read": 2, "segment": 1}, GetTimeoutError(), {"write": 1}])
     with watch_chunks(metrics, asked, 10) as watch:
         watch.add(0, Totals(labelled=4))
         watch.add(5, Totals(labelled=3, kinds=Counter(Missing=1)))
         watch.publish()
-        assert metrics.states == {"waiting": 5, "read": 2, "segment": 1}
-        assert metrics.totals == Totals(labelled=7, kinds=Counter(Missing=1))
+        metrics.queue.assert_called_once_with({"waiting": 5, "read": 2, "segment": 1})
+        metrics.publish.assert_called_with(Totals(labelled=7, kinds=Counter(Missing=1)))
         watch.add(6, Totals(labelled=1))
         watch.publish()  # no answer: the old states stay, the chunk is told the next time
-        assert metrics.states["waiting"] == 5
-        assert metrics.totals.labelled == 8
+        metrics.queue.assert_called_once()
+        metrics.publish.assert_called_with(Totals(labelled=8, kinds=Counter(Missing=1)))
         watch.add(7, Totals(labelled=1))
     # The context publishes once more on leaving.
-    assert metrics.states == {"waiting": 5, "write": 1}
-    assert metrics.totals.labelled == 9
-    assert asked.gone == [[0, 5], [6], [6, 7]]
+    metrics.queue.assert_called_with({"waiting": 5, "write": 1})
+    metrics.publish.assert_called_with(Totals(labelled=9, kinds=Counter(Missing=1)))
+    assert asked.call_args_list == [call([0, 5]), call([6]), call([6, 7])]
 
 
 def test_whether_anything_is_under_way() -> None:
-    watch = Watch(Published(), Asked({"read": 1}, GetTimeoutError(), {"read": 0}, {}), 10)
+    watch = Watch(Mock(spec=LabelMetrics), Mock(side_effect=[{"read": 1}, GetTimeoutError(), {"read": 0}, {}]), 10)
     assert [watch.is_idle() for _ in range(4)] == [False, False, True, True]
 
 
 def test_metrics_that_fail_do_not_stop_the_work(caplog: pytest.LogCaptureFixture) -> None:
-    with watch_chunks(Published(), Asked(ValueError("no such tag"), ValueError("no such tag")), 10) as watch:
+    with watch_chunks(Mock(spec=LabelMetrics), Mock(side_effect=ValueError("no such tag")), 10) as watch:
         watch.publish()
     assert caplog.text.count("metrics could not be published: no such tag") == 2
 
 
 def test_what_is_not_known_to_the_coordinator_never_makes_a_negative_queue() -> None:
-    metrics = Published()
-    watch = Watch(metrics, Asked({"write": 3}), 2)
-    watch.publish()
-    assert metrics.states == {"waiting": 0, "write": 3}
+    metrics = Mock(spec=LabelMetrics)
+    Watch(metrics, Mock(return_value={"write": 3}), 2).publish()
+    metrics.queue.assert_called_once_with({"waiting": 0, "write": 3})
 
 
 def test_the_names_of_the_metrics() -> None:
@@ -192,16 +142,10 @@ def test_the_names_of_the_metrics() -> None:
         assert not set(metric.tags) & set(RUN_TAGS)
 
 
-def dashboard() -> dict[str, Any]:
-    found: dict[str, Any] = json.loads(DASHBOARD.read_text())
-    return found
-
-
 def queries() -> list[str]:
     """Every expression of the dashboard, those of its variables included."""
-    content = dashboard()
-    panels = [target["expr"] for panel in content["panels"] for target in panel["targets"]]
-    variables = [entry["query"]["query"] for entry in content["templating"]["list"] if entry["type"] == "query"]
+    panels = [target["expr"] for panel in DASHBOARD["panels"] for target in panel["targets"]]
+    variables = [entry["query"]["query"] for entry in DASHBOARD["templating"]["list"] if entry["type"] == "query"]
     return panels + variables
 
 
@@ -225,7 +169,7 @@ def test_every_query_of_the_dashboard_names_what_there_is(query: str) -> None:
 
 
 def test_the_page_describes_every_metric() -> None:
-    rows = re.findall(r"^\| `ray_(\w+)` \| (\w+) \|([^|]*)\|", PAGE.read_text(), re.MULTILINE)
+    rows = re.findall(r"^\| `ray_(\w+)` \| (\w+) \|([^|]*)\|", (DOCS / "watching.md").read_text(), re.MULTILINE)
     described = {name: (kind, tuple(re.findall(r"\w+", tags))) for name, kind, tags in rows}
     assert described == {name: (metric.kind, metric.tags) for name, metric in METRICS.items()}
 
@@ -237,7 +181,7 @@ def test_the_dashboard_shows_every_metric() -> None:
 
 
 def test_the_panels_of_the_dashboard_do_not_overlap() -> None:
-    panels = dashboard()["panels"]
+    panels = DASHBOARD["panels"]
     assert len({panel["id"] for panel in panels}) == len(panels)
     cells = [
         (x, y)

@@ -1,18 +1,15 @@
 """What a run record says that a plan took, whoever carried it out."""
 
-import json
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
-from PIL import Image
 
-from pipelines.demo.scenes import draw_scene
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
 from pipelines.storage.arrow import metadata_of
+from tests.support.labeljob import make_config, put_scene, record_of
 
 pytestmark = pytest.mark.usefixtures("stages_here")
 
@@ -23,20 +20,10 @@ STAGES = ("read", "segment", "decode", "predict", "encode")
 @pytest.fixture
 def config(tmp_path: Path, scene_model: Path) -> LabelConfig:
     """Five images, the last of which is none, in three chunks."""
-    (tmp_path / "bucket").mkdir()
-    for index in range(IMAGES):
-        buffer = BytesIO(b"no image")
-        if index < IMAGES - 1:
-            Image.fromarray(draw_scene(index, width=64, height=48)[0]).save(buffer, "JPEG")
-        (tmp_path / "bucket" / f"{index}.jpg").write_bytes(buffer.getvalue())
-    return LabelConfig(
-        input=str(tmp_path / "bucket"),
-        output=str(tmp_path / "labels"),
-        model=str(scene_model),
-        chunk=2,
-        price_cpu=3.6,
-        local=True,
-    )
+    for index in range(IMAGES - 1):
+        put_scene(tmp_path / "bucket" / f"{index}.jpg", index)
+    (tmp_path / "bucket" / "4.jpg").write_bytes(b"no image")
+    return make_config(tmp_path, scene_model, chunk=2, price_cpu=3.6)
 
 
 def label_files(config: LabelConfig) -> list[Path]:
@@ -49,22 +36,15 @@ def taken(file: Path) -> Any:
 
 def finished(config: LabelConfig) -> dict[str, Any]:
     """The record of the run that is finished now."""
-    run_id = label(config)["run_id"]
-    record: dict[str, Any] = json.loads((Path(config.output) / "runs" / f"{run_id}.json").read_text())
-    return record
-
-
-def opened_again(config: LabelConfig, lost: Path) -> None:
-    """As if the command had been killed before it wrote one of its label files."""
-    lost.unlink()
-    (record,) = Path(config.output).glob("runs/*.json")
-    record.unlink()
+    return record_of(config, label(config))
 
 
 def test_the_record_is_that_of_the_whole_plan_whoever_did_what(config: LabelConfig) -> None:
     first = finished(config)
     before = [taken(file) for file in label_files(config)]
-    opened_again(config, label_files(config)[1])
+    # As if the command had been killed before it wrote one of its label files.
+    label_files(config)[1].unlink()
+    next(Path(config.output).glob("runs/*.json")).unlink()
     second = finished(config)
     after = [taken(file) for file in label_files(config)]
     assert len(after) == CHUNKS

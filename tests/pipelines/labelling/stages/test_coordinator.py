@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 from pathlib import Path
@@ -10,21 +11,13 @@ import psutil  # type: ignore[import-untyped]
 import pyarrow as pa
 import pytest
 
-from pipelines.demo.scenes import SCENE_CLASSES
-from pipelines.label_table.ledger import ChunkLimits, Ledger, Plan, PlanSpec
-from pipelines.label_table.schema import LISTING, MASKS, Paths, RowProvenance, utc_now
+from pipelines.label_table.ledger import ChunkLimits, Plan, PlanSpec
+from pipelines.label_table.schema import LISTING, MASKS, utc_now
 from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages.chunks import Chunk, Read, RunContext, Write
-from pipelines.labelling.stages.coordinator import (
-    ALONE,
-    ATTEMPTS,
-    TOGETHER,
-    ChunkStates,
-    Coordinator,
-    DirectLine,
-)
+from pipelines.labelling.stages.coordinator import ALONE, ATTEMPTS, TOGETHER, ChunkStates, Coordinator
 from pipelines.labelling.stages.ray_line import start_coordinator
-from pipelines.storage import open_store
+from tests.pipelines.labelling.stages.test_segment import context_in
 from tests.support.waiting import until
 
 
@@ -32,12 +25,9 @@ def processes() -> list[psutil.Process]:
     """Those of coordinators, among the children of this process and their children."""
     found = []
     for process in psutil.Process().children(recursive=True):
-        try:
-            title = " ".join(process.cmdline())
-        except (psutil.NoSuchProcess, psutil.ZombieProcess):  # ended meanwhile
-            continue
-        if "ChunkStates" in title:
-            found.append(process)
+        with contextlib.suppress(psutil.NoSuchProcess):  # ended meanwhile
+            if "ChunkStates" in " ".join(process.cmdline()):
+                found.append(process)
     return found
 
 
@@ -97,15 +87,7 @@ def test_no_chunk_begins_once_it_is_closed() -> None:
 
 @pytest.fixture
 def context(tmp_path: Path) -> RunContext:
-    store = open_store(str(tmp_path), field="output")
-    return RunContext(
-        ledger=Ledger(store, Paths(partition="grey-0")),
-        provenance=RowProvenance(run_id="run", made=utc_now(), mask="rle"),
-        model="grey",
-        classes=SCENE_CLASSES,
-        max_pixels=1,
-        coordinator=Coordinator(DirectLine(ChunkStates())),
-    )
+    return context_in(tmp_path, ChunkStates())
 
 
 @pytest.fixture
@@ -129,9 +111,7 @@ def test_images_whose_reading_ends_the_process_again_and_again_are_crashed(conte
     assert (errors(chunk.table), chunk.totals.given_up) == (["Crashed"], 1)
 
 
-def test_a_chunk_that_ends_its_writers_is_written_as_error_rows_and_then_given_up(
-    context: RunContext, plan: Plan
-) -> None:
+def test_a_chunk_that_ends_its_writers_becomes_error_rows_then_is_given_up(context: RunContext, plan: Plan) -> None:
     row = {"uri": "a", "key": "a", "etag": "1", "bytes": 1, "status": "ok", "mask_lengths": [4], "run_id": "run"}
     table = pa.Table.from_pylist([row | {"labelled_at": utc_now()}], schema=MASKS)
     whole = Chunk(number=0, table=table, totals=Totals(images=1, labelled=1))

@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import os
 import sys
-from io import BytesIO
 from pathlib import Path
 
 import pytest
-from PIL import Image
 
-from pipelines.demo.scenes import draw_scene
 from pipelines.labelling.stages import quarantine
 from pipelines.labelling.stages.quarantine import QuarantineFailed, survivors
 from pspnet_core.errors import ImageError
+from tests.support.labeljob import encoded, scene
 from tests.support.paths import ROOT
 
-PIXELS = 10**6
-
-
-def picture(seed: int, kind: str = "JPEG", width: int = 64, height: int = 48) -> bytes:
-    buffer = BytesIO()
-    Image.fromarray(draw_scene(seed, width=width, height=height)[0]).save(buffer, kind)
-    return buffer.getvalue()
+GOOD = encoded(scene(0))
 
 
 @pytest.fixture
@@ -34,19 +26,19 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def outcome(images: list[bytes | ImageError]) -> list[bytes | str]:
-    found = dict(survivors(enumerate(images), max_pixels=PIXELS))
+    found = dict(survivors(enumerate(images), max_pixels=10**6))
     assert sorted(found) == list(range(len(images)))
     return [str(image) if isinstance(image, ImageError) else image for _, image in sorted(found.items())]
 
 
 def test_what_kills_no_process_passes_unchanged_and_in_order() -> None:
     images: list[bytes | ImageError] = [
-        picture(0),
+        GOOD,
         ImageError("Missing", "it is gone"),
         b"no image",  # refused by the decoder; the actor will say so
         b"",
-        picture(1, "BMP", 640, 480),  # more than a pipe holds
-        picture(2),
+        encoded(scene(1, 640, 480), "BMP"),  # more than a pipe holds
+        encoded(scene(2)),
     ]
     assert outcome(images) == ["Missing: it is gone" if isinstance(each, ImageError) else each for each in images]
 
@@ -73,27 +65,22 @@ def test_what_a_codec_prints_is_no_answer(tmp_path: Path, monkeypatch: pytest.Mo
 
 def test_images_that_kill_are_told_from_their_neighbours(folder: Path) -> None:
     (folder / "killers").touch()
-    good = picture(0), picture(1)
-    assert outcome([good[0], b"SEGFAULT..", b"NOMEMORY..", good[1]]) == [
-        good[0],
-        "Crashed: decoding it ends the process (SIGSEGV)",
-        "Crashed: decoding it ends the process (SIGKILL)",
-        good[1],
-    ]
+    other = encoded(scene(1))
+    ends = [f"Crashed: decoding it ends the process ({signal})" for signal in ("SIGSEGV", "SIGKILL")]
+    assert outcome([GOOD, b"SEGFAULT..", b"NOMEMORY..", other]) == [GOOD, *ends, other]
 
 
 def test_one_death_proves_nothing(folder: Path) -> None:
     """A child may be killed for others' use of memory, or die with its node: the image gets another one."""
     (folder / "once").touch()
-    images: list[bytes | ImageError] = [picture(0), picture(1)]
-    assert outcome(images) == images
+    images = [GOOD, encoded(scene(1))]
+    assert outcome([*images]) == images
     assert not (folder / "once").exists()
 
 
 def test_an_image_that_never_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (folder / "killers").touch()
-    good = picture(0)
-    assert outcome([good]) == [good]  # however slow the machine, and the child's start
+    assert outcome([GOOD]) == [GOOD]  # however slow the machine, and the child's start
     monkeypatch.setattr(quarantine, "LONGEST_S", 1.0)
     assert outcome([b"ENDLESS!..."]) == ["Crashed: decoding it takes longer than 1 s"]
 
@@ -102,12 +89,11 @@ def test_an_image_that_never_ends(folder: Path, monkeypatch: pytest.MonkeyPatch)
 def test_a_child_that_cannot_start_is_no_fault_of_an_image(monkeypatch: pytest.MonkeyPatch, program: str) -> None:
     monkeypatch.setattr(sys, "executable", program)
     with pytest.raises(QuarantineFailed, match="cannot be started"):
-        outcome([picture(0)])
+        outcome([GOOD])
 
 
 def test_the_child_finds_the_code_where_its_parent_did(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """Ray adds to a worker's ``sys.path`` what no variable tells its children."""
     monkeypatch.delenv("PYTHONPATH", raising=False)
     monkeypatch.chdir(tmp_path)
-    good = picture(0)
-    assert outcome([good]) == [good]
+    assert outcome([GOOD]) == [GOOD]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import datetime
 import itertools
 import math
 import os
@@ -14,10 +13,10 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NoReturn
+from unittest.mock import Mock, call
 
 import numpy as np
 import pyarrow as pa
@@ -28,19 +27,12 @@ from PIL import Image
 from pipelines.cluster.machine import LocalResources
 from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.label_table.ledger import Ledger
-from pipelines.label_table.schema import Paths, RowProvenance
+from pipelines.label_table.schema import Paths, RowProvenance, utc_now
 from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages import quarantine
 from pipelines.labelling.stages import segment as segment_module
 from pipelines.labelling.stages.chunks import ENCODED, Chunk, RunContext
-from pipelines.labelling.stages.coordinator import (
-    ALONE,
-    TOGETHER,
-    Attempt,
-    ChunkStates,
-    Coordinator,
-    DirectLine,
-)
+from pipelines.labelling.stages.coordinator import ALONE, TOGETHER, ChunkStates, Coordinator, DirectLine
 from pipelines.labelling.stages.predictor import Predictor
 from pipelines.labelling.stages.segment import Segment
 from pipelines.storage import open_store
@@ -50,32 +42,11 @@ from pspnet_core.images.decoding import ImageFile, decode_image
 from pspnet_core.inference.inputs import Prepared
 from pspnet_core.inference.segmenter import Outcome, Prediction
 from tests.support.paths import ROOT
+from tests.support.waiting import until
 
 PATIENCE_S = 30
 NO_IMAGES = {0: b"not an image", 253: b"ENDLESS!"}
 """What stands for some values; decoding the second never ends where ``tests/cluster/chaos/sabotage`` is at work."""
-
-
-class Told(ChunkStates):
-    """Keeps what it was told of the beginning and the end of chunks."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.told: list[str] = []
-        self.asked = threading.Event()
-
-    def ended(self, chunk: int) -> int:
-        if chunk == 1:
-            self.asked.set()
-        return super().ended(chunk)
-
-    def begin(self, chunk: int) -> Attempt:
-        self.told.append(f"begin {chunk}")
-        return super().begin(chunk)
-
-    def done(self, chunk: int) -> None:
-        self.told.append(f"done {chunk}")
-        super().done(chunk)
 
 
 class Death(BaseException):
@@ -126,6 +97,16 @@ class Mortal(Grey):
             raise Death
 
 
+class Decoding(Grey):
+    """Decodes files itself, to another size than theirs; refuses those of the value 2."""
+
+    def decode(self, file: ImageFile, /) -> Prepared:
+        pixels = decode_image(file)
+        if pixels[0, 0, 0] == 2:
+            raise ImageError("Truncated", "says the predictor")
+        return Prepared(12, 16, self.prepare(pixels).views)
+
+
 def chunk_of(number: int, values: Sequence[int]) -> Chunk:
     """A chunk of grey PNGs of 8 x 6 pixels."""
     data = []
@@ -140,24 +121,28 @@ def chunk_of(number: int, values: Sequence[int]) -> Chunk:
     return Chunk(number=number, table=table, totals=Totals(images=count))
 
 
-@pytest.fixture
-def make_segment(tmp_path: Path) -> Callable[..., Segment]:
-    return partial(segment_in, tmp_path)
-
-
-def segment_in(
-    folder: Path, predictor: Predictor, states: ChunkStates | None = None, max_pixels: int = 10_000
-) -> Segment:
-    store = open_store(str(folder), field="output")
-    context = RunContext(
-        ledger=Ledger(store, Paths(partition="grey-0")),
-        provenance=RowProvenance(run_id="run", made=datetime.datetime.now(datetime.timezone.utc), mask="rle"),
+def context_in(folder: Path, states: ChunkStates, max_pixels: int = 10_000) -> RunContext:
+    return RunContext(
+        ledger=Ledger(open_store(str(folder), field="output"), Paths(partition="grey-0")),
+        provenance=RowProvenance(run_id="run", made=utc_now(), mask="rle"),
         model="grey",
         classes=SCENE_CLASSES,
         max_pixels=max_pixels,
-        coordinator=Coordinator(DirectLine(states or ChunkStates())),
+        coordinator=Coordinator(DirectLine(states)),
     )
-    return Segment(context, lambda: predictor, LocalResources(threads=1, pass_memory=math.inf, cpus=1.0, gpus=0.5))
+
+
+def segment_in(folder: Path, predictor: Predictor, states: ChunkStates | None = None, **limits: int) -> Segment:
+    resources = LocalResources(threads=1, pass_memory=math.inf, cpus=1.0, gpus=0.5)
+    return Segment(context_in(folder, states or ChunkStates(), **limits), lambda: predictor, resources)
+
+
+MakeSegment = Callable[..., Segment]
+
+
+@pytest.fixture
+def make_segment(tmp_path: Path) -> MakeSegment:
+    return lambda *arguments, **limits: segment_in(tmp_path, *arguments, **limits)
 
 
 def rows_of(done: Chunk) -> list[dict[str, Any]]:
@@ -165,9 +150,7 @@ def rows_of(done: Chunk) -> list[dict[str, Any]]:
     return rows
 
 
-def test_rows_are_in_the_order_of_the_plan_whatever_becomes_of_an_image(
-    make_segment: Callable[..., Segment],
-) -> None:
+def test_rows_are_in_the_order_of_the_plan_whatever_becomes_of_an_image(make_segment: MakeSegment) -> None:
     values = [7, 0, 251, 6, 5, 0, 252, 9]
     done = make_segment(Grey())(chunk_of(3, values))
     rows = rows_of(done)
@@ -184,9 +167,7 @@ def test_rows_are_in_the_order_of_the_plan_whatever_becomes_of_an_image(
             assert (row["status"], row["height"], row["width"]) == ("ok", 6, 8)
 
 
-def test_while_one_chunk_is_with_the_network_the_next_ones_images_are_decoded(
-    make_segment: Callable[..., Segment],
-) -> None:
+def test_while_one_chunk_is_with_the_network_the_next_ones_images_are_decoded(make_segment: MakeSegment) -> None:
     second = set(range(100, 110))
 
     class Waiting(Grey):
@@ -207,15 +188,11 @@ def test_while_one_chunk_is_with_the_network_the_next_ones_images_are_decoded(
         first = threads.submit(segment, chunk_of(0, range(1, 11)))
         other = threads.submit(segment, chunk_of(1, sorted(second)))
         assert [row["status"] for row in rows_of(first.result()) + rows_of(other.result())] == ["ok"] * 20
-    assert [set(predictor.drawn[:10]), set(predictor.drawn[10:])] in (
-        [set(range(1, 11)), second],
-        [second, set(range(1, 11))],
-    )
+    order = [set(predictor.drawn[:10]), set(predictor.drawn[10:])]
+    assert set(range(1, 11)) in order and second in order
 
 
-def test_the_next_chunks_images_are_with_the_network_before_the_last_one_is_done(
-    make_segment: Callable[..., Segment],
-) -> None:
+def test_the_next_chunks_images_are_with_the_network_before_the_last_one_is_done(make_segment: MakeSegment) -> None:
     class Slow(Grey):
         """Answers for the first chunk when the second one's images have come."""
 
@@ -247,7 +224,7 @@ class Failing(Grey):
             raise RuntimeError("a fault\x1b[31m")
 
 
-def test_an_image_of_which_the_model_raises_an_error_is_a_row(make_segment: Callable[..., Segment]) -> None:
+def test_an_image_of_which_the_model_raises_an_error_is_a_row(make_segment: MakeSegment) -> None:
     segment = make_segment(Failing())
     done = segment(chunk_of(0, [12, 13, 14, 0]))
     assert done.table["error"].to_pylist()[:3] == [None, "Failed: RuntimeError: a fault\\x1b[31m", None]
@@ -258,7 +235,7 @@ def test_an_image_of_which_the_model_raises_an_error_is_a_row(make_segment: Call
 
 
 def test_a_model_that_an_image_breaks_ends_its_process(
-    make_segment: Callable[..., Segment], monkeypatch: pytest.MonkeyPatch
+    make_segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In another process the image is found as one that ends processes is."""
 
@@ -272,7 +249,7 @@ def test_a_model_that_an_image_breaks_ends_its_process(
     assert states.begin(0).reason.startswith("RuntimeError: a fault")
 
 
-def test_a_model_that_labels_nothing_in_a_new_process_ends_the_run(make_segment: Callable[..., Segment]) -> None:
+def test_a_model_that_labels_nothing_in_a_new_process_ends_the_run(make_segment: MakeSegment) -> None:
     states, model = ChunkStates(), Failing()
     states.begin(0)
     model.broken = model.breaks = True
@@ -282,7 +259,7 @@ def test_a_model_that_labels_nothing_in_a_new_process_ends_the_run(make_segment:
 
 @pytest.mark.parametrize("step", ["prepare", "label"])
 def test_an_error_before_or_after_the_model_is_the_image_s(
-    step: str, make_segment: Callable[..., Segment], monkeypatch: pytest.MonkeyPatch
+    step: str, make_segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     segment = make_segment(Grey())
     calls = itertools.count()
@@ -300,10 +277,8 @@ def test_an_error_before_or_after_the_model_is_the_image_s(
     assert done.totals.labelled == 2
 
 
-def test_a_chunk_that_has_ended_a_process_waits_until_it_has_one_to_itself(
-    make_segment: Callable[..., Segment],
-) -> None:
-    states = Told()
+def test_a_chunk_that_has_ended_a_process_waits_until_it_has_one_to_itself(make_segment: MakeSegment) -> None:
+    states = Mock(wraps=ChunkStates())
     states.begin(1)
 
     class Waiting(Grey):
@@ -311,7 +286,7 @@ def test_a_chunk_that_has_ended_a_process_waits_until_it_has_one_to_itself(
 
         def attend(self, image: Prepared) -> None:
             self.met.set()
-            assert states.asked.wait(PATIENCE_S)
+            until(lambda: call.ended(1) in states.mock_calls)
 
     predictor = Waiting()
     segment = make_segment(predictor, states)
@@ -320,10 +295,11 @@ def test_a_chunk_that_has_ended_a_process_waits_until_it_has_one_to_itself(
         assert predictor.met.wait(PATIENCE_S)
         second = threads.submit(segment, chunk_of(1, [3]))
         assert (first.result().totals.labelled, second.result().totals.labelled) == (2, 1)
-    assert states.told == ["begin 1", "begin 0", "done 0", "begin 1", "done 1"]
+    told = [f"{name} {arguments[0]}" for name, arguments, _ in states.mock_calls if name in ("begin", "done")]
+    assert told == ["begin 1", "begin 0", "done 0", "begin 1", "done 1"]
 
 
-def deaths_of(make_segment: Callable[..., Segment], predictor: Mortal, chunk: Chunk) -> tuple[int, Chunk]:
+def deaths_of(make_segment: MakeSegment, predictor: Mortal, chunk: Chunk) -> tuple[int, Chunk]:
     """How many processes a chunk ends before it is done, each with an actor of its own, and what it comes to."""
     states = ChunkStates()
     for deaths in range(TOGETHER + ALONE + 2):
@@ -336,9 +312,7 @@ def errors_of(done: Chunk) -> list[str]:
     return [(row["error"] or "").partition(":")[0] for row in rows_of(done)]
 
 
-def test_images_that_end_the_process_elsewhere_than_in_decoding_are_told_from_their_neighbours(
-    make_segment: Callable[..., Segment],
-) -> None:
+def test_images_that_end_the_process_after_decoding_are_told_from_their_neighbours(make_segment: MakeSegment) -> None:
     predictor = Mortal(lambda values: values[-1] in (66, 77))
     deaths, done = deaths_of(make_segment, predictor, chunk_of(3, [1, 251, 66, 0, 2, 77, 3]))
     assert deaths == TOGETHER + 2, "those with all images, and one with each of the deadly ones alone"
@@ -348,16 +322,14 @@ def test_images_that_end_the_process_elsewhere_than_in_decoding_are_told_from_th
     assert predictor.calls[-5:] == [[3], [1], [251], [], [2]]
 
 
-def test_images_that_only_together_end_the_process_are_labelled_alone(make_segment: Callable[..., Segment]) -> None:
+def test_images_that_only_together_end_the_process_are_labelled_alone(make_segment: MakeSegment) -> None:
     predictor = Mortal(lambda values: len(values) > 2)
     deaths, done = deaths_of(make_segment, predictor, chunk_of(0, [1, 2, 3]))
     assert (deaths, done.totals.labelled, done.totals.errors) == (TOGETHER, 3, 0)
     assert predictor.calls[-3:] == [[1], [2], [3]]
 
 
-def test_images_that_cannot_be_told_apart_are_crashed_but_for_those_that_were_labelled_alone(
-    make_segment: Callable[..., Segment], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_images_that_cannot_be_told_apart_crash(make_segment: MakeSegment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChunkStates, "alone", 2)
     deadly = range(100, 105)
     predictor = Mortal(lambda values: values[-1] in deadly)
@@ -370,9 +342,7 @@ def test_images_that_cannot_be_told_apart_are_crashed_but_for_those_that_were_la
     assert (done.totals.labelled, done.totals.errors, done.totals.given_up) == (1, len(deadly) + 2, 1)
 
 
-def test_a_model_that_ends_the_process_with_any_image_makes_crashed_rows(
-    make_segment: Callable[..., Segment], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_with_a_deadly_model_every_row_is_crashed(make_segment: MakeSegment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ChunkStates, "alone", 1)
     deaths, done = deaths_of(make_segment, Mortal(lambda values: True), chunk_of(0, [1, 2]))
     assert (deaths, done.totals.given_up) == (TOGETHER + 1, 1)
@@ -399,7 +369,7 @@ def test_a_process_that_decodes_for_ever_ends(tmp_path: Path) -> None:
     assert "decoding 5-253 takes longer than 1 s: this process ends" in found.stderr
 
 
-def test_seconds_are_told_once(make_segment: Callable[..., Segment]) -> None:
+def test_seconds_are_told_once(make_segment: MakeSegment) -> None:
     """What an actor held and used adds up to what there was, however many chunks are side by side."""
     segment = make_segment(Grey())
     began, cpu = segment.told, segment.told_cpu
@@ -409,37 +379,24 @@ def test_seconds_are_told_once(make_segment: Callable[..., Segment]) -> None:
     assert sum(chunk.totals.cpu["segment"] for chunk in done) == pytest.approx(segment.told_cpu - cpu, rel=0.5)
 
 
-def test_a_predictor_that_decodes_files_gets_them(make_segment: Callable[..., Segment]) -> None:
-    class Decoding(Grey):
-        def decode(self, file: ImageFile, /) -> Prepared:
-            pixels = decode_image(file)
-            if pixels[0, 0, 0] == 2:
-                raise ImageError("Truncated", "says the predictor")
-            return Prepared(12, 16, self.prepare(pixels).views)
-
+def test_a_predictor_that_decodes_files_gets_them(make_segment: MakeSegment) -> None:
     rows = rows_of(make_segment(Decoding())(chunk_of(0, [1, 2, 0])))
     assert [(row["height"], row["width"]) for row in rows] == [(12, 16), (None, None), (None, None)]
     assert rows[1]["error"] == "Truncated: says the predictor"
     assert rows[2]["error"].startswith("Unreadable: ")
 
 
-@pytest.mark.parametrize("decodes", [False, True])
-def test_an_image_over_the_limit_is_not_decoded(make_segment: Callable[..., Segment], decodes: bool) -> None:
-    class Decoding(Grey):
-        def decode(self, file: ImageFile, /) -> Prepared:
-            return self.prepare(decode_image(file))
-
-    predictor = Decoding() if decodes else Grey()
-    segment = make_segment(predictor, max_pixels=8 * 6 - 1)
-    rows = rows_of(segment(chunk_of(0, [1, 2])))
+@pytest.mark.parametrize("kind", [Grey, Decoding])
+def test_an_image_over_the_limit_is_not_decoded(make_segment: MakeSegment, kind: type[Grey]) -> None:
+    predictor = kind()
+    rows = rows_of(make_segment(predictor, max_pixels=8 * 6 - 1)(chunk_of(0, [1, 3])))
     assert [row["error"].partition(": ")[0] for row in rows] == ["TooLarge", "TooLarge"]
     assert predictor.prepared == set()
 
 
-def test_images_wait_decoded_only_as_far_as_their_bytes_allow(make_segment: Callable[..., Segment]) -> None:
+def test_images_wait_decoded_only_as_far_as_their_bytes_allow(make_segment: MakeSegment) -> None:
     segment = make_segment(Grey())
-    bytes_each = 8 * 6 * 3
-    segment.most = 3 * bytes_each
+    segment.most = 3 * (8 * 6 * 3)
     prepared: list[int] = []
 
     class Counting(Grey):
