@@ -154,7 +154,7 @@ class Rule:
         method: str = "",
         path: str = "",
         first: int = 1,
-        times: int | None = None,
+        times: float = math.inf,
         share: float = 1.0,
         seed: int = 0,
         seconds: float = math.inf,
@@ -162,7 +162,7 @@ class Rule:
     ) -> None:
         self.fault, self.share, self.times, self.seconds, self.clock = fault, share, times, seconds, clock
         self.hits: list[Request] = []
-        self._method, self._path = re.compile(method), re.compile(path)
+        self._method, self._path = re.compile(method or ".*"), re.compile(path)
         self._to_pass = first - 1
         self._end = math.inf
         self._random = random.Random(seed)
@@ -176,17 +176,13 @@ class Rule:
 
     def takes(self, request: Request) -> bool:
         """Whether this request fails; to be asked once for each."""
-        if not (self._method.fullmatch(request.method) if self._method.pattern else True):
-            return False
-        if not self._path.search(request.path):
+        if not (self._method.fullmatch(request.method) and self._path.search(request.path)):
             return False
         with self._changed:
             if self._to_pass:
                 self._to_pass -= 1
                 return False
-            if self.times is not None and len(self.hits) >= self.times:
-                return False
-            if self.clock() >= self._end:
+            if len(self.hits) >= self.times or self.clock() >= self._end:
                 return False
             if self.hits and self._random.random() >= self.share:
                 return False

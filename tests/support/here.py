@@ -13,20 +13,18 @@ from pipelines.labelling.stages.walk import Walk
 
 
 class Here:
-    """One chunk after another; ``tests/pipelines/labelling/test_executors.py`` has what real executors do besides."""
+    """An ``Executor``, one chunk after another; ``tests/pipelines/labelling/test_executors.py`` tests the real ones."""
 
     def __init__(self, model: ModelToLoad) -> None:
         self.make_predictor = model.maker(lambda: model.checkpoint, LocalResources.of_machine)
         self.states = ChunkStates()
 
     def start(self) -> Coordinator:
-        """As ``Executor.start``."""
         return Coordinator(DirectLine(self.states))
 
     def execute(
         self, walk: Walk, chunks: Sequence[int], stopped: Callable[[], bool]
     ) -> Generator[tuple[int, Totals], None, None]:
-        """As ``Executor.execute``."""
         self.states.renew()
         segment = Segment(walk.context, self.make_predictor, LocalResources.of_machine())
         for number in chunks:
@@ -35,5 +33,4 @@ class Here:
             yield number, walk.write(segment(walk.read(number))).totals
 
     def stop(self) -> None:
-        """As ``Executor.stop``."""
         self.states.close()

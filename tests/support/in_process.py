@@ -21,20 +21,15 @@ from pipelines.training.setup import Setup
 CONTEXT = SimpleNamespace(get_world_rank=lambda: 0, get_world_size=lambda: 1, get_local_world_size=lambda: 1)
 
 
-class LocalTrainer:
-    """Takes the place of Ray's ``TorchTrainer``: ``fit`` runs the loop here."""
-
-    def __init__(self, setup: Setup, scaling: Scaling, folder: CheckpointFolder, run: Run) -> None:
-        self.arguments = setup, folder, run
-
-    def fit(self) -> SimpleNamespace:
-        return SimpleNamespace(return_value=train_loop(*self.arguments))
+def local_trainer(setup: Setup, scaling: Scaling, folder: CheckpointFolder, run: Run) -> SimpleNamespace:
+    """What takes the place of Ray's ``TorchTrainer``: ``fit`` runs the loop here."""
+    return SimpleNamespace(fit=lambda: SimpleNamespace(return_value=train_loop(setup, folder, run)))
 
 
 def replace_ray(patch: pytest.MonkeyPatch) -> None:
     """Let ``job.train`` do without Ray, on a machine of four CPUs."""
     patch.setattr(job, "ray_session", contextlib.nullcontext)
-    patch.setattr(job, "_torch_trainer", LocalTrainer)
+    patch.setattr(job, "_torch_trainer", local_trainer)
     patch.setattr(ray, "cluster_resources", lambda: {"CPU": 4.0})
     patch.setattr(ray, "nodes", lambda: [{"Alive": True, "Resources": {"CPU": 4.0}}])
     patch.setattr(ray.train, "get_context", lambda: CONTEXT)

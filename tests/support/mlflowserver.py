@@ -95,17 +95,17 @@ def running_mlflow_server(folder: Path, *, artifacts: str, environment: Mapping[
     Raises:
         ServerError: it is not healthy after ``START_SECONDS``.
     """
-    server = started(lambda: _start(folder, artifacts, environment))
+
+    def start() -> MlflowServer:
+        server = MlflowServer(folder=folder, port=_free_port(), artifacts=artifacts, environment=environment)
+        server.start()
+        return server
+
+    server = started(start)
     try:
         yield server
     finally:
         server.stop()
-
-
-def _start(folder: Path, artifacts: str, environment: Mapping[str, str]) -> MlflowServer:
-    server = MlflowServer(folder=folder, port=_free_port(), artifacts=artifacts, environment=environment)
-    server.start()
-    return server
 
 
 def _free_port() -> int:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 Blocks = tuple[int, int, int, int]
+Kind = Literal["V1b", "V1c", "V1d"]
 RESNET18: Blocks = (2, 2, 2, 2)
 RESNET50: Blocks = (3, 4, 6, 3)
 
@@ -25,7 +26,7 @@ def conv(inputs: int, outputs: int, side: int, stride: int = 1, dilation: int = 
 class Basic(nn.Module):
     """Two 3x3 convolutions; the first strides and is dilated."""
 
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int, downsample: nn.Module | None) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int, downsample: nn.Module) -> None:
         super().__init__()
         self.conv1, self.bn1 = conv(inputs, width, 3, stride, dilation), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = conv(width, width, 3), nn.BatchNorm2d(width)
@@ -33,13 +34,13 @@ class Basic(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return F.relu(y + self.downsample(x))
 
 
 class Wide(nn.Module):
     """A bottleneck; its 3x3 convolution strides and is dilated."""
 
-    def __init__(self, inputs: int, width: int, stride: int, dilation: int, downsample: nn.Module | None) -> None:
+    def __init__(self, inputs: int, width: int, stride: int, dilation: int, downsample: nn.Module) -> None:
         super().__init__()
         self.conv1, self.bn1 = conv(inputs, width, 1), nn.BatchNorm2d(width)
         self.conv2, self.bn2 = conv(width, width, 3, stride, dilation), nn.BatchNorm2d(width)
@@ -49,7 +50,7 @@ class Wide(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         y = F.relu(self.bn1(self.conv1(x)))
         y = self.bn3(self.conv3(F.relu(self.bn2(self.conv2(y)))))
-        return F.relu(y + (x if self.downsample is None else self.downsample(x)))
+        return F.relu(y + self.downsample(x))
 
 
 def expansion(blocks: Blocks) -> int:
@@ -57,24 +58,18 @@ def expansion(blocks: Blocks) -> int:
 
 
 def stage(
-    inputs: int,
-    width: int,
-    blocks: Blocks,
-    index: int,
-    stride: int,
-    dilations: tuple[int, int],
-    *,
-    average: bool = False,
+    inputs: int, blocks: Blocks, index: int, stride: int, dilations: Sequence[int] = (1, 1), *, average: bool = False
 ) -> nn.Sequential:
     """A residual stage; ``dilations`` of its first block and of the others."""
+    width = 64 * 2**index
     block, outputs = (Basic, width) if expansion(blocks) == 1 else (Wide, 4 * width)
     shortcut: list[nn.Module] = []
     if stride > 1 or inputs != outputs:
         if average:
             shortcut.append(nn.AvgPool2d(stride, stride, ceil_mode=True, count_include_pad=False))
         shortcut += [conv(inputs, outputs, 1, 1 if average else stride), nn.BatchNorm2d(outputs)]
-    layers = [block(inputs, width, stride, dilations[0], nn.Sequential(*shortcut) if shortcut else None)]
-    layers += [block(outputs, width, 1, dilations[1], None) for _ in range(1, blocks[index])]
+    layers = [block(inputs, width, stride, dilations[0], nn.Sequential(*shortcut))]
+    layers += [block(outputs, width, 1, dilations[1], nn.Sequential()) for _ in range(1, blocks[index])]
     return nn.Sequential(*layers)
 
 
@@ -92,10 +87,10 @@ class TorchvisionResNet(nn.Module):
     def __init__(self, blocks: Blocks, bands: int = 3) -> None:
         super().__init__()
         self.conv1, self.bn1 = nn.Conv2d(bands, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
-        self.layer1 = stage(64, 64, blocks, 0, 1, (1, 1))
-        self.layer2 = stage(64 * expansion(blocks), 128, blocks, 1, 2, (1, 1))
-        self.layer3 = stage(128 * expansion(blocks), 256, blocks, 2, 2, (1, 1))
-        self.layer4 = stage(256 * expansion(blocks), 512, blocks, 3, 2, (1, 1))
+        self.layer1 = stage(64, blocks, 0, 1)
+        self.layer2 = stage(64 * expansion(blocks), blocks, 1, 2)
+        self.layer3 = stage(128 * expansion(blocks), blocks, 2, 2)
+        self.layer4 = stage(256 * expansion(blocks), blocks, 3, 2)
         self.fc = nn.Linear(512 * expansion(blocks), 1000)
 
 
@@ -118,10 +113,10 @@ class SemsegPSPNet(nn.Module):
     def __init__(self, classes: int, bins: Sequence[int] = (1, 2, 3, 6)) -> None:
         super().__init__()
         self.layer0 = nn.Sequential(*deep_stem(3, (64, 64, 128)), nn.MaxPool2d(3, 2, 1))
-        self.layer1 = stage(128, 64, RESNET50, 0, 1, (1, 1))
-        self.layer2 = stage(256, 128, RESNET50, 1, 2, (1, 1))
-        self.layer3 = stage(512, 256, RESNET50, 2, 2, (1, 1))
-        self.layer4 = stage(1024, 512, RESNET50, 3, 2, (1, 1))
+        self.layer1 = stage(128, RESNET50, 0, 1)
+        self.layer2 = stage(256, RESNET50, 1, 2)
+        self.layer3 = stage(512, RESNET50, 2, 2)
+        self.layer4 = stage(1024, RESNET50, 3, 2)
         for layer, dilation in ((self.layer3, 2), (self.layer4, 4)):
             for name, module in layer.named_modules():
                 if isinstance(module, nn.Conv2d) and name.endswith("conv2"):
@@ -134,14 +129,9 @@ class SemsegPSPNet(nn.Module):
 
     @staticmethod
     def _head(inputs: int, width: int, classes: int) -> nn.Sequential:
-        layers = (
-            conv(inputs, width, 3),
-            nn.BatchNorm2d(width),
-            nn.ReLU(),
-            nn.Dropout2d(0.1),
-            nn.Conv2d(width, classes, 1),
+        return nn.Sequential(
+            conv(inputs, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Dropout2d(0.1), nn.Conv2d(width, classes, 1)
         )
-        return nn.Sequential(*layers)
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         size = x.shape[2:]
@@ -167,13 +157,7 @@ class MmsegResNet(nn.Module):
     """V1b: one 7x7; V1c: three 3x3; V1d: shortcuts average besides. ``contract`` halves a stage's first dilation."""
 
     def __init__(
-        self,
-        kind: Literal["V1b", "V1c", "V1d"],
-        blocks: Blocks,
-        strides: Sequence[int],
-        dilations: Sequence[int],
-        *,
-        contract: bool,
+        self, kind: Kind, blocks: Blocks, strides: Sequence[int], dilations: Sequence[int], *, contract: bool
     ) -> None:
         super().__init__()
         self.deep = kind != "V1b"
@@ -184,10 +168,9 @@ class MmsegResNet(nn.Module):
         inputs = 64
         for index, (stride, dilation) in enumerate(zip(strides, dilations, strict=True)):
             first = dilation // 2 if contract and dilation > 1 else dilation
-            width = 64 * 2**index
-            layer = stage(inputs, width, blocks, index, stride, (first, dilation), average=kind == "V1d")
+            layer = stage(inputs, blocks, index, stride, (first, dilation), average=kind == "V1d")
             self.add_module(f"layer{index + 1}", layer)
-            inputs = width * expansion(blocks)
+            inputs = 64 * 2**index * expansion(blocks)
 
     def forward(self, x: Tensor) -> list[Tensor]:
         x = self.stem(x) if self.deep else F.relu(self.bn1(self.conv1(x)))
@@ -234,7 +217,7 @@ class MmsegPSPNet(nn.Module):
     def __init__(
         self,
         classes: int,
-        kind: Literal["V1b", "V1c", "V1d"] = "V1c",
+        kind: Kind = "V1c",
         blocks: Blocks = RESNET18,
         *,
         bins: Sequence[int] = (1, 2, 3, 6),

@@ -2,21 +2,16 @@
 
 from pathlib import Path
 
-from mlflow.tracking import MlflowClient
-
 from pipelines.tracking.model_uris import CHECKPOINT
+from pipelines.tracking.runs import experiment_id
+from pipelines.tracking.server import Server
 
 
-def register(
-    client: MlflowClient, checkpoint: Path, name: str, *, experiment: str, tags: dict[str, str] | None = None
-) -> str:
-    """Log a checkpoint folder as the model of a new run, and register it; returns the run's id.
-
-    Args:
-        experiment: an experiment's id.
-        tags: of the version.
-    """
-    run = client.create_run(experiment)
+def register(checkpoint: Path, name: str, *, tags: dict[str, str] | None = None) -> str:
+    """Log a checkpoint folder as the model of a new run, and register it with these tags; returns the run's id."""
+    server = Server()
+    client = server.client
+    run = client.create_run(experiment_id(client, server.uri, "training"))
     client.log_artifacts(run.info.run_id, str(checkpoint), f"model/{CHECKPOINT}")
     if not client.search_registered_models(f"name = '{name}'"):
         client.create_registered_model(name)

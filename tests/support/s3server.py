@@ -47,16 +47,12 @@ class S3Server:
     Attributes:
         endpoint: ``http://127.0.0.1:PORT``.
         keys: (access key, secret key) of each of ``ROLES``; no others are accepted.
-        pid: process id of the server.
         ports: all that it listens on.
-        log: its log file.
     """
 
     endpoint: str
     keys: Mapping[str, tuple[str, str]] = field(repr=False)
-    pid: int
     ports: Sequence[int]
-    log: Path
 
     def environment(self, role: str = "admin") -> dict[str, str]:
         """The standard variables that S3 clients read."""
@@ -107,13 +103,7 @@ def _start(folder: Path, sockets: Path) -> tuple[subprocess.Popen[bytes], S3Serv
             stderr=subprocess.STDOUT,
             start_new_session=True,  # Ctrl-C reaches this script, which then stops the server itself
         )
-    server = S3Server(
-        endpoint=f"http://127.0.0.1:{ports[0]}",
-        keys=keys,
-        pid=process.pid,
-        ports=ports,
-        log=log,
-    )
+    server = S3Server(endpoint=f"http://127.0.0.1:{ports[0]}", keys=keys, ports=ports)
     try:
         wait_until_healthy(process, f"{server.endpoint}/healthz", log)
     except BaseException:
@@ -127,30 +117,13 @@ def _command(folder: Path, sockets: Path, config: Path, ports: list[int]) -> lis
     data.mkdir(exist_ok=True)
     s3, s3_grpc, filer, filer_grpc, master, master_grpc, volume, volume_grpc = ports
     return [
-        _weed(),
-        f"-logdir={folder}",
-        "server",
-        f"-dir={data}",
-        "-ip=127.0.0.1",
-        "-ip.bind=127.0.0.1",
-        f"-master.port={master}",
-        f"-master.port.grpc={master_grpc}",
-        "-master.telemetry=false",
-        "-master.volumeSizeLimitMB=64",
-        f"-volume.port={volume}",
-        f"-volume.port.grpc={volume_grpc}",
-        "-volume.max=0",
-        "-volume.preStopSeconds=0",
-        f"-filer.port={filer}",
-        f"-filer.port.grpc={filer_grpc}",
-        f"-filer.localSocket={sockets}/filer",
-        "-s3",
-        f"-s3.port={s3}",
-        f"-s3.port.grpc={s3_grpc}",
-        "-s3.port.iceberg=0",
-        "-s3.port.lance=0",
-        f"-s3.config={config}",
-        f"-s3.localSocket={sockets}/s3",
+        *(_weed(), f"-logdir={folder}", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
+        *(f"-master.port={master}", f"-master.port.grpc={master_grpc}"),
+        *("-master.telemetry=false", "-master.volumeSizeLimitMB=64"),
+        *(f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=0", "-volume.preStopSeconds=0"),
+        *(f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}", f"-filer.localSocket={sockets}/filer"),
+        *("-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
+        *(f"-s3.config={config}", f"-s3.localSocket={sockets}/s3"),
         "-s3.autoCreateBucket=false",  # a missing bucket is an error, as it is on AWS
     ]
 
@@ -166,11 +139,7 @@ def _weed() -> str:
 def _identities(keys: Mapping[str, tuple[str, str]]) -> dict[str, object]:
     return {
         "identities": [
-            {
-                "name": role,
-                "credentials": [{"accessKey": access_key, "secretKey": secret_key}],
-                "actions": ROLES[role],
-            }
+            {"name": role, "credentials": [{"accessKey": access_key, "secretKey": secret_key}], "actions": ROLES[role]}
             for role, (access_key, secret_key) in keys.items()
         ]
     }

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 import os
-import urllib.error
-import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from pipelines.process.retrying import Retries
 from pipelines.storage import Store, TransientStorageError, open_store
-from tests.support.faultproxy import FaultProxy, Rule, hang, reset, slow_down
-from tests.support.s3server import S3Server
+from tests.support.faultproxy import FaultProxy, Request, Rule, hang, reset, slow_down
 
 SECONDS = 60.0
 PATIENT = Retries(attempts=3, first_wait=0, longest_wait=0, jitter=0)
 DATA = os.urandom(50_000)
+REQUEST = Request(method="PUT", path="/x/a", raw=b"", port=1)
 
 
 @pytest.fixture
@@ -51,49 +49,28 @@ def test_which_requests_fail(store: Store, s3_proxy: FaultProxy) -> None:
     assert [store.read(name) for name in "abcdef"] == [name.encode() for name in "abcdef"]
     # The second matching request fails and, as its retry matches too, that one.
     assert [request.path[-1] for request in rule.hits] == ["b", "b"]
-    assert not never.hits
     s3_proxy.clear()
     store.delete("f")
     assert not never.hits
 
 
-def test_a_rule_that_holds_for_a_while(store: Store, s3_proxy: FaultProxy) -> None:
-    """From its first failure on, by its own clock."""
-    now = 100.0
-    rule = s3_proxy.add(Rule(slow_down, method="PUT", path="/x/b$", seconds=60, clock=lambda: now))
-    store.put_if_absent("a", DATA)
+def test_a_rule_that_holds_for_a_while_does_so_from_its_first_failure_on() -> None:
     now = 200.0
-    with pytest.raises(TransientStorageError):
-        store.put_if_absent("b", DATA)
+    rule = Rule(slow_down, method="PUT", seconds=60, clock=lambda: now)
+    assert rule.takes(REQUEST)
     now = 259.0
-    with pytest.raises(TransientStorageError):
-        store.put_if_absent("b", DATA)
+    assert rule.takes(REQUEST)
     now = 260.0
-    assert store.put_if_absent("b", DATA)
-    assert len(rule.hits) == 2 * PATIENT.attempts
+    assert not rule.takes(REQUEST)
 
 
-def test_a_share_of_the_requests_fails_the_same_each_time(s3_proxy: FaultProxy) -> None:
-    def tried(seed: int) -> list[bool]:
-        s3_proxy.clear()
-        s3_proxy.add(Rule(slow_down, share=0.3, seed=seed))
-        return [answers(s3_proxy) == 503 for _ in range(60)]
-
-    failed = tried(1)
+def test_a_share_of_the_requests_fails_the_same_each_time() -> None:
+    one, again, other = (Rule(slow_down, share=0.3, seed=seed) for seed in (1, 1, 2))
+    failed = [one.takes(REQUEST) for _ in range(60)]
     assert failed[0], "the first one always fails, so that a rule is never without effect"
     assert 5 < sum(failed) < 35
-    assert tried(1) == failed
-    assert tried(2) != failed
-
-
-def answers(proxy: FaultProxy) -> int:
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    try:
-        with direct.open(f"{proxy.endpoint}/healthz", timeout=SECONDS) as answer:
-            return int(answer.status)
-    except urllib.error.HTTPError as error:
-        with error:
-            return error.code
+    assert [again.takes(REQUEST) for _ in range(60)] == failed
+    assert [other.takes(REQUEST) for _ in range(60)] != failed
 
 
 def test_what_hangs_goes_on_when_told(store: Store, s3_proxy: FaultProxy) -> None:
@@ -113,12 +90,3 @@ def test_unreachable_for_a_while(store: Store, s3_proxy: FaultProxy) -> None:
     with s3_proxy.unreachable(), pytest.raises(TransientStorageError, match="after 3 attempts"):
         store.read("a")
     assert store.read("a") == DATA
-
-
-def test_leaving_ends_what_hangs(s3_server: S3Server) -> None:
-    with ThreadPoolExecutor(1) as pool:
-        with FaultProxy(s3_server.endpoint) as proxy:
-            rule = proxy.add(Rule(hang))
-            waiting = pool.submit(answers, proxy)
-            assert rule.reached(1, seconds=SECONDS)
-        assert isinstance(waiting.exception(SECONDS), OSError)

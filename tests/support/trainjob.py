@@ -11,7 +11,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
@@ -21,18 +21,8 @@ from pipelines.training.checkpointing import CheckpointFolder
 from tests.support.paths import ROOT
 from tests.support.waiting import PATIENCE_S
 
-FLAGS = {
-    "backbone": "resnet18",
-    "output_stride": 32,
-    "bins": "1,2",
-    "crop": 48,
-    "image_scale": 0.5,
-    "batch": 4,
-    "epochs": 5,
-    "checkpoint_every": 1,
-    "ema": 0.5,
-    "deterministic": True,
-}
+FLAGS = {"backbone": "resnet18", "output_stride": 32, "bins": "1,2", "crop": 48, "image_scale": 0.5, "batch": 4}
+FLAGS |= {"epochs": 5, "checkpoint_every": 1, "ema": 0.5, "deterministic": True}
 
 
 class Job:
@@ -49,28 +39,23 @@ class Job:
     ) -> None:
         self.output, self.name, self.tracking = output, name, tracking
         given = FLAGS | {"data": data, "output": output, "name": name} | flags
-        self.command = [
-            sys.executable,
-            str(ROOT / "jobs/train.py"),
-            *(f"--{key}={value}" for key, value in given.items()),
-        ]
+        arguments = [f"--{key}={value}" for key, value in given.items()]
+        self.command = [sys.executable, str(ROOT / "jobs/train.py"), *arguments]
         self.folder = CheckpointFolder(open_store(str(output), field="output"), name)
-        self.environment = os.environ | {
-            "RAY_ADDRESS": address,
-            "MLFLOW_TRACKING_URI": tracking,
-            "OMP_NUM_THREADS": "1",
-        }
+        servers = {"RAY_ADDRESS": address, "MLFLOW_TRACKING_URI": tracking}
+        self.environment = os.environ | servers | {"OMP_NUM_THREADS": "1"}
 
     @contextlib.contextmanager
     def running(self, log: Path) -> Iterator[subprocess.Popen[bytes]]:
-        with log.open("ab") as errors, self._started(errors) as process:
+        pipe = subprocess.PIPE
+        with (
+            log.open("ab") as errors,
+            subprocess.Popen(self.command, env=self.environment, stdout=pipe, stderr=errors) as process,
+        ):
             try:
                 yield process
             finally:
                 process.kill()
-
-    def _started(self, errors: IO[bytes]) -> subprocess.Popen[bytes]:
-        return subprocess.Popen(self.command, env=self.environment, stdout=subprocess.PIPE, stderr=errors)
 
     def step(self) -> int:
         """The newest step that was saved."""

@@ -97,13 +97,8 @@ def test_what_is_written_down(root: Path) -> None:
     assert content["classes"] == ["sky", "road"]
     train = card.splits["train"]
     assert content["splits"]["train"]["pixels"] == dict(zip(["sky", "road"], train.pixels.tolist(), strict=True))
-    assert content["splits"]["val"] == {
-        "images": 0,
-        "rejected": 1,
-        "pixels": {"sky": 0, "road": 0},
-        "ignored": 0,
-        "sizes": [],
-    }
+    val = {"images": 0, "rejected": 1, "pixels": {"sky": 0, "road": 0}, "ignored": 0, "sizes": []}
+    assert content["splits"]["val"] == val
     assert content["rejected"] == [{"split": "val", "key": "x", "file": "masks/val/x.png", "reason": "holds id 7"}]
     text = card.to_markdown()
     share = 100 * train.pixels[1] / (train.pixels.sum() + train.ignored)

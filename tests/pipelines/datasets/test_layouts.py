@@ -251,7 +251,7 @@ def test_every_layout_is_built_here() -> None:
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_pairs_ids_splits(layout: str, root: Store) -> None:
+def test_pairs_ids_splits_also_after_pickling(layout: str, root: Store) -> None:
     expected = BUILDERS[layout](root)
     dataset = open_dataset(root.root, layout, OPTIONS)
     assert contents(dataset) == expected.masks
@@ -267,15 +267,8 @@ def test_pairs_ids_splits(layout: str, root: Store) -> None:
             assert image.dtype == np.uint8
             np.testing.assert_allclose(image, picture(seeds[pair.key]), atol=6)
             assert dataset.uri_of(pair.image).startswith(root.root)
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
-def test_a_pickled_data_set_reads_the_same(layout: str, local: Store) -> None:
-    expected = BUILDERS[layout](local)
-    dataset = open_dataset(local.root, layout, OPTIONS)
-    dataset.read(dataset.split("train")[0])  # what it remembers by now must not travel
     data = pickle.dumps(dataset)
-    assert len(data) < 20_000
+    assert len(data) < 20_000, "what it remembers by now must not travel"
     again = pickle.loads(data)
     assert contents(again) == expected.masks
     for split in dataset.splits:
@@ -355,14 +348,11 @@ def test_masks_without_an_image_are_passed_over_and_counted(
 # Each layout's own
 
 
-@pytest.mark.parametrize(("raw", "ok"), [(0, True), (150, True), (255, True), (151, False), (254, False)])
-def test_ids_that_ade20k_does_not_have_are_refused(raw: int, ok: bool, local: Store) -> None:
+@pytest.mark.parametrize("raw", [151, 254])
+def test_ids_that_ade20k_does_not_have_are_refused(raw: int, local: Store) -> None:
     put_image(local, "images/training/a.jpg", 0)
-    put_mask(local, "annotations/training/a.png", ids(1, raw))
+    put_mask(local, "annotations/training/a.png", ids(0, 255, raw))
     dataset = open_dataset(local.root, "ade20k")
-    if ok:
-        assert dataset.read(dataset.split("train")[0])[1].tolist() == ids(0, raw - 1 if raw == 150 else 255)
-        return
     with pytest.raises(PairError, match=rf"a\.png: holds id {raw}; the classes allow 0\.\.150 and ignore 255"):
         dataset.read(dataset.split("train")[0])
 
@@ -402,19 +392,18 @@ def test_voc2012_with_the_sbd_annotations(listed: bool, local: Store) -> None:
 @pytest.mark.parametrize(
     ("line", "message"),
     [
-        ("in/a.jpg", r"train\.txt line 3: expected the path of an image, a blank and the path of its mask"),
-        ("in/a.jpg out/x.png 1", r"train\.txt line 3: expected"),
-        ("in/x.jpg out/in/a.png", r"train\.txt line 3: names in/x\.jpg, but there is no such image below"),
-        ("in/a.jpg out/x.png", r"train\.txt line 3: names out/x\.png, but there is no such mask below"),
-        ("../a.jpg out/in/a.png", r"train\.txt line 3: names \.\./a\.jpg"),
+        (b"in/a.jpg", r"train\.txt line 3: expected the path of an image, a blank and the path of its mask"),
+        (b"in/a.jpg out/x.png 1", r"train\.txt line 3: expected"),
+        (b"in/x.jpg out/in/a.png", r"train\.txt line 3: names in/x\.jpg, but there is no such image below"),
+        (b"in/a.jpg out/x.png", r"train\.txt line 3: names out/x\.png, but there is no such mask below"),
+        (b"../a.jpg out/in/a.png", r"train\.txt line 3: names \.\./a\.jpg"),
         (b"\xff", r"train\.txt: is no UTF-8 text"),
     ],
 )
-def test_bad_lines_of_a_list(line: str | bytes, message: str, local: Store) -> None:
+def test_bad_lines_of_a_list(line: bytes, message: str, local: Store) -> None:
     build_list(local)
     local.delete("train.txt")
-    good = b"in/a.jpg out/in/a.png\n\n"
-    put(local, "train.txt", good + (line if isinstance(line, bytes) else line.encode()))
+    put(local, "train.txt", b"in/a.jpg out/in/a.png\n\n" + line)
     with pytest.raises(ConfigError, match=message):
         open_dataset(local.root, "list")
 

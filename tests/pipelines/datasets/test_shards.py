@@ -118,14 +118,6 @@ def test_rows_are_where_the_footer_says(tmp_path_factory: pytest.TempPathFactory
     assert read == rows
 
 
-def test_a_folder_without_a_card_is_not_finished(source: Dataset, tmp_path: Path) -> None:
-    output = open_store(str(tmp_path), field="output")
-    pack(source, output, 10**9)
-    output.delete("card.json")
-    with pytest.raises(ConfigError, match=r"card\.json: not there, .* run jobs/prepare\.py again with the same flags"):
-        open_dataset(str(tmp_path), "shards")
-
-
 @pytest.mark.parametrize("name", ["index.parquet", "classes.json"])
 def test_a_damaged_folder_is_told(source: Dataset, tmp_path: Path, name: str) -> None:
     output = open_store(str(tmp_path), field="output")

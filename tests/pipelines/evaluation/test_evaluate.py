@@ -1,7 +1,6 @@
 """Evaluation: actors count in chunks what one loop over the split counts."""
 
 import io
-import itertools
 import json
 import math
 import os
@@ -26,7 +25,7 @@ from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.evaluation import scoring
 from pipelines.evaluation.actors import score_checkpoint, score_split
 from pipelines.evaluation.evaluate import EvaluateConfig, evaluate
-from pipelines.evaluation.scoring import Compared, chunked, score
+from pipelines.evaluation.scoring import Compared
 from pipelines.evaluation.tables import image_row, scores_of
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
@@ -210,9 +209,7 @@ def test_one_row_for_each_image(data: Path, masks: Masks, result: dict[str, Any]
             assert wrong[entry["target_id"], entry["predicted_id"]] == entry["pixels"]
             assert (entry["target"], entry["predicted"]) == (NAMES[entry["target_id"]], NAMES[entry["predicted_id"]])
 
-
-def test_the_worst_images_come_first(result: dict[str, Any]) -> None:
-    *_, images = tables(result)
+    # The worst come first.
     scores = images["miou"].to_pylist()
     assert scores[-1] is None, "nothing counted"
     assert scores[:-1] == sorted(scores[:-1])
@@ -255,10 +252,12 @@ def quickly(result: dict[str, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pipelines.evaluation.evaluate.score_split", lambda *_: (scores_of(classes, confusion), images))
 
 
-@pytest.mark.usefixtures("quickly")
+@pytest.mark.usefixtures("quickly", "tracking_home")
 def test_another_setting_is_another_folder(data: Path, scene_model: Path, output: Path, result: dict[str, Any]) -> None:
-    config = config_of(data, scene_model, output=str(output), flip=True)
-    flipped = evaluate(config)
+    flipped = evaluate(config_of(data, scene_model, output=str(output), flip=True, track=True))
+    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
+    run = client.get_run(flipped["run_id"])
+    assert client.get_experiment(run.info.experiment_id).name == "pspnet-evaluation"
     assert flipped["model"] != result["model"]
     assert flipped["output"] != result["output"]
     assert len(list(output.glob("*/*/images.parquet"))) == 2
@@ -267,11 +266,8 @@ def test_another_setting_is_another_folder(data: Path, scene_model: Path, output
 def test_other_data_is_refused_before_the_work(
     data: Path, scene_model: Path, output: Path, result: dict[str, Any], tmp_path: Path
 ) -> None:
-    shutil.copytree(data, tmp_path / "less")
-    key = min(path.stem for path in (data / "images/val").iterdir())
-    (tmp_path / f"less/images/val/{key}.jpg").unlink()
-    (tmp_path / f"less/masks/val/{key}.png").unlink()
-    config = config_of(tmp_path / "less", scene_model, output=str(output), batch=1)
+    shutil.copytree(data, tmp_path / "newer", copy_function=shutil.copyfile)
+    config = config_of(tmp_path / "newer", scene_model, output=str(output), batch=1)
     with pytest.raises(ConfigError, match=r"^output=.*split=val: holds an evaluation .* with content "):
         evaluate(config)
 
@@ -295,27 +291,10 @@ def test_a_run_that_broke_off_is_finished(
         evaluate(config)
 
 
-def test_it_agrees_with_validation_to_the_last_digit(data: Path, checkpoint: Checkpoint, tmp_path: Path) -> None:
-    # As training's workers do it: each takes its chunks, by the default batch, and the matrices are added up.
-    checkpoint.save(tmp_path / "model")
-    dataset = open_dataset(str(data), "folder")
-    pairs = dataset.split("val") * 3
-    assert len(chunked(pairs)) == 2
-    total = ConfusionMatrix(len(NAMES))
-    for rank in range(2):
-        segmenter = Segmenter(checkpoint.model, checkpoint.settings)
-        for chunk in chunked(pairs)[rank::2]:
-            total += score(segmenter, dataset, chunk)
-    for place, pair in itertools.product(range(3), dataset.split("val")):
-        for file in (pair.image, pair.mask):
-            copy = tmp_path / "data" / Path(file).with_name(f"{place}-{Path(file).name}")
-            copy.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copy(data / file, copy)
-    shutil.copy(data / "classes.json", tmp_path / "data/classes.json")
-    found = evaluate(config_of(tmp_path / "data", tmp_path / "model", workers="2"))
-    assert (found["miou"], found["macc"], found["aacc"]) == (total.miou, total.macc, total.aacc)
-    assert json.dumps(list(found["iou"].values())) == json.dumps(total.iou().tolist())
-    assert score_checkpoint(checkpoint, open_dataset(str(tmp_path / "data"), "folder"), "val") == total.miou
+def test_a_checkpoint_has_the_same_score_to_the_last_digit(
+    data: Path, checkpoint: Checkpoint, result: dict[str, Any]
+) -> None:
+    assert score_checkpoint(checkpoint, open_dataset(str(data), "folder"), "val") == result["miou"]
 
 
 def test_tables_in_a_bucket_and_a_run_in_mlflow(
@@ -328,8 +307,7 @@ def test_tables_in_a_bucket_and_a_run_in_mlflow(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-    place = client.create_experiment("training", artifact_location=(tracking_home / "artifacts").as_uri())
-    trained, _ = (register(client, scene_model, "scenes", experiment=place) for _ in range(2))
+    trained, _ = (register(scene_model, "scenes") for _ in range(2))
     client.set_registered_model_alias("scenes", "champion", "1")
 
     def scores(*arguments: Any) -> Any:
@@ -367,47 +345,15 @@ def test_tables_in_a_bucket_and_a_run_in_mlflow(
     assert Image.open(io.BytesIO((local / "confusion.png").read_bytes())).format == "PNG"
 
 
-@pytest.mark.usefixtures("tracking_home")
-def test_a_run_that_breaks_off_is_closed(data: Path, scene_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(*arguments: Any, **options: Any) -> None:
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr("pipelines.evaluation.evaluate.score_split", fail)
-    with pytest.raises(KeyboardInterrupt):
-        evaluate(config_of(data, scene_model))
-    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-    experiment = client.get_experiment_by_name("pspnet-evaluation")
-    assert experiment is not None
-    (run,) = client.search_runs([experiment.experiment_id])
-    assert run.info.status == "KILLED"
-
-
-def test_raw_ids_in_the_files_change_nothing(
-    data: Path, checkpoint: Checkpoint, result: dict[str, Any], tmp_path: Path
-) -> None:
-    # As in ADE20K: 0 has no label, and the classes count from 1.
-    shutil.copytree(data, tmp_path / "raw")
-    for path in (tmp_path / "raw/masks/val").iterdir():
-        mask = np.array(Image.open(path)).astype(np.int64)
-        Image.fromarray(np.where(mask == SCENE_CLASSES.ignore, 0, mask + 1).astype(np.uint8)).save(path)
-    ids = {str(index + 1): index for index in range(len(SCENE_CLASSES))}
-    (tmp_path / "raw/classes.json").write_text(json.dumps(SCENE_CLASSES.to_json() | {"ids": ids}))
-    dataset = open_dataset(str(tmp_path / "raw"), "folder")
-    counts = score(Segmenter(checkpoint.model, checkpoint.settings, batch=1), dataset, dataset.split("val"))
-    assert json.dumps(counts.iou().tolist()) == json.dumps(list(result["iou"].values()))  # NaN is not equal to itself
-
-
-@pytest.mark.parametrize("run", ["evaluate", "label"])
-def test_a_model_of_other_bands_is_refused(run: str, data: Path, tmp_path: Path) -> None:
+def test_a_model_of_other_bands_is_refused(data: Path, tmp_path: Path) -> None:
     config = PSPNetConfig(classes=2, backbone="resnet18", output_stride=32, mean=(0.0,) * 4, std=(1.0,) * 4)
     classes = ClassTable(names=("a", "b"), colors=((0, 0, 0), (1, 1, 1)))
     save_checkpoint(PSPNet(config), tmp_path / "four", name="four", classes=classes)
-    model = str(tmp_path / "four")
-    with pytest.raises(ConfigError, match=r"^model=.*four: takes 4 bands; image files are read as 3, RGB$"):
-        if run == "evaluate":
-            evaluate(config_of(data, model))
-        else:
-            label(LabelConfig(input=str(data), output=str(tmp_path / "labels"), model=model))
+    model, line = str(tmp_path / "four"), r"^model=.*four: takes 4 bands; image files are read as 3, RGB$"
+    with pytest.raises(ConfigError, match=line):
+        evaluate(config_of(data, model))
+    with pytest.raises(ConfigError, match=line):
+        label(LabelConfig(input=str(data), output=str(tmp_path / "labels"), model=model))
     assert not (tmp_path / "labels").exists()
 
 

@@ -25,7 +25,6 @@ from pipelines.datasets.layouts import open_dataset
 from pipelines.demo.scenes import SCENE_CLASSES, draw_scene
 from pipelines.evaluation.scoring import BATCH, CHUNK, Compared, chunked, compare, score, spread
 from pspnet_core.checkpoints.checkpoint import load_checkpoint
-from pspnet_core.errors import ConfigError
 from pspnet_core.images.masks import to_png
 from pspnet_core.inference.segmenter import Segmenter
 from pspnet_core.metrics.confusion import ConfusionMatrix
@@ -103,16 +102,24 @@ def test_batches_and_counts_do_not_depend_on_the_workers(
     np.testing.assert_array_equal(total.counts, one.counts)
 
 
-@pytest.mark.parametrize("threads", [1, 2, 3])
+@pytest.mark.parametrize("threads", [1, 3])
 def test_on_cpus_each_image_is_alone_on_one_thread_whatever_torch_has(
     dataset: Dataset, make_segmenter: Callable[[int], Segmenter], threads: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """And no more of them are there at a time than the batch."""
     # oneDNN sums in another order on another number of threads: these are the answers of one.
-    pairs, segmenter = dataset.split("val"), make_segmenter(8)
+    pairs, segmenter = dataset.split("val"), make_segmenter(2)
     network, seen = segmenter.coarse, {}
+    running, most, lock = 0, 0, threading.Lock()
 
     def remember(pixels: Tensor) -> Tensor:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
         answer = network(pixels)
+        with lock:
+            running -= 1
         seen[pixels.numpy().tobytes()] = (len(pixels), torch.get_num_threads(), answer.clone())
         return answer
 
@@ -122,33 +129,13 @@ def test_on_cpus_each_image_is_alone_on_one_thread_whatever_torch_has(
     assert torch.get_num_threads() == threads, "as it was before"
     torch.set_num_threads(1)
     assert len(seen) == COUNT
+    assert most <= 2
     with torch.inference_mode():
         for pair in pairs:
             pixels = torch.from_numpy(dataset.read(pair)[0][None]).permute(0, 3, 1, 2)
             images, used, answer = seen[pixels.numpy().tobytes()]
             assert (images, used) == (1, 1)
             assert torch.equal(network(pixels), answer)
-
-
-def test_no_more_images_at_a_time_than_the_batch(
-    dataset: Dataset, make_segmenter: Callable[[int], Segmenter], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    segmenter = make_segmenter(2)
-    network, running, most, lock = segmenter.coarse, 0, 0, threading.Lock()
-
-    def watch(pixels: Tensor) -> Tensor:
-        nonlocal running, most
-        with lock:
-            running += 1
-            most = max(most, running)
-        answer = network(pixels)
-        with lock:
-            running -= 1
-        return answer
-
-    monkeypatch.setattr(segmenter, "coarse", watch)
-    score(segmenter, dataset, dataset.split("val"), threads=5)
-    assert most <= 2
 
 
 @pytest.mark.parametrize("batched", [False, True])
@@ -261,12 +248,6 @@ def test_the_next_pairs_are_read_while_the_network_runs(
     monkeypatch.setattr(segmenter, "coarse", waits)
     found: Iterator[Compared] = compare(segmenter, watched, pairs, threads=threads, batched=True)
     assert next(found).pair == pairs[0]
-
-
-def test_a_pair_that_cannot_be_read_is_named(dataset: Dataset, make_segmenter: Callable[[int], Segmenter]) -> None:
-    pairs = (*dataset.split("val")[:3], Pair(key="gone", image="images/val/gone.jpg", mask="masks/val/gone.png"))
-    with pytest.raises(ConfigError, match=r"images/val/gone\.jpg: is gone"):
-        score(make_segmenter(8), dataset, pairs)
 
 
 @pytest.mark.parametrize("count", [1, 4, 8, COUNT, 99])

@@ -17,7 +17,7 @@ from pipelines.models.loading import load_model
 from pipelines.storage import open_store
 from pspnet_core.checkpoints.checkpoint import check_name, load_checkpoint
 from pspnet_core.errors import ConfigError
-from pspnet_core.images.classes import CAMVID, ClassTable
+from pspnet_core.images.classes import ClassTable
 from tests.support.public_models import SmpPSPNet, randomise
 
 NAMES = ("a", "b", "c", "d", "e")
@@ -108,18 +108,10 @@ def test_the_flags_are_what_the_checkpoint_has(source: Path, tmp_path: Path) -> 
     assert checkpoint.classes == ClassTable(names=NAMES, colors=((9, 9, 9),) * 5, ignore=200)
 
 
-def test_a_built_in_table_by_its_name(network: nn.Module, tmp_path: Path) -> None:
-    state = dict(network.state_dict())
-    state["segmentation_head.0.weight"], state["segmentation_head.0.bias"] = torch.ones(11, 32, 3, 3), torch.ones(11)
-    torch.save(state, tmp_path / "x.pth")
-    converted(tmp_path / "x.pth", tmp_path / "new", classes="CamVid")
-    assert load_checkpoint(tmp_path / "new").classes == CAMVID
-
-
 @pytest.mark.parametrize(
     ("fields", "field", "remedy"),
     [
-        ({"classes": "camvid"}, "classes", "the network has 5 outputs"),
+        ({"classes": "CamVid"}, "classes", "the network has 5 outputs"),
         ({"classes": "mars"}, "classes.table", "choose one of"),
         ({"classes": "./missing.json"}, "classes", "no such file"),
         ({"classes": "{folder}/bad.json"}, "classes", "is no JSON file"),
@@ -157,20 +149,17 @@ def test_an_empty_folder_is_filled_and_keeps_the_users_permissions(source: Path,
     assert len(modes) == 1
 
 
-def test_the_same_checkpoint_is_left_as_it_is(source: Path, tmp_path: Path) -> None:
-    first = converted(source, tmp_path / "new")
-    before = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "new").iterdir()}
+@pytest.mark.parametrize("change", [{"name": "other"}, {"mean": (1.0, 2.0, 3.0)}])
+def test_a_checkpoint_is_left_as_it_is_and_another_refused(
+    change: dict[str, Any], source: Path, tmp_path: Path
+) -> None:
+    first, before = converted(source, tmp_path / "new"), content(tmp_path / "new")
+    written = [path.stat().st_mtime_ns for path in (tmp_path / "new").iterdir()]
     assert converted(source, tmp_path / "new") == first
-    assert {path.name: path.stat().st_mtime_ns for path in (tmp_path / "new").iterdir()} == before
-
-
-@pytest.mark.parametrize("change", [{"name": "other"}, {"align": False}, {"mean": (1.0, 2.0, 3.0)}])
-def test_another_checkpoint_is_refused_and_kept(change: dict[str, Any], source: Path, tmp_path: Path) -> None:
-    converted(source, tmp_path / "new")
-    before = content(tmp_path / "new")
     with pytest.raises(ConfigError, match=r"holds another checkpoint \(.*\.(json|safetensors) differs\)"):
         converted(source, tmp_path / "new", **change)
     assert content(tmp_path / "new") == before
+    assert [path.stat().st_mtime_ns for path in (tmp_path / "new").iterdir()] == written
 
 
 @pytest.mark.parametrize(

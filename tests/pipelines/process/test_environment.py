@@ -18,16 +18,9 @@ class Deleting(dict[str, str]):
         return iter(names)
 
 
-@pytest.fixture
-def deleted_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "environ", Deleting(SESSION="1", HOME="/home/me", MY_SECRET="0123456789abcdef"))
-
-
-@pytest.mark.usefixtures("deleted_meanwhile")
-def test_what_is_deleted_meanwhile_is_left_out() -> None:
+def test_what_is_deleted_meanwhile_is_left_out_and_secrets_are_hidden(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = {"SESSION": "1", "HOME": "/home/me", "MY_SECRET": "0123456789abcdef"}
+    monkeypatch.setattr(os, "environ", Deleting(given))
     assert {"HOME", "MY_SECRET"} <= variables().keys() <= os.environ.keys()
-
-
-@pytest.mark.usefixtures("deleted_meanwhile")
-def test_secrets_are_hidden_meanwhile() -> None:
+    monkeypatch.setattr(os, "environ", Deleting(given))
     assert redacted("key 0123456789abcdef") == f"key {HIDDEN}"

@@ -17,16 +17,6 @@ from pipelines.process.background import ticking
 from pipelines.process.progress import Progress
 
 
-class Clock:
-    """A clock that a test sets."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
 class Lines(StringIO):
     """A stream whose event is set when a line has come."""
 
@@ -43,13 +33,13 @@ class Lines(StringIO):
 
 
 def test_the_rate_is_that_of_the_last_lines_and_at_the_end_of_the_whole_run() -> None:
-    clock, stream = Clock(), Lines()
-    with Progress(1000, "labelling", stream=stream, clock=clock, every=1e6) as progress:
-        clock.now += 10  # a model is loaded: nothing moves
+    now, stream = 100.0, Lines()
+    with Progress(1000, "labelling", stream=stream, clock=lambda: now, every=1e6) as progress:
+        now += 10  # a model is loaded: nothing moves
         assert progress.state(ended=False)["eta_seconds"] is None
         for _ in range(12):
             progress._tick()
-        clock.now += 5
+        now += 5
         progress.advance(200)
         progress.advance(100, errors=3)
         state = progress.state(ended=False)
@@ -63,9 +53,9 @@ def test_the_rate_is_that_of_the_last_lines_and_at_the_end_of_the_whole_run() ->
 
 @pytest.mark.parametrize(("total", "left"), [(None, None), (100, 0), (150, 1)])
 def test_the_time_left(total: int | None, left: int | None) -> None:
-    clock, stream = Clock(), Lines()
-    with Progress(total, "listing", stream=stream, clock=clock, every=1e6) as progress:
-        clock.now += 2
+    now, stream = 100.0, Lines()
+    with Progress(total, "listing", stream=stream, clock=lambda: now, every=1e6) as progress:
+        now += 2
         progress.advance(100)
         assert progress.state(ended=False)["eta_seconds"] == left
     (last,) = stream.parsed

@@ -14,10 +14,9 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 from mlflow.tracking import MlflowClient
-from PIL import Image
 
 from jobs.cli import parse_config
-from pipelines.demo.scenes import draw_scene
+from pipelines.demo.demo import draw_dataset
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
 from pipelines.process.sigterm import Ending, on_sigterm, own_sigint
@@ -106,20 +105,15 @@ def test_outside_the_main_thread_nothing_happens() -> None:
     assert seen == [(False, before)]
 
 
-def fill(folder: Path) -> Path:
-    folder.mkdir()
-    for index in range(IMAGES):
-        Image.fromarray(draw_scene(index, width=64, height=48)[0]).save(folder / f"{index:03d}.jpg")
-    return folder
-
-
 @pytest.mark.usefixtures("ray_cluster")
 def test_sigterm_ends_a_job_in_order(tmp_path: Path, scene_model: Path, tracking_home: Path) -> None:
     """What was begun is written, nothing else; the same command does the rest."""
     uri = os.environ["MLFLOW_TRACKING_URI"]
     client = MlflowClient(uri)
     experiment = client.create_experiment("pspnet-labelling", str(tmp_path / "artifacts"))
-    given = {"input": fill(tmp_path / "bucket"), "output": tmp_path / "labels", "model": scene_model, "chunk": 1}
+    draw_dataset(tmp_path / "data", train=IMAGES, val=0, seed=0)
+    images = tmp_path / "data/images/train"
+    given = {"input": images, "output": tmp_path / "labels", "model": scene_model, "chunk": 1}
     flags = [f"--{name}={value}" for name, value in (given | {"date": "2026-01-31", "track": True}).items()]
     config = parse_config(LabelConfig, flags)
     log, files = tmp_path / "log", config.output + "/masks/*/*/*.parquet"

@@ -6,23 +6,22 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import mlflow.artifacts
 import pytest
 from mlflow.entities import Run as Found
 from mlflow.tracking import MlflowClient
-from PIL import Image
 
-from pipelines.demo.scenes import draw_scene
+from pipelines.demo.demo import draw_bucket
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
 from pipelines.process.config_tree import build
 from pipelines.tracking import background_run as module
 from pipelines.tracking.background_run import background_run
 from pipelines.tracking.model_uris import Origin, origin_of
+from pipelines.tracking.registry import set_champion
 from pipelines.tracking.runs import Run
-from pipelines.tracking.server import TrackingError, local_tracking, tracking_uri
+from pipelines.tracking.server import Server, TrackingError, local_tracking, tracking_uri
 from pspnet_core.checkpoints.checkpoint import load_checkpoint
 from pspnet_core.errors import ConfigError, Terminated
 from tests.support.mlflowserver import MlflowServer
@@ -41,18 +40,17 @@ def only_run(experiment: str) -> Found:
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory: pytest.TempPathFactory, empty_tracking: Path) -> Iterator[MlflowClient]:
+def store(tmp_path_factory: pytest.TempPathFactory, empty_tracking: Path) -> Iterator[None]:
     """An MLflow store for all tests of this file, which the environment names."""
     with local_tracking(shutil.copytree(empty_tracking, tmp_path_factory.mktemp("tracking") / "home")):
-        yield MlflowClient(tracking_uri())
+        yield
 
 
 @pytest.fixture(scope="module")
-def registered(store: MlflowClient, scene_model: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+def registered(store: None, scene_model: Path) -> tuple[str, str]:
     """A checkpoint is version 1 of ``scenes``, and the champion: its version's URI and its run's id."""
-    place = store.create_experiment("training", artifact_location=tmp_path_factory.mktemp("artifacts").as_uri())
-    run_id = register(store, scene_model, "scenes", experiment=place)
-    store.set_registered_model_alias("scenes", "champion", "1")
+    run_id = register(scene_model, "scenes")
+    set_champion(Server(), "models:/scenes/1")
     return "models:/scenes/1", run_id
 
 
@@ -85,23 +83,12 @@ def test_without_an_action_there_is_no_run() -> None:
     assert [found.name for found in MlflowClient(tracking_uri()).search_experiments()] == ["Default"]
 
 
-def fill(folder: Path) -> Path:
-    folder.mkdir(parents=True)
-    for index in range(3):
-        Image.fromarray(draw_scene(index, width=64, height=48)[0]).save(folder / f"{index}.jpg")
-    (folder / "empty.jpg").write_bytes(b"")
-    return folder
-
-
 @pytest.fixture
 def config(tmp_path: Path, scene_model: Path) -> Callable[..., LabelConfig]:
-    """Makes configs for a small bucket, whose name holds a secret."""
-
-    def make(**changes: Any) -> LabelConfig:
-        places = {"input": str(fill(tmp_path / SECRET)), "output": str(tmp_path / "labels"), "model": str(scene_model)}
-        return build(LabelConfig, places | {"local": True} | changes)
-
-    return make
+    """Makes configs for a small bucket, whose name holds a secret: three images and four broken files."""
+    draw_bucket(tmp_path / SECRET, images=3, seed=0)
+    places = {"input": str(tmp_path / SECRET), "output": str(tmp_path / "labels"), "model": str(scene_model)}
+    return lambda **changes: build(LabelConfig, places | {"local": True} | changes)
 
 
 def test_a_labelling_run_and_the_model_that_did_it(
@@ -121,7 +108,7 @@ def test_a_labelling_run_and_the_model_that_did_it(
     assert data.params["fingerprint"] == load_checkpoint(scene_model).fingerprint
     assert (data.params["model"], data.params["date"]) == ("models:/scenes@champion", "2026-01-31")
     counts = {name: data.metrics[name] for name in ("images", "labelled", "skipped", "errors", "errors_by_kind/Empty")}
-    assert counts == {"images": 4, "labelled": 3, "skipped": 0, "errors": 1, "errors_by_kind/Empty": 1}
+    assert counts == {"images": 7, "labelled": 3, "skipped": 0, "errors": 4, "errors_by_kind/Empty": 1}
     assert data.metrics["gpu_seconds"] == 0
     assert data.metrics["cpu_seconds"] > 0
     assert data.metrics["stage_wall_seconds/segment"] > data.metrics["stage_wall_seconds/predict"] > 0
@@ -152,7 +139,7 @@ def test_a_server_that_is_away_holds_nothing_up(
     mlflow_server.stop()
     with caplog.at_level(logging.WARNING):
         result = label(config(experiment="outage"))
-    assert (result["labelled"], result["errors"]) == (3, 1)
+    assert (result["labelled"], result["errors"]) == (3, 4)
     assert "does not answer" in caplog.text
     assert "this run is not there" in caplog.text
     (thread,) = (thread for thread in threading.enumerate() if thread.name == "mlflow-run")

@@ -80,11 +80,6 @@ def quick(server: FakeServer, **settings: Any) -> MetricsLog:
     return MetricsLog(run, every=0.01, retries=QUICK, **settings)
 
 
-def lines(caplog: pytest.LogCaptureFixture) -> list[str]:
-    names = ("pipelines.tracking.metrics_log", "pipelines.process.retrying")
-    return [record.getMessage() for record in caplog.records if record.name in names]
-
-
 def test_every_point_arrives_once_and_in_order(server: FakeServer, metrics: MetricsLog) -> None:
     names = [f"m{index}" for index in range(7)]
     for step in range(500):
@@ -121,14 +116,14 @@ def test_an_outage_loses_nothing_and_is_reported_once(
     for step in range(50):
         metrics.add(step, {"loss": step})
         assert not metrics.flush(0)
-    while not lines(caplog):
+    while not caplog.messages:
         assert not metrics.flush(0.02)
     assert len(metrics.pending()) == 50
     server.away = False
     assert metrics.flush(SECONDS)
     assert [step for step, _, _ in server.received()] == list(range(50))
     metrics.close(SECONDS)
-    gone, back = lines(caplog)
+    gone, back = caplog.messages
     assert gone.startswith("MLflow at http://***@host.example does not answer (") and "password1" not in gone
     assert back.startswith("MLflow at http://***@host.example answers again after ")
 
@@ -158,7 +153,7 @@ def test_an_endless_outage_halves_the_resolution(server: FakeServer, caplog: pyt
     assert 32 <= len(steps) < 1000
     # One of 16 fits, wherever on the curve.
     assert max(later - earlier for earlier, later in itertools.pairwise([*steps, 999])) <= 32
-    assert any("of unsent points every 2. one is kept" in line for line in lines(caplog))
+    assert any("of unsent points every 2. one is kept" in line for line in caplog.messages)
 
 
 def test_a_buffer_that_was_emptied_keeps_every_point_again(server: FakeServer) -> None:
@@ -196,7 +191,7 @@ def test_closing_gives_up_after_its_patience(server: FakeServer, caplog: pytest.
     metrics.add(1, {"loss": 2.0})
     metrics.add_file("confusion/1.png", b"png")
     metrics.close(0.05)
-    assert "1 points and 1 files did not reach MLflow within 0.05 s" in lines(caplog)
+    assert "1 points and 1 files did not reach MLflow within 0.05 s" in caplog.messages
     assert [point[0] for point in metrics.pending()] == [1]
 
 
@@ -220,7 +215,7 @@ def test_files_that_wait_are_bounded(
     server.away = False
     assert metrics.flush(SECONDS)
     assert [name for _, name, _ in server.files[-2:]] == ["b", "c"]
-    assert "MLflow has been away for long: a is not logged" in lines(caplog)
+    assert "MLflow has been away for long: a is not logged" in caplog.messages
 
 
 def test_system_metrics_go_the_same_way(server: FakeServer, metrics: MetricsLog) -> None:

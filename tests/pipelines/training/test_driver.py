@@ -11,29 +11,25 @@ from typing import Any
 import pytest
 from mlflow.tracking import MlflowClient
 
-from pipelines.demo.demo import draw_dataset
-from pipelines.process.config_tree import build
 from pipelines.tracking.server import TrackingError, tracking_uri
 from pipelines.training import job
-from pipelines.training.config import TrainConfig
 from pipelines.training.job import train
 from pspnet_core.errors import ConfigError
 from tests.support.faultproxy import FaultProxy, Rule, answer
 from tests.support.in_process import replace_ray
+from tests.support.setups import SMALL, config_of
 
 EXPERIMENT = b'{"experiment": {"experiment_id": "3", "name": "pspnet-training"}}'
 
 
 @pytest.fixture
-def run_job(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
+def run_job(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Trains with a stand-in for the workers."""
     replace_ray(monkeypatch)
-    draw_dataset(tmp_path / "data", train=4, val=2, seed=0)
-    small: dict[str, Any] = {"backbone": "resnet18", "output_stride": 32, "bins": (1, 2), "crop": 48, "batch": 4}
 
     def run(fit: Callable[..., None], **flags: Any) -> None:
         monkeypatch.setattr(job, "_torch_trainer", lambda *arguments: SimpleNamespace(fit=fit))
-        train(build(TrainConfig, {"data": str(tmp_path / "data"), "output": str(tmp_path / "runs")} | small | flags))
+        train(config_of(data, output=str(tmp_path / "runs"), **SMALL, **flags))
 
     return run
 
@@ -68,6 +64,8 @@ def test_a_run_that_breaks_off_is_closed(
 def test_a_server_that_keeps_no_models_is_refused_before_any_step(
     run_job: Callable[[Callable[..., None]], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """As a server of MLflow 2 answers, which knows experiments, runs and versions, and no logged models."""
+
     def fit() -> None:
         raise AssertionError("the server was to be asked before")
 
@@ -75,7 +73,7 @@ def test_a_server_that_keeps_no_models_is_refused_before_any_step(
         monkeypatch.setenv("MLFLOW_TRACKING_URI", proxy.endpoint)
         proxy.add(Rule(answer(200, EXPERIMENT), path="experiments/get-by-name"))
         proxy.add(Rule(answer(404, b"<!doctype html><title>404 Not Found</title>"), path="logged-models"))
-        with pytest.raises(TrackingError, match="that the server is MLflow 3 or later"):
+        with pytest.raises(TrackingError, match=r"404.*check .* that the server is MLflow 3 or later"):
             run_job(fit)
     assert not (tmp_path / "runs/pspnet").exists()  # the same command may be given again
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,17 +11,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pipelines.datasets.data_card import DataCard
-from pipelines.datasets.dataset import Dataset
-from pipelines.datasets.layouts import open_dataset
-from pipelines.demo.demo import draw_dataset
 from pipelines.demo.scenes import SCENE_CLASSES
-from pipelines.process.config_tree import build
 from pipelines.training.config import TrainConfig
 from pipelines.training.initial_weights import NetworkConfig, read_initial_weights
 from pipelines.training.loading import Rank
 from pipelines.training.resume import RECORD, RunRecord, check_resumable
-from pipelines.training.setup import Setup, check_data, set_up
+from pipelines.training.setup import Setup
 from pipelines.training.trainer import Trainer
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.checkpoints.importers import IMPORTERS, import_checkpoint
@@ -30,28 +24,21 @@ from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.network.pspnet import IMAGENET_MEAN, IMAGENET_STD, PSPNet, PSPNetConfig
 from tests.support.public_models import RESNET18, MmsegPSPNet, SemsegPSPNet, SmpPSPNet, TorchvisionResNet, randomise
+from tests.support.setups import config_of, setup_of
 
 CLASSES = len(SCENE_CLASSES)
 CPU = torch.device("cpu")
 FULL_16 = """model = dict(backbone=dict(dilations=(1, 1, 1, 2), strides=(1, 2, 2, 1), contract_dilation=False),
     decode_head=dict(type='PSPHead', align_corners=True, pool_scales=(1, 4, 5)))
 img_norm_cfg = dict(mean=[110.0, 120.0, 130.0], std=[50.0, 60.0, 70.0], to_rgb=True)"""
+STRIDE_16: dict[str, Any] = {"strides": (1, 2, 2, 1), "dilations": (1, 1, 1, 2)}
 
 Build = Callable[[], nn.Module]
 WHOLE: dict[str, tuple[Build, dict[str, Any], int]] = {
     "semseg": (lambda: SemsegPSPNet(CLASSES), {}, 65),
     "mmsegmentation": (lambda: MmsegPSPNet(CLASSES), {}, 70),
     "mmsegmentation-changed": (
-        lambda: MmsegPSPNet(
-            CLASSES,
-            "V1d",
-            bins=(1, 4, 5),
-            strides=(1, 2, 2, 1),
-            dilations=(1, 1, 1, 2),
-            align=True,
-            contract=False,
-            auxiliary=False,
-        ),
+        lambda: MmsegPSPNet(CLASSES, "V1d", bins=(1, 4, 5), align=True, contract=False, auxiliary=False, **STRIDE_16),
         {"meta": {"config": FULL_16}},
         97,
     ),
@@ -61,27 +48,12 @@ WHOLE: dict[str, tuple[Build, dict[str, Any], int]] = {
 """Networks, what their files hold beside the weights, and a side that they take."""
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("data")
-    draw_dataset(folder, train=4, val=2, seed=0)
-    return folder
-
-
-@functools.cache
-def opened(data: Path) -> tuple[Dataset, DataCard]:
-    """The images do not depend on the network: read once."""
-    dataset = open_dataset(str(data), "folder")
-    return dataset, check_data(config(data), dataset)
-
-
 def config(data: Path, **flags: Any) -> TrainConfig:
-    settings: dict[str, Any] = {"data": str(data), "output": "b", "crop": 193, "batch": 4}
-    return build(TrainConfig, settings | flags)
+    return config_of(data, **{"crop": 193, "batch": 4} | flags)
 
 
 def begun(data: Path, file: Path, **flags: Any) -> Setup:
-    return set_up(config(data, init=str(file), **flags), *opened(data))
+    return setup_of(config(data, init=str(file), **flags))
 
 
 def drawn(build: Build) -> nn.Module:
@@ -123,10 +95,9 @@ def test_the_network_is_what_its_weights_were_made_for(name: str, data: Path, tm
     theirs = drawn(build)
     loop = begun(data, saved(theirs, tmp_path, **content))
     assert_same_logits(loop, theirs, side)
-    changed = name == "mmsegmentation-changed"
-    assert (loop.network.mean, loop.network.std) == (
-        ((110.0, 120.0, 130.0), (50.0, 60.0, 70.0)) if changed else (IMAGENET_MEAN, IMAGENET_STD)
-    )
+    changed = ((110.0, 120.0, 130.0), (50.0, 60.0, 70.0))
+    normalised = changed if name == "mmsegmentation-changed" else (IMAGENET_MEAN, IMAGENET_STD)
+    assert (loop.network.mean, loop.network.std) == normalised
     # Crops are padded with what the network takes for the mean, and its head for training is there whatever theirs was.
     assert loop.crops.mean == loop.network.mean
     assert loop.network.auxiliary
@@ -134,14 +105,6 @@ def test_the_network_is_what_its_weights_were_made_for(name: str, data: Path, tm
     settled = loop.config.network
     found = (settled.backbone, settled.stem, settled.output_stride, settled.bins)
     assert found == (loop.network.backbone, loop.network.stem, loop.network.output_stride, loop.network.bins)
-
-
-def test_a_converted_checkpoint_starts_as_its_source_does(data: Path, tmp_path: Path) -> None:
-    theirs = drawn(lambda: SmpPSPNet(CLASSES, width=32))
-    found = import_checkpoint(saved(theirs, tmp_path))
-    checkpoint = Checkpoint(name="smp", config=found.config, classes=SCENE_CLASSES, weights=found.weights)
-    checkpoint.save(tmp_path / "ours")
-    assert_same_logits(begun(data, tmp_path / "ours"), theirs, 72)
 
 
 def test_other_classes_leave_the_rest_of_the_network_as_it_was(data: Path, tmp_path: Path) -> None:
@@ -159,11 +122,8 @@ def test_flags_that_do_not_fit_the_weights_are_refused(data: Path, tmp_path: Pat
     with pytest.raises(ConfigError, match=r"^init=.*: its stem deep32 differs; .* or leave out --stem$"):
         begun(data, file, stem="plain")
     assert begun(data, file, backbone="resnet18", stem="deep32").network.stem == "deep32"
-    settled = config(data, init=str(file), crop=40)
-    with pytest.raises(
-        ConfigError, match=r"^bins=1,2,3,6: the feature map of --crop 40 at --output-stride 8 has 5x5 cells"
-    ):
-        set_up(settled, *opened(data))
+    with pytest.raises(ConfigError, match=r"^bins=1,2,3,6: .* --crop 40 at --output-stride 8 has 5x5 cells"):
+        begun(data, file, crop=40)
 
 
 def test_flags_that_weights_allow_are_taken_with_a_warning(
@@ -172,10 +132,9 @@ def test_flags_that_weights_allow_are_taken_with_a_warning(
     file = saved(drawn(lambda: MmsegPSPNet(CLASSES, bins=(1, 2, 4))), tmp_path)
     with pytest.raises(ConfigError, match=r"^init=.*: the network has 3 grids; give their sizes with --bins"):
         begun(data, file)
-    with caplog.at_level("WARNING", "pipelines.training.initial_weights"):
-        network = begun(data, file, bins=(1, 2, 4), output_stride=16).network
+    network = begun(data, file, bins=(1, 2, 4), output_stride=16).network
     assert (network.bins, network.output_stride) == ((1, 2, 4), 16)
-    (warning,) = [record.getMessage() for record in caplog.records if record.name.endswith("initial_weights")]
+    (warning,) = [line for line in caplog.messages if line.startswith("the network of ")]
     assert warning.endswith("differs from the one to train: it has output_stride 8")
 
 
@@ -202,51 +161,37 @@ def test_other_classes_take_all_weights_but_the_classifiers(
     names = [f"class {index}" for index in range(3)]
     given = Checkpoint.from_model(PSPNet(config), name="three", classes=ClassTable.from_json({"names": names}))
     given.save(tmp_path / "three")
-    torch.manual_seed(1)
+    start, wanted = read_initial_weights(str(tmp_path / "three")), dataclasses.replace(config, classes=7)
     with caplog.at_level("INFO", "pipelines.training.initial_weights"):
-        found = read_initial_weights(str(tmp_path / "three")).state(dataclasses.replace(config, classes=7))
+        found = start.state(wanted, seed=1)
     fresh = {name for name, tensor in given.weights.items() if tensor.shape[:1] == (3,) and tensor.ndim in (1, 4)}
     assert fresh == {name for name in found if name.startswith(("decoder.1.", "auxiliary.4."))}
     assert len(fresh) == (4 if auxiliary else 2)
     assert all(found[name].shape == (7, *given.weights[name].shape[1:]) for name in fresh)
     assert all(found[name].equal(tensor) for name, tensor in given.weights.items() if name not in fresh)
-    PSPNet(dataclasses.replace(config, classes=7)).load_state_dict(found)
-    (record,) = caplog.records
-    assert "but for the classifiers (it has 3 classes, the data 7): " in record.getMessage()
-    assert all(name in record.getMessage() for name in fresh)
+    PSPNet(wanted).load_state_dict(found)
+    (line,) = caplog.messages
+    assert "but for the classifiers (it has 3 classes, the data 7): " in line
+    assert all(name in line for name in fresh)
+    # The seed draws them.
+    again, other = (start.state(wanted, seed=seed) for seed in (1, 2))
+    assert all(again[name].equal(tensor) for name, tensor in found.items())
+    assert not other["decoder.1.weight"].equal(found["decoder.1.weight"])
     # Another network is refused all the same, and named where its weights would fit.
     caplog.clear()
-    read_initial_weights(str(tmp_path / "three")).state(dataclasses.replace(config, align_corners=True))
-    assert [record.getMessage() for record in caplog.records if record.levelname == "WARNING"] == [
+    start.state(dataclasses.replace(config, align_corners=True))
+    assert caplog.messages == [
         f"the network of {tmp_path / 'three'} differs from the one to train: it has align_corners False"
     ]
     with pytest.raises(ConfigError, match="differs; start from the same backbone"):
-        read_initial_weights(str(tmp_path / "three")).state(dataclasses.replace(config, classes=7, backbone="resnet34"))
+        start.state(dataclasses.replace(wanted, backbone="resnet34"))
 
 
-def test_the_seed_draws_what_is_fresh(tmp_path: Path) -> None:
-    config = PSPNetConfig(classes=3, backbone="resnet18", output_stride=32, bins=(1, 2))
-    classes = ClassTable.from_json({"names": ["a", "b", "c"]})
-    Checkpoint.from_model(PSPNet(config), name="three", classes=classes).save(tmp_path / "three")
-    start, wanted = read_initial_weights(str(tmp_path / "three")), dataclasses.replace(config, classes=7)
-    one, again, other = (start.state(wanted, seed=seed) for seed in (1, 1, 2))
-    assert all(again[name].equal(tensor) for name, tensor in one.items())
-    assert "decoder.1.weight" in {name for name in one if not other[name].equal(one[name])}
-
-
-def test_a_file_that_holds_no_weights_is_refused(data: Path, tmp_path: Path) -> None:
-    (tmp_path / "page.pth").write_text("<html>404</html>")
-    with pytest.raises(ConfigError, match=r"^init=.*is no file of weights"):
-        begun(data, tmp_path / "page.pth")
-
-
-@pytest.mark.parametrize("resumed_with", [True, False])
-def test_a_run_goes_on_only_with_the_network_that_it_began_with(data: Path, tmp_path: Path, resumed_with: bool) -> None:
+def test_a_run_goes_on_only_with_the_network_that_it_began_with(data: Path, tmp_path: Path) -> None:
     """The weights of its checkpoint would fit; what they compute would be something else from that step on."""
     flags = {"backbone": "resnet18", "stem": "deep32"}
-    plain = set_up(config(data, **flags), *opened(data))
     given = begun(data, saved(drawn(lambda: MmsegPSPNet(CLASSES)), tmp_path), **flags)
-    before, now = (RunRecord.of(setup, "0") for setup in ((plain, given) if resumed_with else (given, plain)))
+    before, now = (RunRecord.of(setup, "0") for setup in (setup_of(config(data, **flags)), given))
     check_resumable(RECORD.validate_json(RECORD.dump_json(before)), before, init=None)
     with pytest.raises(ConfigError, match=r"^init=.*: the run to resume has another network; give the --init that"):
         check_resumable(before, now, init="theirs.pth")
@@ -254,18 +199,49 @@ def test_a_run_goes_on_only_with_the_network_that_it_began_with(data: Path, tmp_
 
 def test_the_record_of_a_run_keeps_no_credentials(data: Path) -> None:
     given = config(data, output="s3://KEY:geheim@bucket/runs")
-    setup = dataclasses.replace(set_up(config(data), *opened(data)), config=given)
+    setup = dataclasses.replace(setup_of(config(data)), config=given)
     written = RECORD.dump_json(RunRecord.of(setup, "0")).decode()
     assert "bucket/runs" in written
     assert "geheim" not in written
 
 
-@pytest.mark.parametrize("change", [{"loss": "dice"}, {"train": "val"}, {"norm": "frozen"}, {"lr": 0.5}, {"seed": 1}])
-def test_what_changes_the_course_of_a_run_is_told(
-    data: Path, change: dict[str, Any], caplog: pytest.LogCaptureFixture
-) -> None:
-    setup = set_up(config(data), *opened(data))
-    other = dataclasses.replace(setup, config=config(data, **change))
+def test_what_changes_the_course_of_a_run_is_told(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    changes = {
+        "seed": (0, 1),
+        "train": ("train", "val"),
+        "rotate": (10.0, 5.0),
+        "norm": ("auto", "frozen"),
+        "loss": ("cross_entropy", "dice"),
+        "lr": (0.01, 0.5),
+        "epochs": (100, 3),
+    }
+    setup = setup_of(config(data))
+    other = dataclasses.replace(setup, config=config(data, **{flag: new for flag, (_, new) in changes.items()}))
     check_resumable(RunRecord.of(setup, "0"), RunRecord.of(other, "0"), init=None)
-    ((flag, value),) = change.items()
-    assert f"--{flag} {value} (before: " in caplog.text
+    (line,) = caplog.messages
+    told = [f"--{flag} {new} (before: {old})" for flag, (old, new) in changes.items()]
+    assert sorted(line.removeprefix("the run goes on in another way than it began: ").split(", ")) == sorted(told)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        (lambda names: (*names, "moon"), r"^classes=7: the run to resume has 6; give that, or another --name$"),
+        (
+            lambda names: (*names[:-1], "moon"),
+            r"^classes=moon: class 5 of the run to resume is Person; give its",
+        ),
+        (lambda names: (names[1], names[0], *names[2:]), r"^classes=Building: class 0 of the run to resume is Sky; "),
+    ],
+    ids=["more", "others", "in another order"],
+)
+def test_a_resume_with_other_classes_is_refused(
+    data: Path, change: Callable[[tuple[str, ...]], tuple[str, ...]], line: str
+) -> None:
+    setup = setup_of(config(data))
+    classes = ClassTable.from_json({"names": list(change(SCENE_CLASSES.names))})
+    crops = dataclasses.replace(setup.crops, dataset=dataclasses.replace(setup.dataset, classes=classes))
+    network = dataclasses.replace(setup.network, classes=len(classes))
+    other = dataclasses.replace(setup, crops=crops, network=network)
+    with pytest.raises(ConfigError, match=line):
+        check_resumable(RunRecord.of(setup, "0"), RunRecord.of(other, "0"), init=None)

@@ -25,18 +25,15 @@ BATCH = 4
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory: pytest.TempPathFactory) -> Dataset:
-    folder = tmp_path_factory.mktemp("scenes")
-    draw_dataset(folder, train=11, val=2, seed=0)
-    return open_dataset(str(folder), "folder")
+def dataset(data: Path) -> Dataset:
+    return open_dataset(str(data), "folder")
 
 
-def make_crops(dataset: Dataset, *, seed: int = 0, crop: int = 32, blocks: Any = None) -> Crops:
-    pairs = dataset.split("train")
+def make_crops(dataset: Dataset, *, seed: int = 0, crop: int = 32) -> Crops:
     return Crops(
         dataset=dataset,
-        pairs=pairs,
-        blocks=blocks or (1,) * len(pairs),
+        pairs=dataset.split("train"),
+        blocks=dataset.blocks("train"),
         augment=AugmentConfig(crop=crop),
         mean=IMAGENET_MEAN,
         batch=BATCH,

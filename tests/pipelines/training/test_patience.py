@@ -8,51 +8,34 @@ import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 
-from pipelines.datasets.dataset import Dataset
-from pipelines.datasets.layouts import open_dataset
-from pipelines.demo.demo import draw_dataset
-from pipelines.process.config_tree import build
 from pipelines.process.retrying import Retries
 from pipelines.storage import TransientStorageError, open_store
 from pipelines.training.checkpointing import CheckpointFolder
-from pipelines.training.config import TrainConfig
 from pipelines.training.loading import Batch, Crops, Rank, load_by_threads
 from pipelines.training.loop import newest_of_all
 from pipelines.training.patience import Patience
 from pipelines.training.setup import Setup, check_data, set_up
 from tests.support.faultproxy import FaultProxy, Rule, slow_down
 from tests.support.ranks import make_trainer
+from tests.support.setups import SMALL, config_of
 
 ATTEMPTS = 2
 QUICK = Retries(attempts=ATTEMPTS, first_wait=0, longest_wait=0, jitter=0)
 SECONDS = 60.0  # a busy machine takes long
 
 
-def logged(caplog: pytest.LogCaptureFixture) -> list[str]:
-    return [record.getMessage() for record in caplog.records if record.name == "pipelines.process.retrying"]
-
-
-def copied(folder: Path, bucket: str) -> None:
-    """Put a local folder's files into a bucket."""
-    store = open_store(bucket, field="data")
-    for path in sorted(folder.rglob("*.*")):
-        assert store.put_if_absent(path.relative_to(folder).as_posix(), path.read_bytes())
-
-
 @pytest.fixture
-def setup(s3_proxy: FaultProxy, s3_bucket: str, tmp_path: Path) -> Setup:
+def setup(data: Path, s3_proxy: FaultProxy, s3_bucket: str) -> Setup:
     """What a trainer is given of a data set in a bucket, which gives up soon by itself."""
-    draw_dataset(tmp_path, train=4, val=2, seed=0)
-    copied(tmp_path, s3_bucket)
-    dataset = open_dataset(s3_bucket, "folder")
-    network: dict[str, Any] = {"backbone": "resnet18", "output_stride": 32, "bins": (1, 2), "crop": 48}
-    config = build(TrainConfig, network | {"data": s3_bucket, "output": f"{s3_bucket}/runs", "batch": 2, "epochs": 3})
-    quick: Dataset = dataclasses.replace(dataset, store=open_store(s3_bucket, field="data", retries=QUICK))
+    store = open_store(s3_bucket, field="data", retries=QUICK)
+    for path in sorted(data.rglob("*.*")):
+        assert store.put_if_absent(path.relative_to(data).as_posix(), path.read_bytes())
+    config = config_of(s3_bucket, **SMALL, epochs=3)
+    quick = dataclasses.replace(config.dataset.open(), store=store)
     setup = set_up(config, quick, check_data(config, quick))
     return dataclasses.replace(setup, network=dataclasses.replace(setup.network, stages=2))
 
@@ -66,7 +49,7 @@ def test_data_that_are_away_for_a_while_make_the_same_crops(
     setup: Setup, s3_proxy: FaultProxy, caplog: pytest.LogCaptureFixture
 ) -> None:
     expected = batches_of(setup.crops)
-    assert not logged(caplog)
+    assert not caplog.messages
     away = s3_proxy.add(Rule(slow_down, path="/images/train/", first=4))
     with ThreadPoolExecutor(1) as reader:
         # As they come to a worker: pickled.
@@ -76,7 +59,7 @@ def test_data_that_are_away_for_a_while_make_the_same_crops(
         for batch, other in zip(found.result(SECONDS), expected, strict=True):
             assert torch.equal(batch.images, other.images)
             assert torch.equal(batch.masks, other.masks)
-    missing, back = logged(caplog)
+    missing, back = caplog.messages
     assert missing.startswith("storage does not answer (s3://") and missing.endswith("; training waits for up to 600 s")
     assert back.startswith("storage answers again after ")
 
@@ -119,7 +102,7 @@ def test_an_outage_is_logged_once_however_many_threads_meet_it(caplog: pytest.Lo
     with ThreadPoolExecutor(threads) as pool:
         assert list(pool.map(lambda thread: patience.outlast(lambda: read(thread)), range(threads))) == [0, 1, 2, 3]
     assert tried == [2] * threads
-    missing, back = logged(caplog)
+    missing, back = caplog.messages
     assert "the bucket is away" in missing
     assert back.startswith("storage answers again")
 
@@ -137,4 +120,4 @@ def test_patience_ends_for_all_readers_of_an_outage(caplog: pytest.LogCaptureFix
         with pytest.raises(TransientStorageError, match="the bucket is away"):
             patience.outlast(functools.partial(read, call))
     assert [call for call in tries if call] == [1, 2]
-    assert len(logged(caplog)) == 1
+    assert len(caplog.messages) == 1

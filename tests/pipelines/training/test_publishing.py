@@ -2,14 +2,12 @@
 
 import dataclasses
 import math
-import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from mlflow.tracking import MlflowClient
 
-from pipelines.tracking.registry import champion_of
+from pipelines.tracking.registry import champion_of, set_champion
 from pipelines.tracking.server import Server, TrackingError
 from pipelines.training.publishing import crown
 from pspnet_core.checkpoints.checkpoint import Checkpoint, load_checkpoint
@@ -21,8 +19,6 @@ from tests.support.registered import register
 class Versions:
     """Versions of one model, each a copy of the same checkpoint."""
 
-    client: MlflowClient
-    experiment: str
     checkpoint: Path
     made: int = 0
 
@@ -30,7 +26,7 @@ class Versions:
         """Register one more, with this record."""
         record = {"miou": None if miou is None else repr(miou), "data": data}
         tags = {name: value for name, value in record.items() if value is not None}
-        register(self.client, self.checkpoint, "scenes", experiment=self.experiment, tags=tags)
+        register(self.checkpoint, "scenes", tags=tags)
         self.made += 1
         return f"models:/scenes/{self.made}"
 
@@ -45,9 +41,7 @@ class Versions:
 
 @pytest.fixture
 def versions(tracking_home: Path, scene_model: Path) -> Versions:
-    client = MlflowClient(os.environ["MLFLOW_TRACKING_URI"])
-    place = client.create_experiment("training", artifact_location=(tracking_home / "artifacts").as_uri())
-    return Versions(client, place, scene_model)
+    return Versions(scene_model)
 
 
 def never(checkpoint: Checkpoint) -> float:
@@ -81,8 +75,7 @@ def test_a_champion_of_other_data_is_scored_anew(versions: Versions, scene_model
 
 
 def test_a_champion_without_a_record_is_scored(versions: Versions) -> None:
-    versions.log()
-    versions.client.set_registered_model_alias("scenes", "champion", "1")
+    set_champion(Server(), versions.log())
     assert not versions.crown(0.2, "abc", lambda checkpoint: 0.3)
     assert versions.crown(0.2, "abc", lambda checkpoint: 0.1)
 
