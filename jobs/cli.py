@@ -35,8 +35,9 @@ import docstring_parser
 import yaml
 
 from pipelines.process.config_tree import KIND, build, leaves, parts
+from pipelines.process.logs import log_to_stderr
 from pipelines.process.redaction import redacted
-from pspnet_core.errors import ConfigError, PspnetError, Terminated
+from pspnet_core.errors import ConfigError, PspnetError, Terminated, one_line
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -74,7 +75,7 @@ def main(
         return 130
     except PspnetError as error:
         cause = _origin(error)
-        print("error:", redacted(" ".join(str(cause).split())), file=sys.stderr)
+        print("error:", redacted(one_line(str(cause))), file=sys.stderr)
         return 2 if isinstance(cause, ConfigError) else 1
     except Exception:
         traceback.print_exc()
@@ -312,7 +313,7 @@ def _reserved_stdout() -> Iterator[TextIO]:
 
 def _log_to_stderr() -> None:
     """Show what this project logs from INFO on, and warnings of everything else."""
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     for room in ("jobs", "pipelines", "pspnet_core"):
         logging.getLogger(room).setLevel(logging.INFO)
 

@@ -79,9 +79,20 @@ class Terminated(PspnetError):
         self.result = result
 
 
-KINDS = (
-    *("Empty", "Unreadable", "Truncated", "TooLarge", "NotFinite", "Crashed", "TimedOut"),
-    *("Changed", "Missing", "Denied", "Failed"),
+KINDS = tuple(
+    [
+        "Empty",
+        "Unreadable",
+        "Truncated",
+        "TooLarge",
+        "NotFinite",
+        "Crashed",
+        "TimedOut",
+        "Changed",
+        "Missing",
+        "Denied",
+        "Failed",
+    ]
 )
 """Kinds of errors of images; ``Failed`` is what fits none of the others."""
 
@@ -117,5 +128,13 @@ def one_line(text: str) -> str:
 
     Names and messages of codecs may hold line breaks, terminal sequences and halves of surrogate pairs.
     """
-    folded = " ".join(text.split())
-    return "".join(each if each.isprintable() else each.encode("unicode_escape").decode() for each in folded)
+    return printable(" ".join(text.split()))
+
+
+def printable(text: str) -> str:
+    """Text with all characters that are not printable spelt as Python does; tabs stay."""
+    if text.isprintable():
+        return text
+    return "".join(
+        each if each.isprintable() or each == "\t" else each.encode("unicode_escape").decode() for each in text
+    )

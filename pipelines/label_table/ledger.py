@@ -31,6 +31,9 @@ from pspnet_core.threads import map_ahead
 PLAN_IMAGES = 2**20
 """Most images of one plan: some 200 MB on the driver while it is made."""
 
+UNSIZED = 2**22
+"""Bytes that an image is taken to have whose size the listing does not tell."""
+
 PLAN_CHUNKS = 2**12
 """Most chunks of one plan, whose footer grows with them: 2 MB, which every process that reads chunks holds."""
 
@@ -196,11 +199,11 @@ def chunk_bounds(sizes: NDArray[np.int64], limits: ChunkLimits) -> list[tuple[in
     """Cut a sequence of images into chunks: ``(start, stop)`` of each, covering all, none empty.
 
     Args:
-        sizes: encoded bytes of each image.
+        sizes: encoded bytes of each image; where they are not told they are taken for ``UNSIZED``.
     """
     bounds: list[tuple[int, int]] = []
     start, filled = 0, 0
-    for index, size in enumerate(sizes.tolist()):
+    for index, size in enumerate(np.where(sizes > 0, sizes, UNSIZED).tolist()):
         if index > start and (index - start >= limits.images or filled + size > limits.bytes):
             bounds.append((start, index))
             start, filled = index, 0

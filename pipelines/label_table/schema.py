@@ -84,8 +84,8 @@ class RowProvenance:
 
 _PLAN, _CHUNK = re.compile(r"(\d{6,})\.parquet"), re.compile(r"(\d{6,})-(\d{6,})\.parquet")
 
-OWN_FOLDERS = ("plans", "masks", "class_stats", "classes", "runs")
-"""Folders below ``--output`` that are not hidden."""
+TABLES = ("plans/model=", "masks/model=", "class_stats/model=", "classes/model=")
+"""How the paths of Parquet files below ``--output`` begin."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -41,7 +41,7 @@ class LabelConfig:
     allow: tuple[str, ...] = ()
     """What a manifest may name besides its own folder, bucket or host: folders or URIs, comma-separated."""
     exclude: tuple[str, ...] = ()
-    """Globs relative to each input, comma-separated: what matches is left out, and what lies below it."""
+    """Globs relative to the input's folder, comma-separated: what matches is left out, and what lies below it."""
     since: str | None = None
     """Label only what was modified then or later: a date, a time (UTC), or a span such as 36h or 7d."""
     max_pixels: int = 100_000_000
@@ -77,7 +77,7 @@ class LabelConfig:
         since = None if self.since is None else since_time(self.since, now)
         date = run_date(self.date, now)
         inputs = Inputs.of(self.input, date=date, since=since, exclude=self.exclude, allow=self.allow)
-        return replace(inputs, own=open_store(self.output, field="output").root)
+        return replace(inputs, output=open_store(self.output, field="output").root)
 
     def prices(self) -> Prices:
         """Those that are given."""

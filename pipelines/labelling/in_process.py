@@ -9,7 +9,6 @@ chunks first, one at a time: the chunk under way is then the one to blame.
 
 import contextlib
 import functools
-import logging
 import os
 import queue
 import signal
@@ -32,6 +31,7 @@ from pipelines.labelling.stages.predictor import ModelToLoad, Predictor
 from pipelines.labelling.stages.segment import Segment
 from pipelines.labelling.stages.walk import Walk
 from pipelines.process.environment import child_environment
+from pipelines.process.logs import log_to_stderr
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import PspnetError
 
@@ -232,7 +232,7 @@ def main(descriptor: int) -> None:
     """The child: do the work that comes over a pipe; ends when it is done, or when the parent is gone."""
     global _parent
     signal.signal(signal.SIGTERM, signal.SIG_IGN)  # where all processes get one, the parent's orderly end is ours, too
-    logging.basicConfig(stream=sys.stderr, format="%(asctime)s %(levelname)s %(message)s")
+    log_to_stderr()
     connection = Connection(descriptor)
     parent = _parent = _Parent(connection)
     work: _Work = cloudpickle.loads(connection.recv_bytes())

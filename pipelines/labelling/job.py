@@ -64,9 +64,9 @@ def label(config: LabelConfig, make_predictor: Callable[[], Predictor] | None = 
     Returns:
         ``run_id``, ``images`` (those listed and those of a plan that was open; or those tried again), which is the sum
         of ``labelled``, ``errors`` and ``skipped`` (done before, or by another driver meanwhile), ``seconds``,
-        ``images_per_second``, ``damaged`` (archives and Parquet files that could not be listed in full), ``unreadable``
-        (names and folders of the input that cannot be read), ``other_formats`` (objects of the input that are left out,
-        by suffix), ``labels`` (a glob over the label table) and ``cpu_ms`` (CPU milliseconds per image and stage).
+        ``images_per_second``, ``damaged`` (files with many images that could not be listed in full, and names and
+        folders that cannot be read), ``left_out`` (objects and members of other formats, by suffix), ``labels`` (a glob
+        over the label table) and ``cpu_ms`` (CPU milliseconds per image and stage).
 
     Raises:
         ConfigError: a mistake in the config; nothing was written, unless a plan was open, which is finished first.
@@ -184,6 +184,8 @@ class _Job:
                 return _Outcome(images=totals.done, totals=totals, run_id=opened.run_id, stopped=True)
         with spool(self._found(inputs)) as listing:
             if not opened and not listing.images and inputs.since is None:
+                if isinstance(inputs.omissions.first, PspnetError):
+                    raise inputs.omissions.first
                 remedy = f"holds no images for --source {self.config.source}; check the prefix"
                 raise ConfigError("input", inputs, remedy)
             gone = listing.absent(self.ledger.rows(opened, VERSION.names)) if opened else 0
@@ -253,6 +255,7 @@ class _Job:
             for batch in find_source(self.config.source).find(inputs):
                 progress.advance(len(batch))
                 yield batch
+        inputs.omissions.tell()
 
     def _execute(self, plan: Plan) -> Totals:
         """Write what is missing of a plan, then what belongs to its end.

@@ -91,7 +91,7 @@ class Holder:
             return not same or found.status() == psutil.STATUS_ZOMBIE
         except psutil.NoSuchProcess:
             return True
-        except psutil.AccessDenied:
+        except (psutil.AccessDenied, OverflowError):  # a number that no process can have
             return False
 
 

@@ -23,7 +23,7 @@ _SECRET_NAME = re.compile(
 )
 _NO_SECRETS = {"true", "false", "none", "null"}
 # Up to the last @ before the path; with a colon, which is no port's, even beyond: a secret may hold a slash.
-_USERINFO = re.compile(r"(?<=://)(?:[^\s/?#]*@|[^\s/?#:@]*:(?!\d+(?:[/?#]|$))[^\s@]*@)")
+_USERINFO = re.compile(r"(?<=://)(?:[^\s/?#]{0,1024}@|[^\s/?#:@]{0,1024}:(?!\d+(?:[/?#]|$))[^\s@]{0,1024}@)")
 _PARAMETER = re.compile(
     r"([?&;](?:sig|[^=&;\s?#]*(?:signature|token|secret|password|passwd|pwd|credential|auth|key)[^=&;\s?#]*)=)"
     r"[^&;\s#\"'<>]+",

@@ -41,10 +41,12 @@ KNOWN_ARCHIVES = 4
 """Archives whose members' places a process remembers."""
 MOST_IMAGES = 2**20
 """Images of one archive; what it holds beyond that is damage, as every process that reads it holds their places."""
+LONGEST_NAME = 1024
+"""Characters of a member's name, as of a key of S3."""
 LONGEST_HEADER = 2**20
 """Bytes of a header that describes the next one, such as a long name."""
 _OVERRUNS = (RecursionError, OverflowError, MemoryError)
-"""What headers bring forth that are chained, or claim absurd sizes."""
+"""What reading headers raises that are chained, or claim absurd sizes."""
 
 
 class _Place(NamedTuple):
@@ -59,24 +61,27 @@ class WebDataset:
 
     def find(self, inputs: Inputs) -> Iterator[pa.RecordBatch]:
         """As ``Source.find``. Damage of an archive is logged; what can be read of it is listed."""
-        return batched(members_of(inputs.new_objects(SUFFIXES), _images_of, inputs))
+        return batched(members_of(inputs.new_objects(SUFFIXES), lambda item: _images_of(item, inputs), inputs))
 
     def read(self, rows: pa.Table, *, threads: int) -> list[ReadResult]:
         """As ``Source.read``; ``Truncated`` is what lies behind the damage of an archive."""
         return read_members(rows, SUFFIXES, functools.partial(_take, threads=threads))
 
 
-def _images_of(item: StoredObject) -> Iterator[Row]:
+def _images_of(item: StoredObject, inputs: Inputs) -> Iterator[Row]:
     """One row per image of an archive; as ``containers.Look``."""
     store, path = place_of(item.uri, item.key)
     known: set[int] = set()  # hashes of names: the names themselves would take as much memory as an archive says
     doubled, unplain = _Names(), _Names()
     try:
         for name, member, _ in _walk(store, path):
-            if not _is_image(name):
+            if is_hidden(name):
                 continue
-            if not member.isreg() or member.issparse():
-                unplain.add(name)
+            if not _is_image(name):
+                inputs.omissions.add_format(name)
+                continue
+            if not member.isreg() or member.issparse() or len(name) > LONGEST_NAME:
+                unplain.add(name[:LONGEST_NAME])
             elif hash(name) in known:
                 doubled.add(name)
             elif len(known) == MOST_IMAGES:
@@ -87,7 +92,7 @@ def _images_of(item: StoredObject) -> Iterator[Row]:
         check_unchanged(store, path, item.etag)
     finally:
         doubled.tell(item.uri, "more than once; the first of each name is taken")
-        unplain.tell(item.uri, "left out: links, or stored as sparse files")
+        unplain.tell(item.uri, "left out: links, sparse files, or names without end")
 
 
 class _Names:
@@ -139,7 +144,7 @@ def _streamed(store: Store, path: str, members: Sequence[str]) -> Mapping[str, R
     wanted = set(members)
     try:
         for name, member, archive in _walk(store, path):
-            if name in wanted and member.isreg():
+            if name in wanted and member.isreg() and not member.issparse():
                 wanted.remove(name)
                 results[name] = _cut(store, path)
                 with _damage_told():

@@ -4,16 +4,17 @@ import contextlib
 import functools
 import itertools
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple, Protocol
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipelines.label_table.schema import LISTING
 from pipelines.sources.inputs import Inputs
 from pipelines.storage import Store, open_store
 from pipelines.storage.base import Request, split_scheme
-from pspnet_core.errors import ImageError, as_image_error
+from pspnet_core.errors import ImageError
 
 ReadResult = bytes | Exception
 """The bytes of an image, or why it has none: an ImageError or ObjectError, or what else its reading has raised."""
@@ -29,7 +30,9 @@ ABSENT = ""
 """Etag of an image that was not there when it was listed. Its row becomes an error row of kind ``Missing``; once there
 is such an object, it has an etag of its own and is listed as a new version."""
 DENIED = "denied"
-"""Etag of an image that might not be looked at when it was listed, or not be named; kind ``Denied``."""
+"""Etag of an image that might not be looked at when it was listed; kind ``Denied``."""
+FOREIGN = "foreign"
+"""Etag of an image that a manifest names and may not name; kind ``Denied``."""
 UNKNOWN = "unknown"
 """Etag of an image whose storage did not answer when it was listed, or whose URI names none; kind ``Failed``."""
 
@@ -75,8 +78,32 @@ def batched(rows: Iterable[Row]) -> Iterator[pa.RecordBatch]:
     """Rows as a stream of batches."""
     stream = iter(rows)
     while some := list(itertools.islice(stream, BATCH_ROWS)):
-        columns = [pa.array(column, field.type) for column, field in zip(zip(*some, strict=True), LISTING, strict=True)]
-        yield pa.RecordBatch.from_arrays(columns, schema=LISTING)
+        try:
+            yield _batch(some)
+        except (OverflowError, UnicodeEncodeError):  # what an answer of a server may hold
+            yield _batch([_encodable(row) for row in some])
+
+
+def _batch(rows: Sequence[Row]) -> pa.RecordBatch:
+    columns = [pa.array(column, field.type) for column, field in zip(zip(*rows, strict=True), LISTING, strict=True)]
+    return pa.RecordBatch.from_arrays(columns, schema=LISTING)
+
+
+def _encodable(row: Row) -> Row:
+    uri, key, etag = (text.encode("utf-8", "backslashreplace").decode() for text in (row.uri, row.key, row.etag))
+    return Row(uri, key, etag, max(0, min(row.bytes, 2**62)))
+
+
+def values_of(column: pa.Array) -> Iterator[Any]:
+    """The values of a column that may be encoded by a dictionary, of which only those that occur are taken; texts as
+    bytes, since they may be damaged."""
+    if not pa.types.is_dictionary(column.type):
+        yield from (value.as_py() for value in column)
+        return
+    places = pc.unique(column.indices).drop_null()
+    values = column.dictionary.cast(pa.large_binary()).take(places).to_pylist()
+    known = dict(zip(places.to_pylist(), values, strict=True))
+    yield from (None if place is None else known[place] for place in column.indices.to_pylist())
 
 
 def rows_of(table: pa.Table) -> list[Row]:
@@ -126,7 +153,7 @@ def read_objects(rows: pa.Table, *, threads: int) -> list[ReadResult]:
             store, path = _readable(row)
             wanted[store, bool(row.bytes)][index] = path, row.etag, row.bytes or UNSIZED_BYTES
         except Exception as error:
-            results[index] = as_image_error(error)
+            results[index] = error
     for (store, is_sized), requests in wanted.items():
         results |= (_read if is_sized else _read_unsized)(store, requests, threads)
     return [results[index] for index in range(len(listed))]
@@ -156,8 +183,10 @@ def _readable(row: Row) -> tuple[Store, str]:
     if row.etag == ABSENT:
         raise ImageError("Missing", f"there was no object {row.uri} when it was listed")
     if row.etag == DENIED:
-        raise ImageError("Denied", f"{row.uri} might not be looked at when it was listed: grant access, or --allow it")
-    store, path = place_of(row.uri, row.key)
+        raise ImageError("Denied", f"{row.uri} could not be looked at when it was listed: grant access")
+    if row.etag == FOREIGN:
+        raise ImageError("Denied", f"{row.uri} lies outside what its manifest may name: --allow that place")
+    store, path = place_of(row.uri, row.key)  # which says more of a URI that names none
     if row.etag == UNKNOWN:
         raise ImageError("Failed", f"{row.uri} did not answer when it was listed")
     if row.bytes > MAX_BYTES:

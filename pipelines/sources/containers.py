@@ -26,12 +26,12 @@ from pipelines.storage import (
     StoredObject,
     TransientStorageError,
 )
-from pspnet_core.errors import ConfigError, as_image_error, one_line
+from pspnet_core.errors import ConfigError, ImageError, as_image_error, one_line
 
 log = logging.getLogger(__name__)
 Look = Callable[[StoredObject], Iterable[Row]]
-"""A file -> a row for each of its images, as they are found. Raises what its damage brings forth; what was found before
-counts."""
+"""A file -> a row for each of its images, as they are found. Raises whatever keeps it from going on; the rows before
+that count."""
 
 Take = Callable[[Store, str, str, Sequence[str]], Mapping[str, ReadResult]]
 """(store, path, etag, members) -> each member's bytes or error. Raises ObjectError when the file cannot be had."""
@@ -73,18 +73,20 @@ class _Looks:
                 found += 1
                 yield row
         except TransientStorageError as error:
-            if not self.inputs.answers():
+            if place_of(item.uri, item.key)[0].trouble():
                 raise
             self._tell(item, found, error)
         except Exception as error:
             self._tell(item, found, error)
 
     def _tell(self, item: StoredObject, found: int, error: Exception) -> None:
-        self.inputs.omissions.damaged.add(item.uri)
+        self.inputs.omissions.add_file(error)
         passes = isinstance(error, ObjectError | TransientStorageError)
         lost = "its images are left to the next run" if passes else "it is left out"
         kept = f"the {found} images before that are listed" if found else lost
         log.warning("%s; %s", one_line(_why(item.uri, error)), kept)
+        if found:
+            return
         if isinstance(error, ConfigError):
             self.refusals.append(error)
         elif isinstance(error, ObjectDenied) and not isinstance(error, ObjectArchived):
@@ -114,7 +116,8 @@ def read_members(rows: pa.Table, suffixes: Collection[str], take: Take) -> list[
             results[index] = error
     for (store, path, etag), places in wanted.items():
         found = _read_file(store, path, etag, [member for _, member in places], take)
-        results |= {index: found[member] for index, member in places}
+        lost = ImageError("Truncated", f"{store.uri_of(path)} does not hold all that it says")
+        results |= {index: found.get(member, lost) for index, member in places}
     return [results[index] for index in range(len(rows))]
 
 
@@ -149,7 +152,7 @@ def _read_file(store: Store, path: str, etag: str, members: Sequence[str], take:
         return found
     except ObjectMissing as error:
         # Asked for in this way, a store also notices that the whole folder is not mounted on this machine.
-        (answer,) = store.read_many([(path, etag)])
+        (answer,) = store.read_many([(path, etag, 0)])
         return dict.fromkeys(members, answer if isinstance(answer, Exception) else error)
     except Exception as error:
         return dict.fromkeys(members, error)

@@ -5,20 +5,20 @@ import datetime
 import functools
 import itertools
 import json
+import math
 import os
 import re
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import TypeVar
-from urllib.parse import unquote
 
 from fsspec.utils import glob_translate
 
-from pipelines.label_table.schema import OWN_FOLDERS
+from pipelines.label_table.schema import TABLES
 from pipelines.sources.dates import with_date
 from pipelines.sources.omissions import Omissions
-from pipelines.storage import THREADS, StoredObject, open_store
+from pipelines.storage import THREADS, Store, StoredObject, open_store
 from pipelines.storage.base import LeftOut, is_hidden, split_scheme
 from pspnet_core.errors import ConfigError
 from pspnet_core.threads import map_ahead
@@ -68,9 +68,10 @@ class Input:
         """The input in full, as plans and run records name it."""
         return f"{self.root.rstrip('/')}/{self.pattern}" if self.pattern else self.root
 
-    def answers(self) -> bool:
-        """Whether its storage answers now."""
-        return open_store(self.root, field=FIELD).answers()
+    @property
+    def store(self) -> Store:
+        """The store of its root."""
+        return open_store(self.root, field=FIELD)
 
     def selects(self, uri: str) -> bool:
         """Whether a listing of this input holds the object."""
@@ -93,7 +94,7 @@ class Input:
             if found is not None:
                 yield iter([found])
                 return
-        for part in open_store(self.root, field=FIELD).list_in_parts(left_out):
+        for part in self.store.list_in_parts(left_out):
             yield filter(lambda item: self._matches(item.key), part) if self.pattern else part
 
     def _matches(self, key: str) -> bool:
@@ -114,7 +115,7 @@ class Inputs:
         since: only what was modified then or later counts; None for everything.
         exclude: globs relative to the root of each place; what matches is left out, and what lies below it.
         allow: URIs of what manifests may name besides what lies with them.
-        own: URI of the run's output, whose tables are no input.
+        output: URI of the run's output, whose tables are no input.
         omissions: what a listing leaves out.
     """
 
@@ -122,7 +123,7 @@ class Inputs:
     since: datetime.datetime | None = None
     exclude: tuple[str, ...] = ()
     allow: tuple[str, ...] = ()
-    own: str = ""
+    output: str = ""
     omissions: Omissions = field(default_factory=Omissions, compare=False)
 
     @classmethod
@@ -145,12 +146,13 @@ class Inputs:
         Raises:
             ConfigError: an input or a glob is empty or malformed.
         """
-        dated = (with_date(part, date, field=FIELD) for part in split_inputs(text))
-        places = tuple(Input.parse(each) for part in dated for each in expanded(part))
-        for pattern in exclude:
-            _check_glob("exclude", pattern)
-        allowed = tuple(open_store(uri, field="allow").root for uri in allow)
-        return cls(places=places, since=since, exclude=exclude, allow=allowed)
+        named = (each for part in split_inputs(text) for each in expanded(part))
+        return cls(
+            places=tuple(Input.parse(with_date(each, date, field=FIELD)) for each in named),
+            since=since,
+            exclude=tuple(map(_excluded, exclude)),
+            allow=tuple(map(_allowed, allow)),
+        )
 
     @property
     def uris(self) -> tuple[str, ...]:
@@ -159,22 +161,6 @@ class Inputs:
 
     def __str__(self) -> str:
         return ",".join(self.uris)
-
-    def answers(self) -> bool:
-        """Whether the storage of one of them answers now."""
-        return any(place.answers() for place in self.places)
-
-    def may_reach(self, uri: str, manifest: str) -> bool:
-        """Whether an image may be read because a manifest names it: it lies in the manifest's folder, or in its bucket
-        or on its host, or where ``allow`` says.
-
-        Who can write into a bucket could else have any file of this machine, and any address of its network, read.
-        """
-        scheme, rest = split_scheme(manifest)
-        own = manifest.rpartition("/")[0] if scheme == "file" else f"{scheme}://{rest.partition('/')[0]}"
-        # On the web a path is made plain before it is asked for; in a bucket two dots are a name.
-        leaves = not uri.startswith("s3://") and ".." in unquote(uri).split("/")
-        return not leaves and any(f"{uri}/".startswith(f"{root.rstrip('/')}/") for root in (own, *self.allow))
 
     def keeps(self, modified: datetime.datetime | None) -> bool:
         """Whether something of this age counts; where the storage tells no time, it does."""
@@ -203,23 +189,41 @@ class Inputs:
                 if item.key.lower().endswith(endings):
                     yield item
                 else:
-                    self.omissions.add_other_format(item.key)
-        self.omissions.tell()
+                    self.omissions.add_format(item.key)
 
     def _parts(self, number: int, suffixes: Collection[str]) -> list[Iterator[StoredObject]]:
         place = self.places[number]
         earlier = [other for other in self.places[:number] if other.overlaps(place)]
-        unwanted = [_compiled(pattern) for pattern in self.exclude]
-        own = tuple(f"{self.own.rstrip('/')}/{folder}/" for folder in OWN_FOLDERS) if self.own else ()
+        tables = tuple(f"{self.output.rstrip('/')}/{folder}" for folder in TABLES) if self.output else ()
 
         def is_wanted(item: StoredObject) -> bool:
             return not (
-                item.uri.startswith(own)
-                or any(pattern.match(item.key) for pattern in unwanted)
-                or any(other.selects(item.uri) for other in earlier)
+                item.uri.startswith(tables)
+                or self._excludes(place, item.uri)
+                or any(other.selects(item.uri) and not self._excludes(other, item.uri) for other in earlier)
             )
 
-        return [filter(is_wanted, part) for part in place.parts(suffixes, self.omissions.add_unreadable)]
+        return [filter(is_wanted, part) for part in place.parts(suffixes, self.omissions.add_name)]
+
+    def _excludes(self, place: Input, uri: str) -> bool:
+        """Whether ``exclude`` leaves out something of one of the places."""
+        key = uri[len(place.root.rstrip("/")) + 1 :]
+        return any(_compiled(pattern).match(key) for pattern in self.exclude)
+
+
+def _allowed(uri: str) -> str:
+    if _WILD.search(uri):
+        raise ConfigError("allow", uri, "give a folder, bucket or host without wildcards")
+    return open_store(uri, field="allow").root
+
+
+def _excluded(pattern: str) -> str:
+    """A glob of ``--exclude`` in the form of keys; ConfigError when it can match none."""
+    relative = pattern.removeprefix("./").rstrip("/")
+    if not relative or relative.startswith(("/", "~", "../")) or "://" in relative:
+        raise ConfigError("exclude", pattern, "give a glob relative to the input, such as thumbs or */thumbs/*.jpg")
+    _check_glob("exclude", relative)
+    return relative
 
 
 def _check_glob(field: str, pattern: str) -> None:
@@ -235,20 +239,24 @@ def expanded(text: str) -> list[str]:
     Raises:
         ConfigError: more than ``MOST_EXPANDED``.
     """
-    match = _RANGE.search(text)
-    if match is None:
-        return [text]
-    first, last = match.groups()
-    if abs(int(last) - int(first)) >= MOST_EXPANDED:
+    ranges = [_numbers(*match.groups()) for match in _RANGE.finditer(text)]
+    if math.prod(map(len, ranges)) > MOST_EXPANDED:
         raise ConfigError(FIELD, text, f"stands for too many names; at most {MOST_EXPANDED}")
-    step = 1 if int(last) >= int(first) else -1
-    numbers = range(int(first), int(last) + step, step)
+    between = _RANGE.sub("\0", text).split("\0")
+    return [
+        "".join(itertools.chain.from_iterable(zip(between, [*chosen, ""], strict=True)))
+        for chosen in itertools.product(*ranges)
+    ]
+
+
+def _numbers(first: str, last: str) -> list[str]:
+    """All numbers of a range, as wide as the wider end where one of them begins with a zero."""
+    start, stop = int(first), int(last)
+    step = 1 if stop >= start else -1
+    if abs(stop - start) >= MOST_EXPANDED:
+        raise ConfigError(FIELD, f"{{{first}..{last}}}", f"stands for too many names; at most {MOST_EXPANDED}")
     width = max(len(first), len(last)) if first.startswith("0") or last.startswith("0") else 0
-    heads = [f"{text[: match.start()]}{number:0{width}d}" for number in numbers]
-    texts = [head + tail for head in heads for tail in expanded(text[match.end() :])]
-    if len(texts) > MOST_EXPANDED:
-        raise ConfigError(FIELD, text, f"stands for too many names; at most {MOST_EXPANDED}")
-    return texts
+    return [f"{number:0{width}d}" for number in range(start, stop + step, step)]
 
 
 def split_inputs(text: str) -> list[str]:

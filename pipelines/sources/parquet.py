@@ -8,7 +8,7 @@ it. A row's member name is its number from 0, or what its column ``key`` says. A
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -25,6 +25,7 @@ from pipelines.sources.base import (
     parquet_damage_told,
     place_of,
     read_objects,
+    values_of,
 )
 from pipelines.sources.containers import members_of, read_members
 from pipelines.sources.inputs import FIELD, Inputs
@@ -88,12 +89,11 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def _opened(stream: BinaryIO) -> "_File":
-    """An open file; keys and images of which it repeats one in each row stay encoded by dictionary."""
+    """An open file, whose keys stay encoded by dictionary: it may repeat a large one in each row."""
     plain = pq.ParquetFile(stream)
-    leaf = _image_leaf(plain.schema_arrow)
-    keys = [KEY_COLUMN] if KEY_COLUMN in plain.schema_arrow.names else []
-    known = pq.ParquetFile(stream, metadata=plain.metadata, read_dictionary=[*keys, *filter(None, [leaf])])
-    return _File(rows=known, leaf=leaf)
+    names = plain.schema_arrow.names
+    rows = pq.ParquetFile(stream, metadata=plain.metadata, read_dictionary=[KEY_COLUMN] * (KEY_COLUMN in names))
+    return _File(rows=rows, leaf=_image_leaf(plain.schema_arrow))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +110,7 @@ class _File:
             return
         number = 0
         for batch in self.rows.iter_batches(BATCH_ROWS, columns=[KEY_COLUMN], use_threads=False):
-            for key in _values(batch[KEY_COLUMN]):
+            for key in values_of(batch[KEY_COLUMN]):
                 yield _name(key, str(number))
                 number += 1
 
@@ -118,30 +118,24 @@ class _File:
         """About how many bytes each row's image has; the sizes themselves lie among the images."""
         for number in range(self.rows.metadata.num_row_groups):
             rows = self.rows.metadata.row_group(number).num_rows
-            yield from itertools.repeat(self._mean_size(number), rows)
+            yield from itertools.repeat(max(0, self._leaf_of(number).total_uncompressed_size) // max(1, rows), rows)
 
-    def _mean_size(self, number: int) -> int:
+    def _leaf_of(self, number: int) -> pq.ColumnChunkMetaData:
         group = self.rows.metadata.row_group(number)
         columns = (group.column(index) for index in range(group.num_columns))
-        size = next(column.total_uncompressed_size for column in columns if column.path_in_schema == self.leaf)
-        return int(size // max(1, group.num_rows))
+        return next(column for column in columns if column.path_in_schema == self.leaf)
 
     def images(self, group: int) -> Iterator[bytes | None]:
         """The images of one row group, a few in memory at a time."""
         assert self.leaf
-        count = max(1, min(READ_ROWS, READ_BYTES // max(1, self._mean_size(group))))
+        leaf, rows = self._leaf_of(group), max(1, self.rows.metadata.row_group(group).num_rows)
+        # A dictionary may repeat its largest value, of which nothing is known but the size of all, in each row.
+        largest = leaf.total_uncompressed_size // (1 if leaf.has_dictionary_page else rows)
+        count = max(1, min(READ_ROWS, READ_BYTES // max(1, largest)))
         for batch in self.rows.iter_batches(count, row_groups=[group], columns=[self.leaf], use_threads=False):
             column = batch[self.leaf.partition(".")[0]]
-            yield from _values(pc.struct_field(column, "bytes") if self.leaf.endswith(".bytes") else column)
-
-
-def _values(column: pa.Array) -> Iterator[Any]:
-    """The values of a column, texts as bytes since they may be damaged; equal ones of a dictionary are one object."""
-    if not pa.types.is_dictionary(column.type):
-        yield from (value.as_py() for value in column)
-        return
-    values = [value.as_py() for value in column.dictionary.cast(pa.large_binary())]
-    yield from (None if index is None else values[index] for index in column.indices.to_pylist())
+            column = pc.struct_field(column, "bytes") if self.leaf.endswith(".bytes") else column
+            yield from (value.as_py() for value in column)
 
 
 def _name(key: object, number: str) -> str:
@@ -182,7 +176,7 @@ def _row_bytes(file: _File, numbers: Mapping[str, int]) -> dict[str, ReadResult]
     by_group = sorted(numbers.items(), key=lambda item: item[1])
     for group, items in itertools.groupby(by_group, lambda item: int(np.searchsorted(starts, item[1], "right")) - 1):
         wanted = {number - int(starts[group]): name for name, number in items}
-        for place, data in enumerate(file.images(group)):
+        for place, data in enumerate(itertools.islice(file.images(group), max(wanted) + 1)):
             if place in wanted:
                 total += len(data or b"")
                 results[wanted[place]] = _checked(data, place + int(starts[group]), total)

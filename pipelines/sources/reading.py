@@ -1,17 +1,19 @@
 """Read listed images, and tell the fault of one of them from storage that is away.
 
 Storage is away when it answers nobody. So where an error may be its fault or one image's (no answer after all attempts,
-a refusal that names neither), the run's inputs are asked; where one answers, the image is tried once more.
+a refusal that names neither), the input that holds the image is asked; if it answers, the image is tried once more.
+
+What only a manifest names lies in no input: its bucket or disk is asked, which a run cannot do without either. A web
+server that does not answer is the fault of the lines that name it.
 """
 
 from collections.abc import Sequence
-from typing import TypeGuard
 
 import pyarrow as pa
 
-from pipelines.sources.base import ReadResult, Source
+from pipelines.sources.base import ReadResult, Row, Source, place_of, rows_of
 from pipelines.sources.inputs import Input
-from pipelines.storage import ObjectError, TransientStorageError
+from pipelines.storage import ObjectArchived, ObjectDenied, ObjectError, Store
 from pspnet_core.errors import ConfigError, ImageError, as_image_error
 
 
@@ -29,25 +31,53 @@ def read_listed(
         TransientStorageError, ConfigError: storage answers nobody.
     """
     results = source.read(rows, threads=threads)
-    doubtful = _check_answers(results, inputs)
-    if doubtful:
-        again = source.read(rows.take(pa.array(doubtful)), threads=threads)
-        _check_answers(again, inputs)  # it may have gone away only now
-        for index, result in zip(doubtful, again, strict=True):
+    again = _check_answers(rows, results, inputs)
+    if again:
+        some = rows.take(pa.array(again))
+        found = source.read(some, threads=threads)
+        _check_answers(some, found, inputs)  # it may have gone away only now
+        for index, result in zip(again, found, strict=True):
             results[index] = result
     return [result if isinstance(result, bytes) else _image_error(result) for result in results]
 
 
-def _check_answers(results: Sequence[ReadResult], inputs: Sequence[str]) -> list[int]:
-    """The indices of the results that may be the storage's fault; raises the first unless one of the inputs answers."""
-    doubtful = {index: result for index, result in enumerate(results) if _is_doubtful(result)}
-    if doubtful and not any(Input.parse(uri).answers() for uri in inputs):
-        raise next(iter(doubtful.values()))
-    return list(doubtful)
+def _check_answers(rows: pa.Table, results: Sequence[ReadResult], inputs: Sequence[str]) -> list[int]:
+    """Raise what storage says where it is away; returns the indices of the results that are worth another try."""
+    doubtful = [index for index, result in enumerate(results) if _is_doubtful(result)]
+    again, troubles = list[int](), dict[str, Exception | None]()
+    for index, row in zip(doubtful, rows_of(rows.take(pa.array(doubtful, pa.int64()))), strict=True):
+        store = _asked(row, inputs)
+        if store is None:
+            continue
+        if store.root not in troubles:
+            troubles[store.root] = store.trouble()
+        trouble = troubles[store.root]
+        if trouble is None:
+            again.append(index)
+        elif row.uri != row.key or not store.root.startswith(("http://", "https://", "ftp://")):
+            raise trouble
+    return again
 
 
-def _is_doubtful(result: ReadResult) -> TypeGuard[TransientStorageError | ConfigError]:
-    return isinstance(result, TransientStorageError | ConfigError)
+def _asked(row: Row, inputs: Sequence[str]) -> Store | None:
+    """The store to be asked about an image: of the input that holds it, else of its bucket, disk or host; None where a
+    manifest names no place at all."""
+    if row.uri == row.key:
+        try:
+            return place_of(row.uri, row.key)[0]
+        except ConfigError:
+            return None
+    for place in map(Input.parse, inputs):
+        if f"{row.uri}/".startswith(f"{place.root.rstrip('/')}/"):
+            return place.store
+    return place_of(row.uri, row.key)[0]
+
+
+def _is_doubtful(result: ReadResult) -> bool:
+    """Whether the storage may be to blame: it tells some refusals of all from those of one only when it is asked."""
+    if isinstance(result, ObjectDenied):
+        return not isinstance(result, ObjectArchived)
+    return not isinstance(result, bytes | ImageError | ObjectError)
 
 
 def _image_error(error: Exception) -> ImageError:

@@ -310,13 +310,13 @@ class Store(ABC):
         except Exception as error:
             return error
 
-    def answers(self) -> bool:
-        """Whether storage answers a question about the root now."""
+    def trouble(self) -> Exception | None:
+        """What storage raises when it is asked about the root now; None where it answers."""
         try:
             next(self.list(), None)
-        except PspnetError:
-            return False
-        return True
+        except Exception as error:
+            return error
+        return None
 
     def stat(self, path: str) -> StoredObject | None:
         """What ``path`` is now; None when there is no such object.

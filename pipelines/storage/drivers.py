@@ -34,11 +34,12 @@ from pipelines.storage.base import (
     not_writable,
     split_scheme,
 )
-from pspnet_core.errors import ConfigError, PspnetError
+from pspnet_core.errors import ConfigError
 
 T = TypeVar("T")
 
 _BLOCK = 2**20  # bytes of one read of an http body
+_GONE = (HTTPStatus.NOT_FOUND, HTTPStatus.GONE)
 _MAY_PASS = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS)
 
 
@@ -75,7 +76,14 @@ class DriverStore(Store):
             raise ConfigError(self.field, self.root, "no such folder: give an existing one")
         base = self.path_of("").rstrip("/") + "/"
         for name, info in self._walk(entries, left_out):
-            yield self._object(name.removeprefix(base), self._complete(name, info))
+            try:
+                yield self._object(name.removeprefix(base), self._complete(name, info))
+            except ObjectMissing:  # a page may name what is not there
+                continue
+            except (ObjectError, TransientStorageError) as error:
+                if left_out is None:
+                    raise
+                left_out(name, error)
 
     def _walk(
         self, entries: Sequence[tuple[str, Mapping[str, Any]]], left_out: LeftOut | None
@@ -94,7 +102,7 @@ class DriverStore(Store):
     def _entries_or_none(self, folder: str, left_out: LeftOut | None) -> Sequence[tuple[str, Mapping[str, Any]]]:
         try:
             return self._entries(folder)
-        except ConfigError as error:
+        except (ConfigError, TransientStorageError) as error:
             if left_out is None:
                 raise
             left_out(folder, error)
@@ -135,13 +143,15 @@ class DriverStore(Store):
             return None
         return self._object(path, info) if info["type"] == "file" else None
 
-    def answers(self) -> bool:
-        top = self.path_of("")
+    def trouble(self) -> Exception | None:
         try:
+            top = self.path_of("")
             self._retry(lambda: self.filesystem.info(top), top)
-        except PspnetError as error:
-            return isinstance(error, ObjectError)
-        return True
+        except ObjectError:
+            return None
+        except Exception as error:
+            return error
+        return None
 
     def _read(self, path: str, etag: str | None, most: int | None = None) -> bytes:
         name = self.path_of(path)
@@ -166,8 +176,15 @@ class DriverStore(Store):
         return b"".join(parts)
 
     def _read_many(self, requests: Requests, threads: int) -> ReadResults:
+        results: ReadResults = []
         with ThreadPoolExecutor(threads) as pool:
-            return list(pool.map(self._read_or_error, requests))
+            for start in range(0, len(requests), 4 * threads):
+                found = list(pool.map(self._read_or_error, requests[start : start + 4 * threads]))
+                results += found
+                silent = [error for error in found if isinstance(error, TransientStorageError)]
+                if len(silent) == len(found) and self.trouble():  # each attempt at the others takes as long again
+                    return results + silent[:1] * (len(requests) - len(results))
+        return results
 
     def open(self, path: str) -> BinaryIO:
         name = self.path_of(path)
@@ -191,7 +208,7 @@ class DriverStore(Store):
         if isinstance(error, FileNotFoundError) and isinstance(error.__cause__, HTTPError | PermissionError):
             return self._translate(error.__cause__, name)  # in which the http driver wraps whatever went wrong
         status = error.status if isinstance(error, ClientResponseError) else 0
-        if isinstance(error, FileNotFoundError | IsADirectoryError) or status == HTTPStatus.GONE:
+        if isinstance(error, FileNotFoundError | IsADirectoryError) or status in _GONE:
             return ObjectMissing(name, f"there is no object {name}")
         if status in (HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN) or isinstance(error, PermissionError):
             return ObjectDenied(name, f"may not read {name}: {error if status == 0 else 'check the credentials'}")
@@ -207,12 +224,13 @@ async def _web_client(**options: Any) -> aiohttp.ClientSession:
     """A session that follows no redirect to another host: what names a page does not name whatever that leads to."""
     watch = aiohttp.TraceConfig()
     watch.on_request_redirect.append(_check_redirect)
-    return aiohttp.ClientSession(trace_configs=[watch], **options)
+    patience = aiohttp.ClientTimeout(total=300, sock_connect=5, sock_read=30)
+    return aiohttp.ClientSession(trace_configs=[watch], **{**options, "timeout": patience})
 
 
 async def _check_redirect(session: object, context: object, request: aiohttp.TraceRequestRedirectParams) -> None:
-    old = request.url
-    new = old.join(type(old)(request.response.headers.get("Location", "")))
+    old, headers = request.url, request.response.headers
+    new = old.join(type(old)(headers.get("Location") or headers.get("URI") or ""))
     if new.host != old.host or new.port not in (old.port, 443):
         raise PermissionError(f"it redirects to {new.origin()}")
 

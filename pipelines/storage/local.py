@@ -120,7 +120,7 @@ class LocalStore(Store):
     def _item(self, key: str, left_out: LeftOut | None) -> StoredObject | None:
         try:
             return self._stat(key, links=True)
-        except (ConfigError, TransientStorageError) as error:
+        except (ConfigError, TransientStorageError, OSError) as error:
             _leave_out(self._location(key), error, left_out)
             return None
 
@@ -158,14 +158,16 @@ class LocalStore(Store):
         with ThreadPoolExecutor(threads) as pool:
             parts = pool.map(lambda part: [self._read_or_error(each) for each in part], slices)
             results = list(itertools.chain.from_iterable(parts))
-        if all(isinstance(result, ObjectMissing) for result in results) and not self.answers():
+        if any(isinstance(result, ObjectMissing) for result in results) and (trouble := self.trouble()):
             # Not one image that went, but a machine without the folder: rows that say Missing would be final.
-            remedy = f"empty or not there on {os.uname().nodename}; mount it on every node"
-            return [ConfigError(self.field, self.root, remedy)] * len(requests)
+            return [trouble if isinstance(result, ObjectMissing) else result for result in results]
         return results
 
-    def answers(self) -> bool:
-        return os.path.isfile(self.root) or _has_content(self.root)
+    def trouble(self) -> Exception | None:
+        if os.path.isfile(self.root) or _has_content(self.root):
+            return None
+        remedy = f"empty or not there on {os.uname().nodename}; mount it on every node"
+        return ConfigError(self.field, self.root, remedy)
 
     def open(self, path: str) -> BinaryIO:
         return self._retry(path, _open_file)

@@ -33,6 +33,7 @@ from pipelines.storage.base import (
     ObjectArchived,
     ObjectChanged,
     ObjectDenied,
+    ObjectError,
     ObjectMissing,
     ReadResults,
     Request,
@@ -44,7 +45,7 @@ from pipelines.storage.base import (
     is_transient,
     split_scheme,
 )
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import ConfigError, PspnetError
 
 T = TypeVar("T")
 
@@ -107,6 +108,7 @@ class S3Store(Store):
 
     page_keys: ClassVar[int] = 1000  # of one answer to a listing; the most that S3 gives
     parts: ClassVar[int] = 16  # so many folders are enough to be listed at the same time
+    asked_for: ClassVar[int] = 3  # objects of which one must be readable, or storage is away
     level_pages: ClassVar[int] = 4  # of what lies in a folder itself; one that holds more is a part as it is
 
     def __init__(self, root: str, *, field: str, retries: Retries) -> None:
@@ -135,22 +137,38 @@ class S3Store(Store):
         folders, whole = [self._prefix], list[str]()
         with ThreadPoolExecutor(self.parts) as pool:
             while folders and len(folders) + len(whole) < self.parts:
-                levels = list(pool.map(self._level, folders))
+                levels = list(pool.map(lambda folder: self._level(folder, left_out), folders))
                 whole += [folder for folder, level in zip(folders, levels, strict=True) if level is None]
                 folders = [folder for level in levels if level for folder in level.folders]
                 yield from (iter(level.objects) for level in levels if level)
-        yield from map(self._below, (*whole, *folders))
+        yield from (self._below_or_less(folder, left_out) for folder in (*whole, *folders))
 
-    def _level(self, folder: str) -> _Level | None:
+    def _below_or_less(self, folder: str, left_out: LeftOut | None) -> Iterator[StoredObject]:
+        """As ``_below``, but what may not be listed is left out."""
+        try:
+            yield from self._below(folder)
+        except ConfigError as error:
+            self._leave_out(folder, error, left_out)
+
+    def _level(self, folder: str, left_out: LeftOut | None) -> _Level | None:
         """What lies in a folder itself; None where that is more than is worth knowing."""
         objects: list[StoredObject] = []
         folders: list[str] = []
-        for number, page in enumerate(self._pages(folder, Delimiter="/")):
-            if number == self.level_pages:
-                return None
-            objects += self._objects(page)
-            folders += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
+        try:
+            for number, page in enumerate(self._pages(folder, Delimiter="/")):
+                if number == self.level_pages:
+                    return None
+                objects += self._objects(page)
+                folders += [entry["Prefix"] for entry in page.get("CommonPrefixes", ())]
+        except ConfigError as error:
+            self._leave_out(folder, error, left_out)
         return _Level(objects, folders)
+
+    def _leave_out(self, folder: str, error: ConfigError, left_out: LeftOut | None) -> None:
+        """Tell of a folder that may not be listed, if somebody listens and it is not the whole; else raise."""
+        if left_out is None or folder == self._prefix or not _is_denied(error):
+            raise error
+        left_out(f"s3://{self._bucket}/{folder}", error)
 
     def _pages(self, folder: str, **how: str) -> Iterator[Mapping[str, Any]]:
         """The answers to a listing, each but the first asked for while the one before it is used."""
@@ -236,6 +254,25 @@ class S3Store(Store):
         """Bytes ``start`` to ``stop - 1`` of the version ``etag``; raises as ``read_if``."""
         condition = {"IfMatch": f'"{etag}"', "Range": f"bytes={start}-{stop - 1}"}
         return self._body(path, etag, self._call("get_object", path, {**self._named(path), **condition}))
+
+    def trouble(self) -> Exception | None:
+        """A listing is asked for, whose answer says more than that to a HEAD, and a byte of some objects."""
+        where = {"Bucket": self._bucket, "Prefix": self._prefix, "MaxKeys": self.asked_for}
+        trouble: Exception | None = None
+        try:
+            for item in self._objects(self._call("list_objects_v2", "", where)):
+                try:
+                    self.read_range(item.key, item.etag, 0, 1)
+                    return None
+                except ObjectError:
+                    return None
+                except TransientStorageError as error:
+                    trouble = error
+        except ConfigError as error:
+            return None if _is_denied(error) else error  # who may read need not be allowed to list
+        except PspnetError as error:
+            return error
+        return trouble
 
     def put_if_absent(self, path: str, data: bytes) -> bool:
         return self._put(path, data, {"IfNoneMatch": "*"})
@@ -328,6 +365,11 @@ class S3Store(Store):
             f"{self.uri_of(path)}: no good answer from {redacted(endpoint)} after {self.retries.attempts} attempts "
             f"({reason}): check that the server runs, the network, and AWS_ENDPOINT_URL"
         )
+
+
+def _is_denied(error: ConfigError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, boto.ClientError) and cause.response["Error"]["Code"] in _DENIED_CODES
 
 
 class _Level(NamedTuple):

@@ -111,6 +111,10 @@ class SavedCheckpoint:
         return f"{self.folder}/{MODEL_FOLDER}"
 
 
+class DamagedCheckpoint(ConfigError):
+    """A checkpoint cannot be read for what it holds."""
+
+
 EntryT = TypeVar("EntryT", Snapshot, SavedCheckpoint)
 
 
@@ -142,7 +146,7 @@ class CheckpointFolder:
                 entries.append(self.entry(item.key.rpartition("/")[0]))
             except ObjectMissing:
                 continue
-            except ConfigError as error:
+            except DamagedCheckpoint as error:
                 log.warning("%s; it is passed over", error)
                 damaged.append(error)
         entries.sort(key=lambda entry: (entry.progress.step, entry.progress.score, entry.folder))
@@ -161,7 +165,7 @@ class CheckpointFolder:
         except ConfigError:
             raise
         except ValueError as error:
-            raise ConfigError("resume", self.store.uri_of(path), f"damaged checkpoint ({error})") from error
+            raise DamagedCheckpoint("resume", self.store.uri_of(path), f"damaged checkpoint ({error})") from error
 
     def new(self, snapshot: Snapshot) -> SavedCheckpoint:
         """Choose the folder of a snapshot; its name is drawn."""

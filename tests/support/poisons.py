@@ -19,6 +19,7 @@ import tarfile
 import threading
 import time
 import zlib
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
@@ -53,18 +54,19 @@ class Left:
 
     Attributes:
         rows: by key, a pattern of how the row's error begins; empty for one that is labelled.
-        damaged, unreadable: how much is left out and counted as such.
+        damaged: how many containers, names and folders are left out.
+        left_out: how many objects and members are, by suffix.
     """
 
     rows: Mapping[str, str] = field(default_factory=dict)
     damaged: int = 0
-    unreadable: int = 0
+    left_out: Counter[str] = field(default_factory=Counter)
 
     def __add__(self, other: Left) -> Left:
         return Left(
             rows={**self.rows, **other.rows},
             damaged=self.damaged + other.damaged,
-            unreadable=self.unreadable + other.unreadable,
+            left_out=self.left_out + other.left_out,
         )
 
 
@@ -148,7 +150,7 @@ def _far_future(ground: Ground) -> Left:
 
 def _name_that_is_no_text(ground: Ground) -> Left:
     Path(os.fsdecode(os.fsencode(ground.folder) + b"/notes-\xe9.txt")).write_bytes(b"")
-    return Left(unreadable=1)
+    return Left(damaged=1)
 
 
 def _folders_in_folders(ground: Ground) -> Left:
@@ -160,7 +162,7 @@ def _folders_in_folders(ground: Ground) -> Left:
         os.close(here)
         here = below
     os.close(here)
-    return Left(unreadable=1)
+    return Left(damaged=1)
 
 
 def _links_that_fork(ground: Ground) -> Left:
@@ -200,12 +202,12 @@ def refused(status: int, code: str, error: str) -> Poison:
     return plant
 
 
-def archive(name: str, data: bytes) -> Poison:
-    """A container that cannot be listed, or not to its end."""
+def archive(name: str, data: bytes, *others: str) -> Poison:
+    """A container that cannot be listed, or not to its end; before that it holds members of other formats."""
 
     def plant(ground: Ground) -> Left:
         ground.put(name, data)
-        return Left(damaged=1)
+        return Left(damaged=1, left_out=Counter(others))
 
     return plant
 
@@ -334,8 +336,10 @@ ARCHIVES: dict[str, Poison] = {
     "chained headers": archive("chained.tar", chained(1100)),
     "an absurd long name": archive("name.tar", header("x", 2**62, tarfile.GNUTYPE_LONGNAME) + b"x" * 4096),
     "an absurd extended header": archive("pax.tar", header("x", 2**40, tarfile.XHDTYPE) + b"x" * 4096),
-    "an absurd member": archive("member.tar", header("x.bin", 2**60) + b"x" * 4096),
-    "an absurd member, compressed": archive("member.tar.gz", gzip.compress(header("x.bin", 2**60) + b"x" * 4096)),
+    "an absurd member": archive("member.tar", header("x.bin", 2**60) + b"x" * 4096, ".bin"),
+    "an absurd member, compressed": archive(
+        "member.tar.gz", gzip.compress(header("x.bin", 2**60) + b"x" * 4096), ".bin"
+    ),
     "a name that inflates": archive(
         "inflates.tgz", gzip.compress(header("x", 2**26, tarfile.GNUTYPE_LONGNAME) + b"x" * 2**26, 1)
     ),
@@ -410,10 +414,12 @@ def check(result: Mapping[str, Any], left: Left) -> None:
     """One row for each image, those of the neighbours good, and every omission counted."""
     found = duckdb.execute("SELECT key, coalesce(error, '') FROM read_parquet(?)", [result["labels"]]).fetchall()
     rows = dict(found)
-    assert len(found) == len(rows)
-    assert set(rows) == set(left.rows)
-    assert [(key, rows[key]) for key, error in left.rows.items() if not re.match(error or "$", rows[key])] == []
-    assert (result["damaged"], result["unreadable"]) == (left.damaged, left.unreadable)
+    assert len(found) == len(rows), "rows that are there twice"
+    assert set(rows) == set(left.rows), sorted(set(rows) ^ set(left.rows))
+    wrong = [(key, rows[key]) for key, error in left.rows.items() if not re.match(error or "$", rows[key])]
+    assert not wrong, wrong
+    counted = result["damaged"], result["left_out"]
+    assert counted == (left.damaged, left.left_out), counted
 
 
 def plant_neighbours(ground: Ground, source: str) -> Left:
@@ -446,7 +452,7 @@ class _ByPath(http.server.BaseHTTPRequestHandler):
                 time.sleep(0)
 
     def _answer(self) -> None:
-        self.send_response(int(self.path.split("/")[1]))
+        self.send_response(int(self.path.split("/")[1] or 404))
         self.send_header("Connection", "close")
         self.send_header("Location", "http://169.254.169.254/latest")  # for the statuses that redirect
         self.end_headers()

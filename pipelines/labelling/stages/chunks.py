@@ -29,6 +29,9 @@ from pspnet_core.images.classes import ClassTable
 PATIENCE = Retries(attempts=12, longest_wait=16.0)
 """With the output, while chunks are under way: a bit over two minutes, so that an outage of one costs no run."""
 
+LONGEST_TEXT = 2000
+"""Characters of an error in the label table."""
+
 ENCODED = pa.schema([*LISTING, pa.field("data", pa.binary()), pa.field("error", pa.string())])
 
 
@@ -148,7 +151,7 @@ def fetch(spec: PlanSpec, rows: pa.Table) -> pa.Table:
 def _encoded_table(rows: pa.Table, results: Sequence[bytes | ImageError]) -> pa.Table:
     """``bytes`` becomes the size of what was read, because some formats list no sizes."""
     data = pa.array([None if isinstance(result, ImageError) else result for result in results], pa.binary())
-    texts = [redacted(str(result)) if isinstance(result, ImageError) else None for result in results]
+    texts = [redacted(str(result)[:LONGEST_TEXT]) if isinstance(result, ImageError) else None for result in results]
     errors = pa.array(texts, pa.string())
     sizes = pc.coalesce(pc.binary_length(data).cast(pa.int64()), rows["bytes"])
     table = pa.table([*(rows[name] for name in ("uri", "key", "etag")), sizes], schema=LISTING)

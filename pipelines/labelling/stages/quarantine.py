@@ -41,6 +41,7 @@ _HEADER = struct.Struct("<QQd")  # largest image in pixels, bytes that follow, s
 _READY = b"!"
 _SURVIVED = b"."
 _LATE = signal.SIGALRM.name
+_TOO_LONG = "takes longer than"
 
 
 class QuarantineFailed(PspnetError):
@@ -91,7 +92,7 @@ def end_process(reason: str) -> None:
 def survivors(
     images: Iterable[tuple[int, bytes | ImageError]], *, max_pixels: int
 ) -> Iterator[tuple[int, bytes | ImageError]]:
-    """Pass images on with their indices; those that kill two children become ``Crashed`` errors.
+    """Pass images on with their indices; those that kill two children become ``Crashed`` errors, or ``TimedOut`` ones.
 
     Args:
         images: encoded images; errors are passed on as they are.
@@ -113,7 +114,10 @@ def survivors(
                 death = child.decode(image, max_pixels)
             if death:
                 child = None
-                yield index, ImageError("Crashed", f"decoding it {death}")
+                yield (
+                    index,
+                    ImageError("TimedOut" if death.startswith(_TOO_LONG) else "Crashed", f"decoding it {death}"),
+                )
             else:
                 yield index, image
 
@@ -162,7 +166,7 @@ class _Child(contextlib.AbstractContextManager["_Child"]):
         if survived:
             return ""
         end = self._end()
-        return f"takes longer than {LONGEST_S:g} s" if end == _LATE else f"ends the process ({end})"
+        return f"{_TOO_LONG} {LONGEST_S:g} s" if end == _LATE else f"ends the process ({end})"
 
     def _end(self) -> str:
         code = self.process.wait()

@@ -8,11 +8,10 @@ encoded and its table built, so that the network does not wait between chunks. I
 other's.
 
 A process that dies with a chunk is started again, with the same chunk; ``coordinator`` has the rules. Where the model
-raises an error, its images are labelled one at a time, and an image that brings it forth alone is an error row. Where
+raises an error, its images are labelled one at a time, and an image of which it raises one alone is an error row. Where
 the model then cannot label a plain image either, the process ends, as after an error that a GPU does not get over.
 """
 
-import collections
 import contextlib
 import itertools
 import logging
@@ -32,7 +31,7 @@ from pipelines.cluster.machine import LocalResources
 from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages.chunks import Chunk, RunContext
 from pipelines.labelling.stages.clocks import Start, Stopwatch
-from pipelines.labelling.stages.coordinator import ATTEMPTS, Attempt
+from pipelines.labelling.stages.coordinator import ATTEMPTS, Attempt, LoadingFailed
 from pipelines.labelling.stages.predictor import FileDecoder, Predictor, Unloadable
 from pipelines.labelling.stages.quarantine import DecodeWatch, QuarantineFailed, end_process, survivors
 from pipelines.labelling.stages.rows import Labelled, RowMaker
@@ -52,7 +51,11 @@ AHEAD_BYTES = 2**28
 """Decoded images that wait, or predictions, for each thread of an actor and chunk under way; one alone may be more."""
 
 PLAIN = np.full((64, 64, 3), 128, np.uint8)
-"""A grey image, predicted before others are tried again: what it brings forth in a new process is no image's fault."""
+"""A grey image, predicted before others are tried again: what it does to a new process is no image's fault."""
+
+
+class ModelFailed(PspnetError):
+    """The model labels nothing."""
 
 
 class Segment:
@@ -107,7 +110,7 @@ class Segment:
     def _results(self, chunk: Chunk, attempt: Attempt, watch: Stopwatch) -> dict[int, Result]:
         """What becomes of each image, by its index."""
         if attempt.number > 1 and not attempt.gives_up:
-            self._predict_plain()
+            self._check_new_process()
         label = self._label_alone if attempt.is_alone else self._label_together
         with DecodeWatch(lambda index: str(chunk.table["uri"][index])).running() as decodes:
             try:
@@ -154,7 +157,7 @@ class Segment:
         self.context.coordinator.announce(chunk.number, None)
 
     def _label_one(self, chunk: int, image: tuple[int, Encoded], watch: Stopwatch, decodes: DecodeWatch) -> Result:
-        """The outcome of one image; an error that it brings forth is its own."""
+        """The outcome of one image; an error that it raises is its own."""
         try:
             ((_, result),) = self._label([image], watch, decodes)
             return result
@@ -165,7 +168,22 @@ class Segment:
             return as_image_error(error)
 
     def _predict_plain(self) -> None:
-        collections.deque(self.predictor.predict([(0, self.predictor.prepare(PLAIN))]), maxlen=0)
+        """Raise what keeps the model from labelling a plain image."""
+        for _, outcome in self.predictor.predict([(0, self.predictor.prepare(PLAIN))]):
+            if isinstance(outcome, ImageError):
+                raise outcome
+
+    def _check_new_process(self) -> None:
+        """Raise ModelFailed where the model labels nothing even now that it has been loaded anew."""
+        try:
+            self._predict_plain()
+        except LoadingFailed:
+            raise
+        except Exception as error:
+            raise ModelFailed(
+                f"the model labels no image, in a new process either ({as_image_error(error).message}): look for the "
+                "reason in the workers' logs (too little memory? --batch 1 needs the least)"
+            ) from error
 
     def _check_model(self, chunk: int, error: Exception) -> None:
         """End the process where, after an error, the model cannot label a plain image any more."""
@@ -229,7 +247,7 @@ class Segment:
         try:
             return data if isinstance(data, ImageError) else open_image(data, max_pixels=self.context.max_pixels)
         except Exception as error:
-            return _own(error)
+            return _as_its_own(error)
 
     def _decode(self, file: ImageFile | ImageError, watch: Stopwatch) -> Prepared | ImageError:
         start = Start.now()
@@ -240,7 +258,7 @@ class Segment:
                 return self.files.decode(file)
             return self.predictor.prepare(decode_image(file))
         except Exception as error:
-            return _own(error)
+            return _as_its_own(error)
         finally:
             watch.add("decode", start)
 
@@ -251,7 +269,7 @@ class Segment:
         try:
             return self.rows.label(outcome)
         except Exception as error:
-            return _own(error)
+            return _as_its_own(error)
         finally:
             watch.add("encode", start)
 
@@ -268,8 +286,8 @@ class Segment:
             return watch.spent() + Totals(held=Counter({what: seconds * each for what, each in held.items()}))
 
 
-def _own(error: Exception) -> ImageError:
-    """An error that one image has brought forth as its own, unless it is known to be another's."""
+def _as_its_own(error: Exception) -> ImageError:
+    """An error that one image has raised as its own, unless it is known to be another's."""
     if isinstance(error, PspnetError) and not isinstance(error, ImageError):
         raise error
     return as_image_error(error)

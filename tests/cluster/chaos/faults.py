@@ -228,7 +228,7 @@ def _overwritten(round: Round) -> Deed:
 
 def _killers(round: Round, how: str = "killers") -> Deed:
     """Images that kill the process that decodes them, or never let it go on."""
-    round.outcome |= dict.fromkeys(KILLERS, "Crashed")
+    round.outcome |= dict.fromkeys(KILLERS, "TimedOut" if how == "endless" else "Crashed")
     with round.arena.switched_on(how):
         yield
         yield  # they are at it until the round is over

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.cluster.resources import WorkerRange, divide
-from pipelines.cluster.session import KEEP_IDLE
+from pipelines.cluster.session import KEEP_IDLE, choose_folder
 from pspnet_core.errors import ConfigError
 
 GIB = 2**30
@@ -95,6 +95,20 @@ with ray_session():
 """
     job = child(script, RAY_ADDRESS="local")
     assert (job.returncode, job.stdout) == (0, f"handled\n{[KEEP_IDLE[1]]}\n"), job.stderr
+
+
+def test_ray_gets_a_folder_that_is_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("TMPDIR", "RAY_TMPDIR"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("TMPDIR", f"/tmp/{'x' * 34}")
+    choose_folder()
+    assert "RAY_TMPDIR" not in os.environ
+    monkeypatch.setenv("TMPDIR", f"/tmp/{'x' * 35}")
+    choose_folder()
+    assert os.environ["RAY_TMPDIR"] == "/tmp"
+    monkeypatch.setenv("RAY_TMPDIR", "x" * 40)
+    with pytest.raises(ConfigError, match=r"^RAY_TMPDIR=x+: too long for Ray"):
+        choose_folder()
 
 
 def test_a_cluster_address_that_is_none_is_reported() -> None:

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.label_table import ledger as ledgers
-from pipelines.label_table.ledger import ChunkLimits, Ledger, PlanSpec, chunk_bounds
+from pipelines.label_table.ledger import UNSIZED, ChunkLimits, Ledger, PlanSpec, chunk_bounds
 from pipelines.label_table.listing import spool
 from pipelines.label_table.schema import LISTING, MASKS, Paths
 from pipelines.storage import open_store
@@ -43,7 +43,7 @@ def ledger(tmp_path: Path) -> Ledger:
     return Ledger(store, Paths(partition="m-0123"))
 
 
-@given(st.lists(st.integers(0, 50), max_size=60), st.integers(1, 9), st.integers(1, 120))
+@given(st.lists(st.integers(1, 50), max_size=60), st.integers(1, 9), st.integers(1, 120))
 def test_chunks_cover_everything_within_the_limits(sizes: list[int], images: int, limit: int) -> None:
     bounds = chunk_bounds(np.array(sizes, np.int64), ChunkLimits(images=images, bytes=limit))
     assert [index for start, stop in bounds for index in range(start, stop)] == list(range(len(sizes)))
@@ -53,6 +53,11 @@ def test_chunks_cover_everything_within_the_limits(sizes: list[int], images: int
     # No two neighbours would fit into one chunk, up to what the first image of the next brings.
     for (start, stop), _ in itertools.pairwise(bounds):
         assert stop - start == images or sum(sizes[start:stop]) + sizes[stop] > limit
+
+
+def test_images_of_untold_size_fill_no_chunk_beyond_its_bytes() -> None:
+    sizes = np.array([0, -5] * 4 + [UNSIZED], np.int64)
+    assert chunk_bounds(sizes, ChunkLimits(images=100, bytes=4 * UNSIZED)) == [(0, 4), (4, 8), (8, 9)]
 
 
 def test_a_plan_says_what_it_was_told(ledger: Ledger) -> None:

@@ -28,6 +28,7 @@ from pipelines.labelling.stages import ray_line
 from pipelines.labelling.stages.chunks import Chunk, Read
 from pipelines.labelling.stages.coordinator import ATTEMPTS, LoadingFailed
 from pipelines.labelling.stages.predictor import ModelToLoad
+from pipelines.labelling.stages.segment import ModelFailed
 from pipelines.process.config_tree import build
 from pspnet_core.checkpoints.checkpoint import Checkpoint
 from pspnet_core.errors import ConfigError, Terminated
@@ -188,7 +189,7 @@ class Unspeakable(Exception):
 class Faultier(Choosy):
     """Raises what cannot be pickled."""
 
-    def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
+    def __init__(self) -> None:
         raise Unspeakable(1, 2)
 
 
@@ -198,7 +199,7 @@ def test_an_error_that_cannot_travel_is_told_as_text(make_config: Callable[..., 
 
 
 class Faulty(Choosy):
-    """Raises with the first image."""
+    """Raises with each image."""
 
     def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
         raise ArithmeticError("a fault")
@@ -207,7 +208,7 @@ class Faulty(Choosy):
 def test_an_error_in_the_child_comes_out_as_itself_and_no_process_stays(
     make_config: Callable[..., LabelConfig],
 ) -> None:
-    with pytest.raises(ArithmeticError, match=r"^a fault$") as caught:
+    with pytest.raises(ModelFailed, match=r"^the model labels no image, in a new process either .*: a fault") as caught:
         label(make_config(), make_predictor=Faulty)
     assert "in predict" in str(caught.value.__cause__)
     assert children() == []

@@ -155,8 +155,8 @@ def test_every_source_gives_the_same_masks(
         (folder / "torn.parquet").write_bytes(b"no table")
     else:
         for name, data in images.items():
-            (tmp_path / name).write_bytes(data)
-        (folder / "x.txt").write_text("".join(f"../{name}\n" for name in images))
+            (folder / name).write_bytes(data)
+        (folder / "x.txt").write_text("".join(f"{name}\n" for name in images))
     result = night(source=source, chunk=256)
     assert counts(result) == (5, 0, 0)
     assert result["damaged"] == (0 if source == "manifest" else 1)

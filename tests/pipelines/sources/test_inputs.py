@@ -1,10 +1,13 @@
 """What ``--input`` names: folders, globs and objects, many at a time, each object once."""
 
+import dataclasses
 import datetime
 import itertools
+import json
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -55,7 +58,7 @@ def test_folders_globs_and_objects(store: Store) -> None:
     for text, found in LISTINGS.items():
         assert keys(store.root + text) == found
         place = Input.parse(store.root + text)
-        found_here = (item.uri for part in place.parts({".jpg"}, Omissions().add_unreadable) for item in part)
+        found_here = (item.uri for part in place.parts({".jpg"}, Omissions().add_name) for item in part)
         uris = {uri for uri in found_here if uri.endswith(".jpg")}
         assert uris == {uri for uri in everything if place.selects(uri)}
 
@@ -93,9 +96,61 @@ def test_templates_are_filled_in(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("s3://b/{9..11}", ["s3://b/9", "s3://b/10", "s3://b/11"]),
+        ("s3://b/{09..11}/x{2..1}.tar", [f"s3://b/{a}/x{b}.tar" for a in ("09", "10", "11") for b in (2, 1)]),
+        ("s3://b/{1..2}/{date}", ["s3://b/1/2026-01-05", "s3://b/2/2026-01-05"]),
+    ],
+)
+def test_ranges_are_expanded(text: str, expected: list[str]) -> None:
+    assert list(Inputs.of(text, date=DATE).uris) == expected
+
+
+EXCLUDED = {
+    "camera-1": ["[new]/4.jpg", "a.jpg", "camera-2/3.jpg", "x,y.jpg"],
+    "./camera-*/": ["[new]/4.jpg", "a.jpg", "x,y.jpg"],
+    "*.jpg": ["[new]/4.jpg", "camera-1/1.jpg", "camera-1/deep/2.jpg", "camera-2/3.jpg"],
+    "**/deep/*.jpg": ["[new]/4.jpg", "a.jpg", "camera-1/1.jpg", "camera-2/3.jpg", "x,y.jpg"],
+}
+
+
+@pytest.mark.parametrize("pattern", EXCLUDED)
+def test_what_is_excluded(pattern: str, store: Store) -> None:
+    made = Inputs.of(json.dumps([store.root]), date=DATE, exclude=(pattern,))
+    assert sorted(item.key for item in made.objects({".jpg"})) == EXCLUDED[pattern]
+    assert made.omissions.counts() == {"damaged": 0, "left_out": {".txt": 1}}
+    # What the first input leaves out may be in the second one.
+    both = Inputs.of(json.dumps([store.root, f"{store.root}/camera-1"]), date=DATE, exclude=("camera-1",))
+    assert len(list(both.objects({".jpg"}))) == 6
+
+
+def test_tables_of_the_output_are_no_input(store: Store) -> None:
+    for key in ("masks/model=a-1/dt=1/x.jpg", "masks/x.jpg", "runs/y.jpg"):
+        put(store, f"out/{key}", b"x")
+    made = dataclasses.replace(Inputs.of(json.dumps([f"{store.root}/out"]), date=DATE), output=f"{store.root}/out")
+    assert sorted(item.key for item in made.objects({".jpg"})) == ["masks/x.jpg", "runs/y.jpg"]
+
+
+@pytest.mark.parametrize(
+    ("flags", "field", "remedy"),
+    [
+        *(({"exclude": (glob,)}, "exclude", "relative to the input") for glob in ("", "/x", "../x", "s3://b/x", "~/x")),
+        ({"exclude": ("x**y",)}, "exclude", "put it between slashes"),
+        ({"allow": ("s3://b/*",)}, "allow", "without wildcards"),
+    ],
+)
+def test_mistakes_in_what_is_left_out_or_allowed(flags: dict[str, Any], field: str, remedy: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{field}=.*{remedy}"):
+        Inputs.of("s3://b", date=DATE, **flags)
+
+
+@pytest.mark.parametrize(
     ("text", "remedy"),
     [
         ("", "give a folder"),
+        ("s3://b/{1..100000}", "stands for too many names"),
+        ("s3://b/{1..1000}{1..1000}", "stands for too many names"),
         ("a,,b", "give a folder"),
         ("s3://*/x", "wildcards may stand only after the name of the bucket"),
         ("s3://b/x**/y", "put it between slashes"),

@@ -1,5 +1,6 @@
 """The contract of every input format: what is listed can be read, and what cannot be had is an error of its image."""
 
+import functools
 import random
 import re
 from pathlib import Path
@@ -8,11 +9,13 @@ import pyarrow as pa
 import pytest
 
 from pipelines.label_table.schema import LISTING
+from pipelines.process.retrying import Retries
 from pipelines.sources import SOURCES, Inputs, base, find_source, read_listed
-from pipelines.storage import Store, open_store
+from pipelines.sources import inputs as inputs_module
+from pipelines.storage import Store, TransientStorageError, open_store
 from pspnet_core.errors import ConfigError
 from tests.support.buckets import DATE, LATER, WRITERS, Bucket, listed, outcomes, put
-from tests.support.faultproxy import FaultProxy, Rule, forbid, refusal
+from tests.support.faultproxy import FaultProxy, Rule, forbid, refusal, reset, slow_down
 
 
 def test_every_source_is_tested() -> None:
@@ -101,6 +104,52 @@ def test_a_machine_without_the_folder_is_no_missing_image(source: str, tmp_path:
         read_listed(SOURCES[source], table, inputs=[bucket.input])
 
 
+@pytest.fixture
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Storage is asked twice, without a wait."""
+    retries = Retries(attempts=2, first_wait=0, longest_wait=0, jitter=0)
+    base._store.cache_clear()
+    for module in (base, inputs_module):
+        monkeypatch.setattr(module, "open_store", functools.partial(open_store, retries=retries))
+
+
+@pytest.mark.usefixtures("impatient")
+def test_an_outage_of_one_input_is_no_image_s_fault(tmp_path: Path, s3_bucket: str, s3_proxy: FaultProxy) -> None:
+    """However well another one answers; one image without an answer among others is."""
+    for root in (str(tmp_path / "disk"), s3_bucket):
+        for name in "ab":
+            put(open_store(root, field="input"), f"{name}.jpg", b"x")
+    inputs = [str(tmp_path / "disk"), s3_bucket]
+    table = pa.concat_tables([listed("images", root) for root in inputs])
+    s3_proxy.add(Rule(reset, method="GET", path=r"/b\.jpg$"))
+    *good, bad = read_listed(SOURCES["images"], table, inputs=inputs)
+    assert good == [b"x"] * 3
+    assert str(bad).startswith("Failed: TransientStorageError: ")
+    s3_proxy.add(Rule(reset))
+    with pytest.raises(TransientStorageError):
+        read_listed(SOURCES["images"], table, inputs=inputs)
+
+
+@pytest.mark.usefixtures("impatient")
+def test_credentials_that_expire_are_no_image_s_fault(source: str, s3_bucket: str, s3_proxy: FaultProxy) -> None:
+    """An answer to HEAD does not say what it refuses for."""
+    bucket = WRITERS[source](open_store(s3_bucket, field="input"))
+    table = listed(source, bucket.input)
+    s3_proxy.add(Rule(refusal(400, "ExpiredToken")))
+    with pytest.raises(ConfigError, match="the credentials have expired"):
+        read_listed(SOURCES[source], table, inputs=[bucket.input])
+
+
+@pytest.mark.usefixtures("impatient")
+def test_objects_that_nobody_can_read_are_an_outage(s3_bucket: str, s3_proxy: FaultProxy) -> None:
+    """Though the listing answers."""
+    put(open_store(s3_bucket, field="input"), "a.jpg", b"x")
+    table = listed("images", s3_bucket)
+    s3_proxy.add(Rule(slow_down, method="GET", path=r"/a\.jpg$"))
+    with pytest.raises(TransientStorageError):
+        read_listed(SOURCES["images"], table, inputs=[s3_bucket])
+
+
 def test_what_may_not_be_read_is_told_per_image(source: str, s3_bucket: str, s3_proxy: FaultProxy) -> None:
     """All of it, too: nobody's mistake stops a plan that is made."""
     bucket = WRITERS[source](open_store(s3_bucket, field="input"))
@@ -120,7 +169,7 @@ def test_a_file_that_may_not_be_read_is_left_out(
     inputs = Inputs.of(bucket.input, date=DATE)
     found = pa.Table.from_batches(SOURCES[source].find(inputs), LISTING)
     assert sorted(found["key"].to_pylist()) == sorted(left)
-    assert inputs.omissions.damaged == {f"{s3_bucket}/{first}"}
+    assert inputs.omissions.files == 1
     assert f"{s3_bucket}/{first}: these credentials may not look at it" in caplog.text
     assert "left to the next run" in caplog.text
     assert rule.hits

@@ -34,7 +34,7 @@ from pipelines.labelling.stages import segment as segment_module
 from pipelines.labelling.stages.chunks import ENCODED, Chunk, RunContext
 from pipelines.labelling.stages.coordinator import ALONE, TOGETHER, ChunkStates, Coordinator, DirectLine
 from pipelines.labelling.stages.predictor import Predictor
-from pipelines.labelling.stages.segment import Segment
+from pipelines.labelling.stages.segment import ModelFailed, Segment
 from pipelines.storage import open_store
 from pspnet_core.errors import ImageError
 from pspnet_core.images import run_lengths
@@ -253,7 +253,7 @@ def test_a_model_that_labels_nothing_in_a_new_process_ends_the_run(make_segment:
     states, model = ChunkStates(), Failing()
     states.begin(0)
     model.broken = model.breaks = True
-    with pytest.raises(RuntimeError, match="a fault"):
+    with pytest.raises(ModelFailed, match="in a new process either"):
         make_segment(model, states)(chunk_of(0, [12]))
 
 
