@@ -238,6 +238,21 @@ def _hard_link(ground: Ground) -> Left:
     return Left(rows={"links.tar/real.jpg": ""})
 
 
+def _sparse_and_plain(ground: Ground) -> Left:
+    """A sparse file, which is left out, and a plain one of its name behind it."""
+    for name in ("sparse.tar", "sparse.tgz"):
+        content = header("twice.jpg", 0, tarfile.GNUTYPE_SPARSE) + tar([("twice.jpg", photo(59))])
+        ground.put(name, content if name.endswith(".tar") else gzip.compress(content))
+    return Left(rows={"sparse.tar/twice.jpg": "", "sparse.tgz/twice.jpg": ""})
+
+
+def _names_without_end(ground: Ground) -> Left:
+    """Some kilobytes for many megabytes of names."""
+    names = [(f"{'n' * 2**19}{number}.jpg", b"x") for number in range(40)]
+    ground.put("names.tgz", tar([*names, ("short.jpg", photo(61))], "names.tgz", form=tarfile.GNU_FORMAT))
+    return Left(rows={"names.tgz/short.jpg": ""})
+
+
 def _member_that_leads_out(ground: Ground) -> Left:
     """Hidden, as every name with a part that begins with a dot."""
     ground.put("out.tar", tar([("../../etc/x.jpg", photo(54)), ("in.jpg", photo(54))]))
@@ -344,6 +359,8 @@ ARCHIVES: dict[str, Poison] = {
         "inflates.tgz", gzip.compress(header("x", 2**26, tarfile.GNUTYPE_LONGNAME) + b"x" * 2**26, 1)
     ),
     "a hard link": _hard_link,
+    "a sparse file and a plain one": _sparse_and_plain,
+    "names without end": _names_without_end,
     "a member that leads out": _member_that_leads_out,
 }
 TABLES: dict[str, Poison] = {
