@@ -15,6 +15,7 @@ the model then cannot label a plain image either, the process ends, as after an 
 import contextlib
 import itertools
 import logging
+import math
 import threading
 import time
 from collections import Counter
@@ -267,6 +268,8 @@ class Segment:
             return outcome
         start = Start.now()
         try:
+            if not math.isfinite(outcome.confidence.max()):  # which is NaN where one of them is
+                return ImageError("NotFinite", "the network's answer holds what is no number")
             return self.rows.label(outcome)
         except Exception as error:
             return _as_its_own(error)

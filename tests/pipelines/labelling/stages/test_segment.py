@@ -234,6 +234,18 @@ def test_an_image_of_which_the_model_raises_an_error_is_a_row(make_segment: Make
     assert done.totals.labelled == 1
 
 
+def test_an_answer_that_is_no_number_is_an_error(make_segment: MakeSegment) -> None:
+    class Unsure(Grey):
+        def predict(self, images: Iterable[tuple[int, Prepared]]) -> Iterator[tuple[int, Outcome]]:
+            for key, outcome in super().predict(images):
+                if isinstance(outcome, Prediction) and self.drawn[-1] == 13:
+                    outcome.confidence[-1, -1] = math.nan
+                yield key, outcome
+
+    done = make_segment(Unsure())(chunk_of(0, [12, 13, 14]))
+    assert [text and text.partition(":")[0] for text in done.table["error"].to_pylist()] == [None, "NotFinite", None]
+
+
 def test_a_model_that_an_image_breaks_ends_its_process(
     make_segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
