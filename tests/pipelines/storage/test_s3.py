@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import os
 import pickle
 import socket
@@ -30,6 +31,7 @@ from tests.support.faultproxy import (
     Fault,
     FaultProxy,
     Rule,
+    forbid,
     hang,
     lose_answer,
     refusal,
@@ -93,6 +95,21 @@ class TestListing:
         assert sum(map(len, parts)) == 8 * 5 + 20 + len(odd)
         assert 20 in map(len, parts)  # which holds more than is worth knowing
         assert sorted(len(part) for part in parts if part and part[0].startswith("a/")) == of_a
+
+    @pytest.mark.parametrize("enough", [2, 16])
+    def test_a_folder_that_may_not_be_listed_hides_no_other(
+        self, enough: int, s3_bucket: str, s3_proxy: FaultProxy, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(S3Store, "parts", enough)
+        store = open_store(s3_bucket, field="input", retries=QUICK)
+        fill(store, dict.fromkeys(["a/1.jpg", "secret/2.jpg", "z/3.jpg"], b""))
+        s3_proxy.add(Rule(forbid, method="GET", path="prefix=secret/"))
+        told: list[str] = []
+        parts = store.list_in_parts(lambda uri, error: told.append(uri))
+        assert sorted(item.key for part in parts for item in part) == ["a/1.jpg", "z/3.jpg"]
+        assert told == [f"{s3_bucket}/secret/"]
+        with mistake(f"{s3_bucket}/secret", "may not list it"):
+            list(itertools.chain.from_iterable(store.list_in_parts()))
 
     def test_a_flat_folder_is_one_part(self, s3_bucket: str) -> None:
         store = SmallPages(s3_bucket, field="input", retries=QUICK)

@@ -469,6 +469,14 @@ class TestOtherDrivers:
             (result,) = open_store(url, field="input", retries=QUICK).read_many([(path, None, 2**20)])
         assert re.match(expected, str(result))
 
+    def test_a_folder_must_be_there_and_be_listed(self, memory: str) -> None:
+        with mistake("memory://nothing", "no such folder"):
+            keys(open_store("memory://nothing", field="input"))
+        fsspec.filesystem("memory").mkdir("/things/empty")
+        assert keys(open_store(f"{memory}/empty", field="input")) == []
+        with web_server() as url, mistake(f"{url}/403", "check the credentials"):
+            keys(open_store(f"{url}/403", field="input"))
+
     def test_are_refused_for_writing(self, memory: str) -> None:
         for refused in (
             lambda: open_store(memory, field="output", writable=True),
