@@ -79,21 +79,9 @@ class Terminated(PspnetError):
         self.result = result
 
 
-KINDS = tuple(
-    [
-        "Empty",
-        "Unreadable",
-        "Truncated",
-        "TooLarge",
-        "NotFinite",
-        "Crashed",
-        "TimedOut",
-        "Changed",
-        "Missing",
-        "Denied",
-        "Failed",
-    ]
-)
+_OF_FILES = ("Empty", "Unreadable", "Truncated", "TooLarge", "Changed", "Missing", "Denied")
+_OF_RUNNING = ("NotFinite", "Crashed", "TimedOut")
+KINDS = (*_OF_FILES, *_OF_RUNNING, "Failed")
 """Kinds of errors of images; ``Failed`` is what fits none of the others."""
 
 

@@ -80,7 +80,7 @@ def _images_of(item: StoredObject, inputs: Inputs) -> Iterator[Row]:
             if not _is_image(name):
                 inputs.omissions.add_format(name)
                 continue
-            if not member.isreg() or member.issparse() or len(name) > LONGEST_NAME:
+            if not _is_plain(member) or len(name) > LONGEST_NAME:
                 unplain.add(name[:LONGEST_NAME])
             elif hash(name) in known:
                 doubled.add(name)
@@ -117,6 +117,10 @@ def _is_image(name: str) -> bool:
     return name.lower().endswith(tuple(IMAGE_SUFFIXES)) and not is_hidden(name)
 
 
+def _is_plain(member: tarfile.TarInfo) -> bool:
+    return member.isreg() and not member.issparse()
+
+
 def _take(store: Store, path: str, etag: str, members: Sequence[str], *, threads: int) -> Mapping[str, ReadResult]:
     """As ``containers.Take``."""
     if path.lower().endswith(COMPRESSED):
@@ -144,7 +148,7 @@ def _streamed(store: Store, path: str, members: Sequence[str]) -> Mapping[str, R
     wanted = set(members)
     try:
         for name, member, archive in _walk(store, path):
-            if name in wanted and member.isreg() and not member.issparse():
+            if name in wanted and _is_plain(member):
                 wanted.remove(name)
                 results[name] = _cut(store, path)
                 with _damage_told():
@@ -166,7 +170,7 @@ def _places(store: Store, path: str, etag: str) -> Mapping[str, _Place]:
     places: dict[str, _Place] = {}
     with contextlib.suppress(Damaged):  # the listing logged it
         for name, member, _ in _walk(store, path):
-            if _is_image(name) and member.isreg() and not member.issparse() and len(places) < MOST_IMAGES:
+            if _is_image(name) and _is_plain(member) and len(places) < MOST_IMAGES:
                 places.setdefault(name, _Place(member.offset_data, member.offset_data + member.size))
     check_unchanged(store, path, etag)  # raises, so that no other version's places are kept
     return places

@@ -89,7 +89,7 @@ def rows_named_by(item: StoredObject, inputs: Inputs) -> Iterator[Row]:
     """
     folder = item.uri.rpartition("/")[0]
     roots = (*_home(item.uri), *inputs.allow)
-    foreign: list[str] = []
+    foreign = ""
     with ThreadPoolExecutor(THREADS) as pool, contextlib.closing(_entries(item)) as found_there:
         entries = (_within(roots, _normalised(entry, folder)) for entry in found_there)
         for number in itertools.count():
@@ -99,13 +99,13 @@ def rows_named_by(item: StoredObject, inputs: Inputs) -> Iterator[Row]:
             unknown = list(dict.fromkeys(entry.uri for entry in some if not entry.is_known))
             look_ups = _LookUps(inputs)
             found = dict(zip(unknown, pool.map(look_ups.row_of, unknown), strict=True))
-            foreign += [entry.uri for entry in some if entry.etag == FOREIGN][: not foreign or None]
+            foreign = foreign or next((entry.uri for entry in some if entry.etag == FOREIGN), "")
             if number == 0:
                 _check_first(item, some, found, look_ups)
             rows = (entry.row() if entry.is_known else found[entry.uri] for entry in some)
             yield from (row for row in rows if row is not None)
     if foreign:
-        told = f"--allow {one_line(foreign[0]).rpartition('/')[0]}"
+        told = f"--allow {one_line(foreign).rpartition('/')[0]}"
         log.warning("%s names images outside its own place, which are rows of kind Denied: %s", item.uri, told)
 
 

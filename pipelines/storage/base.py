@@ -300,7 +300,7 @@ class Store(ABC):
 
         Returns:
             One entry per request, in order: the bytes, or what reading raised: an ObjectError is the object's own, a
-            ConfigError or TransientStorageError is the storage's if ``answers`` says so.
+            ConfigError or TransientStorageError is the storage's if ``trouble`` says so.
         """
         return self._read_many(requests, max(1, min(threads, len(requests)))) if requests else []
 

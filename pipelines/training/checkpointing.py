@@ -156,14 +156,13 @@ class CheckpointFolder:
         """Read the progress of the checkpoint in a folder.
 
         Raises:
-            ConfigError: it is damaged.
+            DamagedCheckpoint: it is damaged.
             And as ``Store.read`` when the checkpoint is not complete.
         """
         path = f"{folder}/{PROGRESS_FILE}"
+        data = self.store.read(path)
         try:
-            return SavedCheckpoint(folder=folder, progress=read_back(RunProgress, self.store.read(path)))
-        except ConfigError:
-            raise
+            return SavedCheckpoint(folder=folder, progress=read_back(RunProgress, data))
         except ValueError as error:
             raise DamagedCheckpoint("resume", self.store.uri_of(path), f"damaged checkpoint ({error})") from error
 
@@ -205,7 +204,7 @@ class CheckpointFolder:
             weights = folder / WEIGHTS_FILE
             model = load_checkpoint(folder / MODEL_FOLDER)
             if entry.progress.averaged and not weights.is_file():
-                raise ConfigError("resume", entry.folder, f"damaged checkpoint (no {WEIGHTS_FILE})")
+                raise DamagedCheckpoint("resume", entry.folder, f"damaged checkpoint (no {WEIGHTS_FILE})")
             try:
                 return Snapshot(
                     model=model,

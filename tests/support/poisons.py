@@ -16,11 +16,10 @@ import re
 import socket
 import struct
 import tarfile
-import threading
 import time
 import zlib
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from io import BytesIO
 from pathlib import Path
@@ -35,6 +34,7 @@ from PIL import Image
 from pipelines.storage import Store
 from tests.support.buckets import parquet, put, tar
 from tests.support.faultproxy import FaultProxy, Rule, refusal
+from tests.support.webserver import serving
 
 SIZE = (40, 32)
 MANIFEST = "list.parquet"
@@ -478,14 +478,6 @@ class _ByPath(http.server.BaseHTTPRequestHandler):
         """Says nothing."""
 
 
-@contextlib.contextmanager
-def web_server() -> Iterator[str]:
+def web_server() -> contextlib.AbstractContextManager[str]:
     """The URL of a server for ``Ground``."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), _ByPath) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
+    return serving(_ByPath)

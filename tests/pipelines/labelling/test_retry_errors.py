@@ -15,8 +15,9 @@ from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import LabellingFailed, label
 from pipelines.labelling.retry_errors import find_failed
 from pspnet_core.images import run_lengths
-from tests.pipelines.storage.test_storage import Quiet, serving
+from tests.pipelines.storage.test_storage import Quiet
 from tests.support.labeljob import ledger_of, make_config, put_scene, record_of, record_path, rows, sql
+from tests.support.webserver import serving
 
 pytestmark = pytest.mark.usefixtures("stages_here")
 

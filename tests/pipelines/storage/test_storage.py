@@ -12,7 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -40,6 +40,7 @@ from pipelines.storage.opening import inside
 from pspnet_core.errors import ConfigError
 from tests.support.buckets import parquet
 from tests.support.poisons import web_server
+from tests.support.webserver import serving
 
 QUICK = Retries(attempts=3, first_wait=0, longest_wait=0, jitter=0)
 AWKWARD = ["plain.jpg", "a b/c d.jpg", "ä/日本.jpg", "100%/%41.jpg", "x#y/z?versionId=1.jpg", "a+b=c&d;e,f@g!.jpg"]
@@ -409,19 +410,6 @@ def test_a_local_path_is_itself(tmp_path: Path) -> None:
             assert found == path
     with pytest.raises(ConfigError, match=r"^model=.*nope: no such file"), to_local(f"{tmp_path}/nope", field="model"):
         pass
-
-
-@contextlib.contextmanager
-def serving(handler: Callable[..., http.server.BaseHTTPRequestHandler]) -> Iterator[str]:
-    """A server on loopback; yields its URL."""
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        thread = threading.Thread(target=server.serve_forever)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}"
-        finally:
-            server.shutdown()
-            thread.join()
 
 
 class Quiet(http.server.SimpleHTTPRequestHandler):
