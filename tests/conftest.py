@@ -10,6 +10,7 @@ import os
 import shutil
 import sys
 import tempfile
+import threading
 import uuid
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,6 +32,9 @@ GROUPS = {"ray_cluster": "ray", "started_mlflow_server": "mlflow"}
 """Fixtures that take long to start, and the group of the tests that share one; the first that fits counts."""
 FIRST = ["ray", "mlflow", "tests/jobs", "tests/pipelines"]
 """Groups that take long begin early, so that two workers end together."""
+
+WORKERS = {"checkpoints", "metrics-log", "mlflow-run", "sigterm", "system-metrics", "ticking"}
+"""Names of the threads of ``pipelines.process.background``."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -68,6 +72,17 @@ def repeatable() -> Iterator[None]:
     yield
     if torch:
         torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def own_threads() -> Iterator[None]:
+    """A test ends with its workers: the log of a late one would be read by the next test."""
+    before = set(threading.enumerate())
+    yield
+    for thread in set(threading.enumerate()) - before:
+        if thread.name in WORKERS:
+            thread.join(60)
+            assert not thread.is_alive(), f"the thread {thread.name} goes on after its test"
 
 
 @pytest.fixture(scope="session")
