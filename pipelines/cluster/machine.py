@@ -14,9 +14,9 @@ LIMITS = (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory/memory.
 CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")
 """File with a container's CPU quota, of control groups version 2: microseconds of CPU time, and in how many."""
 
-LONGEST_SILENCE_S = 6 * 3600.0
+LONGEST_SILENCE_S = 24 * 3600.0
 """Seconds without a result after which work is taken for stuck: Ray Data's no-progress timeout, and that of a child
-process. A chunk of slow images, on a slow machine, may well take an hour."""
+process. A chunk of huge images at many scales takes hours on a slow machine; an actor watches its own work closer."""
 
 PASS_SHARE = 0.5
 """Share of an actor's memory that a forward pass may take by our count. The rest is for weights, images that wait, the

@@ -11,7 +11,7 @@ input, ``p q`` coarse cells.
 import functools
 import itertools
 import math
-from collections.abc import Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
@@ -92,6 +92,9 @@ class Segmenter:
             threads of torch have one then. By default one pass at a time on all of torch's threads.
         compile: whether the network is compiled for each size of input: see ``device.compile_network``.
 
+    Attributes:
+        on_pass: called as each forward pass begins, in its thread, with the pixels of its input; set it to watch.
+
     Raises:
         ConfigError: for a batch below 1.
     """
@@ -123,6 +126,7 @@ class Segmenter:
         self.lanes = lanes or 0
         self.pool = ThreadPoolExecutor(lanes, initializer=torch.set_num_threads, initargs=(1,)) if lanes else None
         self.coarse = compile_network(self.model.coarse, self.device) if compile else self.model.coarse
+        self.on_pass: Callable[[int], None] = _unwatched
 
     @classmethod
     def load(
@@ -258,6 +262,7 @@ class Segmenter:
 
     def _logits(self, pixels: Tensor) -> list[Tensor]:
         """Coarse logits ``(B, C, p, q)`` float32 of ``(B, N, h, w)`` uint8; with ``flip`` of the mirror images, too."""
+        self.on_pass(pixels.shape[0] * pixels.shape[-2] * pixels.shape[-1])
         logits = [self.coarse(pixels).float()]
         if self.settings.flip:
             logits.append(self.coarse(pixels.flip(-1)).float().flip(-1))
@@ -270,6 +275,10 @@ class Segmenter:
     def _inputs_per_pass(self, images: int, sizes: Sizes, limit: int) -> int:
         """Inputs of a pass over so many images: as many windows of each as the limit allows."""
         return images * min(most_windows(sizes, self.settings.window), max(1, limit // images))
+
+
+def _unwatched(pixels: int) -> None:
+    """Nobody wants to know of forward passes."""
 
 
 def _bytes_of(batch: Sequence[tuple[K, Prepared]]) -> int:

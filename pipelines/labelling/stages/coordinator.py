@@ -9,18 +9,20 @@ The rules of segmenting, whose attempts end only in success or in the death of a
 * attempt 1 is the normal one;
 * from the second on a chunk has its process to itself, and its images are decoded in a child process first
   (``quarantine``), so that what dies in decoding is known by itself;
+* what either of them finds to blame becomes an error row, and is not tried again;
 * after ``TOGETHER`` attempts the images are labelled one at a time, each announced before: what ends the process then
-  is to blame, and becomes a ``Crashed`` row;
-* after ``ALONE`` more attempts those that have not been labelled alone yet become ``Crashed`` rows untried.
+  is to blame, and becomes a ``Crashed`` row, or a ``TimedOut`` one where the process says so;
+* after ``ALONE`` more attempts in a row that told nothing of any image, or ``ALL_ALONE`` in all, those that have not
+  been labelled alone yet become ``Crashed`` rows untried.
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from pspnet_core.errors import PspnetError
+from pspnet_core.errors import ImageError, PspnetError
 
 ATTEMPTS = 6
 """Attempts at reading or writing a chunk, and at loading the model; nodes that come and go may well cost several."""
@@ -29,7 +31,10 @@ TOGETHER = 3
 """Attempts at segmenting a chunk's images together."""
 
 ALONE = 8
-"""Attempts at segmenting them one at a time, after that."""
+"""Attempts in a row at segmenting them one at a time of which none tells anything of an image."""
+
+ALL_ALONE = 64
+"""Attempts at segmenting them one at a time in all, each of which may find an image to blame."""
 
 
 class LoadingFailed(PspnetError):
@@ -43,9 +48,9 @@ class Attempt:
     Attributes:
         number: from 1; every earlier one took its process along, or the node under it.
         is_alone: whether images are labelled one at a time.
-        gives_up: whether images that are neither good nor deadly are not tried any more.
-        good, deadly: indices of the images that were labelled alone, as long as they are still tried, and of those that
-            ended a process alone.
+        gives_up: whether images that are neither good nor to blame are not tried any more.
+        good: indices of the images that were labelled alone, as long as they are still tried.
+        to_blame: what is to be said of the images that ended a process, by their indices.
         reason: why the last attempt failed, where its process could say so.
     """
 
@@ -53,14 +58,14 @@ class Attempt:
     is_alone: bool
     gives_up: bool
     good: frozenset[int]
-    deadly: frozenset[int]
+    to_blame: Mapping[int, ImageError]
     reason: str = ""
 
 
 class ChunkStates:
     """What the coordinator holds, by number of chunk; its methods are called one after another."""
 
-    together, alone = TOGETHER, ALONE
+    together, alone, all_alone = TOGETHER, ALONE, ALL_ALONE
 
     def __init__(self) -> None:
         self.open = True
@@ -74,8 +79,10 @@ class ChunkStates:
         self.writes: Counter[int] = Counter()
         self.announced: dict[int, int] = {}
         self.good: defaultdict[int, set[int]] = defaultdict(set)
-        self.deadly: defaultdict[int, set[int]] = defaultdict(set)
-        self.reasons: dict[int, str] = {}
+        self.to_blame: defaultdict[int, dict[int, ImageError]] = defaultdict(dict)
+        self.reasons: dict[int, ImageError] = {}
+        self.known: Counter[int] = Counter()  # images that are good or to blame, as of the last attempt
+        self.in_vain: Counter[int] = Counter()  # attempts one at a time in a row that told nothing
         self.stages: dict[int, str] = {}
 
     def start(self, actor: str) -> int:
@@ -102,22 +109,37 @@ class ChunkStates:
     def begin(self, chunk: int) -> Attempt:
         """A chunk is about to be segmented. An image that was announced ended the process of the last attempt."""
         self.reads.pop(chunk, None)
+        reason = self.reasons.pop(chunk, None)
         if chunk in self.announced:
-            self.deadly[chunk].add(self.announced.pop(chunk))
+            self.blame(
+                chunk, self.announced.pop(chunk), reason or ImageError("Crashed", "labelling it alone ends the process")
+            )
         self.attempts[chunk] += 1
         self.stages[chunk] = "segment"
-        number, last = self.attempts[chunk], self.together + self.alone
-        good = self.good[chunk] if number <= last + 1 else ()
+        number = self.attempts[chunk]
+        self._count_in_vain(chunk)
+        too_many = max(self.in_vain[chunk] - self.alone, number - self.together - self.all_alone)
         return Attempt(
             number=number,
             is_alone=number > self.together,
-            gives_up=number > last,
-            good=frozenset(good),
-            deadly=frozenset(self.deadly[chunk]),
-            reason=self.reasons.get(chunk, ""),
+            gives_up=too_many > 0,
+            good=frozenset(self.good[chunk] if too_many <= 1 else ()),
+            to_blame=dict(self.to_blame[chunk]),
+            reason=reason.message if reason else "",
         )
 
-    def explain(self, chunk: int, reason: str) -> None:
+    def _count_in_vain(self, chunk: int) -> None:
+        """Count an attempt that labels images one at a time, from the last one that told something."""
+        known = len(self.good[chunk]) + len(self.to_blame[chunk])
+        if self.attempts[chunk] > self.together:
+            self.in_vain[chunk] = self.in_vain[chunk] + 1 if known == self.known[chunk] else 1
+        self.known[chunk] = known
+
+    def blame(self, chunk: int, image: int, error: ImageError) -> None:
+        """An image is known to end processes, or to take too long; the error is its row's."""
+        self.to_blame[chunk][image] = error
+
+    def explain(self, chunk: int, reason: ImageError) -> None:
         """Keep why the process of this attempt is about to end."""
         self.reasons[chunk] = reason
 
@@ -132,7 +154,15 @@ class ChunkStates:
     def done(self, chunk: int) -> None:
         """A chunk has been segmented: its attempts are forgotten."""
         known: dict[int, Any]
-        for known in (self.attempts, self.announced, self.good, self.deadly, self.reasons):
+        for known in (
+            self.attempts,
+            self.announced,
+            self.good,
+            self.to_blame,
+            self.reasons,
+            self.known,
+            self.in_vain,
+        ):
             known.pop(chunk, None)
         if chunk in self.stages:  # else the driver has it already
             self.stages[chunk] = "write"
@@ -205,7 +235,11 @@ class Coordinator:
         """As ``ChunkStates.announce``; waits, so that it is known before the image is tried."""
         self.line.ask("announce", chunk, image)
 
-    def explain(self, chunk: int, reason: str) -> None:
+    def blame(self, chunk: int, image: int, error: ImageError) -> None:
+        """As ``ChunkStates.blame``. Does not wait."""
+        self.line.tell("blame", chunk, image, error)
+
+    def explain(self, chunk: int, reason: ImageError) -> None:
         """As ``ChunkStates.explain``; waits, so that it is known before the process ends."""
         self.line.ask("explain", chunk, reason)
 

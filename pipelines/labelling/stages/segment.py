@@ -34,8 +34,9 @@ from pipelines.labelling.stages.chunks import Chunk, RunContext
 from pipelines.labelling.stages.clocks import Start, Stopwatch
 from pipelines.labelling.stages.coordinator import ATTEMPTS, Attempt, LoadingFailed
 from pipelines.labelling.stages.predictor import FileDecoder, Predictor, Unloadable
-from pipelines.labelling.stages.quarantine import DecodeWatch, QuarantineFailed, end_process, survivors
+from pipelines.labelling.stages.quarantine import QuarantineFailed, survivors
 from pipelines.labelling.stages.rows import Labelled, RowMaker
+from pipelines.labelling.stages.watchdog import Passing, Watchdog, end_process
 from pspnet_core.errors import ImageError, PspnetError, as_image_error
 from pspnet_core.images.decoding import ImageFile, decode_image, open_image
 from pspnet_core.inference.inputs import Prepared
@@ -75,6 +76,9 @@ class Segment:
         self.predictor = self._load(make_predictor)
         self.files = self.predictor if isinstance(self.predictor, FileDecoder) else None
         self.room, self.turn, self.telling = SharedLock(), threading.Lock(), threading.Lock()
+        self.watchdogs: set[Watchdog] = set()  # of the chunks under way
+        if isinstance(self.predictor, Passing):
+            self.predictor.on_pass = self._on_pass
         self.pool = ThreadPoolExecutor(resources.threads)
         self.depth, self.most = 4 * resources.threads + 16, resources.threads * AHEAD_BYTES
         self.told_cpu = time.process_time()
@@ -110,74 +114,98 @@ class Segment:
 
     def _results(self, chunk: Chunk, attempt: Attempt, watch: Stopwatch) -> dict[int, Result]:
         """What becomes of each image, by its index."""
-        if attempt.number > 1 and not attempt.gives_up:
-            self._check_new_process()
         label = self._label_alone if attempt.is_alone else self._label_together
-        with DecodeWatch(lambda index: str(chunk.table["uri"][index])).running() as decodes:
+        with self._watched(chunk, attempt) as dog:
+            if attempt.number > 1 and not attempt.gives_up:
+                self._check_new_process(dog)
             try:
-                return dict(label(chunk, attempt, watch, decodes))
+                return dict(label(chunk, attempt, watch, dog))
             except QuarantineFailed as error:
                 self._end_process(chunk.number, error)
 
+    @contextlib.contextmanager
+    def _watched(self, chunk: Chunk, attempt: Attempt) -> Iterator[Watchdog]:
+        """A watchdog over a chunk; what the quarantine lets pass may take longer in here than in there."""
+        dog = Watchdog(
+            lambda index: str(chunk.table["uri"][index]),
+            lambda reason: self._explain_and_end(chunk.number, reason),
+            slack=1 if attempt.number == 1 else 2,
+        )
+        self.watchdogs.add(dog)
+        try:
+            with dog.running():
+                yield dog
+        finally:
+            self.watchdogs.remove(dog)
+
+    def _on_pass(self, pixels: int) -> None:
+        for dog in self.watchdogs.copy():
+            dog.on_pass(pixels)
+
     def _tried(self, chunk: Chunk, attempt: Attempt) -> Iterator[tuple[int, Encoded]]:
         """The chunk's images with their indices; from the second attempt on those that survive their decoding."""
-        images = enumerate(_encoded(chunk.table))
+        images = ((index, attempt.to_blame.get(index, image)) for index, image in enumerate(_encoded(chunk.table)))
         # Of the last attempt at most those are left that have been decoded and labelled before.
-        unproven = attempt.number > 1 and not attempt.gives_up
-        return survivors(images, max_pixels=self.context.max_pixels) if unproven else images
+        if attempt.number == 1 or attempt.gives_up:
+            yield from images
+            return
+        for index, image in survivors(images, max_pixels=self.context.max_pixels, threads=self.resources.threads):
+            if isinstance(image, ImageError):
+                self.context.coordinator.blame(chunk.number, index, image)
+            yield index, image
 
     def _label_together(
-        self, chunk: Chunk, attempt: Attempt, watch: Stopwatch, decodes: DecodeWatch
+        self, chunk: Chunk, attempt: Attempt, watch: Stopwatch, dog: Watchdog
     ) -> Iterator[tuple[int, Result]]:
         """The outcome of each image; images share forward passes, unless the model raises an error of one."""
         try:
-            yield from list(self._label(self._tried(chunk, attempt), watch, decodes))
+            yield from list(self._label(self._tried(chunk, attempt), watch, dog))
         except PspnetError:
             raise
         except Exception as error:
             log.warning("%r while a chunk's images are labelled together; now they are labelled one at a time", error)
-            self._check_model(chunk.number, error)
+            self._check_model(chunk.number, error, dog)
             for index, image in self._tried(chunk, attempt):
-                yield index, self._label_one(chunk.number, (index, image), watch, decodes)
+                yield index, self._label_one(chunk.number, (index, image), watch, dog)
 
     def _label_alone(
-        self, chunk: Chunk, attempt: Attempt, watch: Stopwatch, decodes: DecodeWatch
+        self, chunk: Chunk, attempt: Attempt, watch: Stopwatch, dog: Watchdog
     ) -> Iterator[tuple[int, Result]]:
         """The outcome of each image, one at a time, announced before; those that have not survived yet come first."""
         tried = []
         for index, image in sorted(self._tried(chunk, attempt), key=lambda item: item[0] in attempt.good):
             if isinstance(image, ImageError):
                 yield index, image
-            elif reason := _refused(index, attempt):
-                yield index, ImageError("Crashed", reason)
+            elif attempt.gives_up and index not in attempt.good:
+                yield index, _given_up(attempt)
             else:
                 tried.append((index, image))
         for index, image in tried:
             self.context.coordinator.announce(chunk.number, index)
-            yield index, self._label_one(chunk.number, (index, image), watch, decodes)
+            yield index, self._label_one(chunk.number, (index, image), watch, dog)
         self.context.coordinator.announce(chunk.number, None)
 
-    def _label_one(self, chunk: int, image: tuple[int, Encoded], watch: Stopwatch, decodes: DecodeWatch) -> Result:
+    def _label_one(self, chunk: int, image: tuple[int, Encoded], watch: Stopwatch, dog: Watchdog) -> Result:
         """The outcome of one image; an error that it raises is its own."""
         try:
-            ((_, result),) = self._label([image], watch, decodes)
+            ((_, result),) = self._label([image], watch, dog)
             return result
         except PspnetError:
             raise
         except Exception as error:
-            self._check_model(chunk, error)
+            self._check_model(chunk, error, dog)
             return as_image_error(error)
 
-    def _predict_plain(self) -> None:
+    def _predict_plain(self, dog: Watchdog) -> None:
         """Raise what keeps the model from labelling a plain image."""
-        for _, outcome in self.predictor.predict([(0, self.predictor.prepare(PLAIN))]):
+        for _, outcome in dog.outcomes(self.predictor.predict([(0, self.predictor.prepare(PLAIN))])):
             if isinstance(outcome, ImageError):
                 raise outcome
 
-    def _check_new_process(self) -> None:
+    def _check_new_process(self, dog: Watchdog) -> None:
         """Raise ModelFailed where the model labels nothing even now that it has been loaded anew."""
         try:
-            self._predict_plain()
+            self._predict_plain(dog)
         except LoadingFailed:
             raise
         except Exception as error:
@@ -186,35 +214,38 @@ class Segment:
                 "reason in the workers' logs (too little memory? --batch 1 needs the least)"
             ) from error
 
-    def _check_model(self, chunk: int, error: Exception) -> None:
+    def _check_model(self, chunk: int, error: Exception, dog: Watchdog) -> None:
         """End the process where, after an error, the model cannot label a plain image any more."""
         try:
-            self._predict_plain()
+            self._predict_plain(dog)
         except Exception:
             self._end_process(chunk, error)
 
     def _end_process(self, chunk: int, error: Exception) -> NoReturn:
         """End the process because of an error; the deaths of processes are a chunk's attempts, which are bounded."""
         reason = str(error) if isinstance(error, PspnetError) else as_image_error(error).message
-        self.context.coordinator.explain(chunk, reason)
-        end_process(reason)
+        self._explain_and_end(chunk, ImageError("Crashed", reason))
         raise error
 
+    def _explain_and_end(self, chunk: int, reason: ImageError) -> None:
+        self.context.coordinator.explain(chunk, reason)
+        end_process(reason.message)
+
     def _label(
-        self, images: Iterable[tuple[int, Encoded]], watch: Stopwatch, decodes: DecodeWatch
+        self, images: Iterable[tuple[int, Encoded]], watch: Stopwatch, dog: Watchdog
     ) -> Iterator[tuple[int, Result]]:
         """The outcome of each image, by its index; images share forward passes."""
         failed: list[tuple[int, ImageError]] = []
 
         def opened() -> Iterator[tuple[int, ImageFile | ImageError]]:
             for index, data in images:
-                with decodes.of(index):
+                with dog.decoding(index):
                     file = self._open(data)
                 yield index, file
 
         def decode(item: tuple[int, ImageFile | ImageError]) -> tuple[int, Prepared | ImageError]:
             index, file = item
-            with decodes.of(index):
+            with dog.decoding(index):
                 return index, self._decode(file, watch)
 
         def prepared() -> Iterator[tuple[int, Prepared]]:
@@ -226,7 +257,8 @@ class Segment:
 
         # Before the chunk's turn its first image is decoded, and as many others as the depth allows.
         with contextlib.closing(self._in_turn(_begun(prepared()))) as ready:
-            outcomes = watch.waiting("predict", self.predictor.predict(watch.waiting("images", ready)))
+            asked = dog.images(watch.waiting("images", ready))
+            outcomes = watch.waiting("predict", dog.outcomes(self.predictor.predict(asked)))
             yield from self._in_threads(lambda item: (item[0], self._encode(item[1], watch)), outcomes)
         yield from failed
 
@@ -296,14 +328,10 @@ def _as_its_own(error: Exception) -> ImageError:
     return as_image_error(error)
 
 
-def _refused(index: int, attempt: Attempt) -> str:
-    """Why an image is not tried alone (any more); nothing where it is."""
-    if index in attempt.deadly:
-        return "labelling it alone ends the process"
-    if attempt.gives_up and index not in attempt.good:
-        reason = attempt.reason or "which may be another's fault"
-        return f"its chunk ended the process that labels it {attempt.number - 1} times, {reason}"
-    return ""
+def _given_up(attempt: Attempt) -> ImageError:
+    """What is said of an image that is not tried any more."""
+    reason = attempt.reason or "which may be another's fault"
+    return ImageError("Crashed", f"its chunk ended the process that labels it {attempt.number - 1} times, {reason}")
 
 
 def _size(item: object) -> int:

@@ -52,9 +52,9 @@ def _take(path: Path) -> bool:
 
 
 def _hang() -> None:
-    quarantine: Any = sys.modules.get("pipelines.labelling.stages.quarantine")
-    if quarantine:  # a model's actor, which watches itself
-        quarantine.LONGEST_S = NEAR_S
+    watchdog: Any = sys.modules.get("pipelines.labelling.stages.watchdog")
+    if watchdog:  # a model's actor, which watches itself
+        watchdog.DECODING_S = NEAR_S
     if signal.getitimer(signal.ITIMER_REAL)[0]:  # a child that only decodes
         signal.setitimer(signal.ITIMER_REAL, NEAR_S)
     while True:

@@ -15,8 +15,16 @@ from pipelines.label_table.ledger import ChunkLimits, Plan, PlanSpec
 from pipelines.label_table.schema import LISTING, MASKS, utc_now
 from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages.chunks import Chunk, Read, RunContext, Write
-from pipelines.labelling.stages.coordinator import ALONE, ATTEMPTS, TOGETHER, ChunkStates, Coordinator
+from pipelines.labelling.stages.coordinator import (
+    ALL_ALONE,
+    ALONE,
+    ATTEMPTS,
+    TOGETHER,
+    ChunkStates,
+    Coordinator,
+)
 from pipelines.labelling.stages.ray_line import start_coordinator
+from pspnet_core.errors import ImageError
 from tests.pipelines.labelling.stages.test_segment import context_in
 from tests.support.waiting import until
 
@@ -54,12 +62,27 @@ def test_an_image_is_to_blame_for_the_process_that_ends_with_it_alone() -> None:
     for image in (7, 8, 9):
         states.announce(0, image)
     attempt = states.begin(0)
-    assert (set(attempt.good), set(attempt.deadly)) == ({7, 8}, {9})
+    assert (set(attempt.good), set(attempt.to_blame)) == ({7, 8}, {9})
     states.announce(0, 3)
     states.announce(0, None)
-    assert (set(states.begin(0).good), set(states.begin(0).deadly)) == ({3, 7, 8}, {9})
+    assert (set(states.begin(0).good), set(states.begin(0).to_blame)) == ({3, 7, 8}, {9})
     states.done(0)
-    assert (states.begin(0).good, states.begin(0).deadly) == (frozenset(), frozenset())
+    assert (states.begin(0).good, states.begin(0).to_blame) == (frozenset(), {})
+
+
+def test_attempts_go_on_as_long_as_each_finds_an_image_to_blame() -> None:
+    states = ChunkStates()
+    for _ in range(TOGETHER):
+        states.begin(0)
+    late = ImageError("TimedOut", "the network")
+    for image in range(ALL_ALONE):
+        attempt = states.begin(0)
+        assert (attempt.is_alone, attempt.gives_up, len(attempt.to_blame)) == (True, False, image)
+        states.announce(0, image)
+        states.explain(0, late)
+    last = states.begin(0)
+    assert (last.gives_up, last.reason, len(last.to_blame)) == (True, "the network", ALL_ALONE)
+    assert set(last.to_blame.values()) == {late}
 
 
 def test_the_last_attempt_trusts_no_image() -> None:
@@ -69,13 +92,13 @@ def test_the_last_attempt_trusts_no_image() -> None:
     states.announce(0, 2)
     attempts = [states.begin(0) for _ in range(TOGETHER + ALONE + 1)]
     assert [set(attempt.good) for attempt in attempts[-2:]] == [{1}, set()]
-    assert attempts[-1].deadly == {2}
+    assert set(attempts[-1].to_blame) == {2}
 
 
 def test_what_was_announced_before_a_coordinator_came_back_does_not_count() -> None:
     states = ChunkStates()
     states.announce(0, 7)
-    assert states.begin(0).deadly == frozenset()
+    assert not states.begin(0).to_blame
 
 
 def test_no_chunk_begins_once_it_is_closed() -> None:

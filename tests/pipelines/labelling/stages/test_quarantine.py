@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.labelling.stages import quarantine
+from pipelines.labelling.stages import quarantine, watchdog
 from pipelines.labelling.stages.quarantine import QuarantineFailed, survivors
 from pspnet_core.errors import ImageError
 from tests.support.labeljob import encoded, scene
@@ -26,7 +26,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def outcome(images: list[bytes | ImageError]) -> list[bytes | str]:
-    found = dict(survivors(enumerate(images), max_pixels=10**6))
+    found = dict(survivors(enumerate(images), max_pixels=10**6, threads=2))
     assert sorted(found) == list(range(len(images)))
     return [str(image) if isinstance(image, ImageError) else image for _, image in sorted(found.items())]
 
@@ -78,11 +78,16 @@ def test_one_death_proves_nothing(folder: Path) -> None:
     assert not (folder / "once").exists()
 
 
-def test_an_image_that_never_ends(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_images_that_never_end_and_what_they_leave_the_others(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are tried once each, side by side, and once they have had enough time together the others are hurried."""
     (folder / "killers").touch()
     assert outcome([GOOD]) == [GOOD]  # however slow the machine, and the child's start
-    monkeypatch.setattr(quarantine, "LONGEST_S", 1.0)
-    assert outcome([b"ENDLESS!..."]) == ["TimedOut: decoding it takes longer than 1 s"]
+    monkeypatch.setattr(watchdog, "DECODING_S", 2.0)
+    monkeypatch.setattr(quarantine, "LATE_S", 2.0)
+    monkeypatch.setattr(quarantine, "HURRIED_S", 1.0)
+    endless = b"ENDLESS!..."
+    late, hurried = (f"TimedOut: decoding it takes longer than {seconds} s" for seconds in (2, 1))
+    assert outcome([endless, endless, GOOD, endless, endless]) == [late, late, GOOD, hurried, hurried]
 
 
 @pytest.mark.parametrize("program", ["/bin/false", "/nowhere/python"])

@@ -29,8 +29,8 @@ from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.label_table.ledger import Ledger
 from pipelines.label_table.schema import Paths, RowProvenance, utc_now
 from pipelines.labelling.report.totals import Totals
-from pipelines.labelling.stages import quarantine
 from pipelines.labelling.stages import segment as segment_module
+from pipelines.labelling.stages import watchdog
 from pipelines.labelling.stages.chunks import ENCODED, Chunk, RunContext
 from pipelines.labelling.stages.coordinator import ALONE, TOGETHER, ChunkStates, Coordinator, DirectLine
 from pipelines.labelling.stages.predictor import Predictor
@@ -261,6 +261,48 @@ def test_a_model_that_an_image_breaks_ends_its_process(
     assert states.begin(0).reason.startswith("RuntimeError: a fault")
 
 
+class Silent(Grey):
+    """Never answers of an image of the value 13, or not before it has begun some forward passes."""
+
+    def __init__(self, passes: int = 0) -> None:
+        super().__init__()
+        self.passes, self.ended = passes, threading.Event()
+        self.on_pass: Callable[[int], None] = print
+
+    def attend(self, image: Prepared) -> None:
+        if image.views[0][0, 0, 0] == 13:
+            for _ in range(self.passes):
+                self.ended.wait(0.05)
+                self.on_pass(48)
+            if not self.passes:
+                self.ended.wait()
+                raise Death
+
+
+def test_a_network_that_never_answers_ends_its_process(
+    make_segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "PASS_S", 0.5)
+    model = Silent()
+    monkeypatch.setattr(segment_module, "end_process", lambda reason: model.ended.set())
+    chunk = chunk_of(0, [12, 13, 14, 13])
+    states = ChunkStates()
+    for _ in range(TOGETHER + 2):
+        with pytest.raises(Death):
+            make_segment(model, states)(chunk)
+        model.ended.clear()
+    done = make_segment(model, states)(chunk)
+    silent = "TimedOut: the network has done nothing for 0.5 s"
+    assert done.table["error"].to_pylist() == [None, silent, None, silent]
+
+
+def test_a_network_that_is_at_work_may_take_its_time(
+    make_segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watchdog, "PASS_S", 0.5)
+    assert make_segment(Silent(passes=30))(chunk_of(0, [12, 13, 14])).totals.labelled == 3
+
+
 def test_a_model_that_labels_nothing_in_a_new_process_ends_the_run(make_segment: MakeSegment) -> None:
     states, model = ChunkStates(), Failing()
     states.begin(0)
@@ -341,8 +383,19 @@ def test_images_that_only_together_end_the_process_are_labelled_alone(make_segme
     assert predictor.calls[-3:] == [[1], [2], [3]]
 
 
+def test_however_many_images_end_the_process_each_is_told(
+    make_segment: MakeSegment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ChunkStates, "alone", 1)
+    predictor = Mortal(lambda values: 60 < values[-1] < 70)
+    deaths, done = deaths_of(make_segment, predictor, chunk_of(0, [1, 61, 62, 63, 64, 2]))
+    assert deaths == TOGETHER + 4
+    assert errors_of(done) == ["", *["Crashed"] * 4, ""]
+    assert done.totals.given_up == 0
+
+
 def test_images_that_cannot_be_told_apart_crash(make_segment: MakeSegment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ChunkStates, "alone", 2)
+    monkeypatch.setattr(ChunkStates, "all_alone", 2)
     deadly = range(100, 105)
     predictor = Mortal(lambda values: values[-1] in deadly)
     chunk = chunk_of(0, [1, *deadly, 2, 3])
@@ -363,7 +416,7 @@ def test_with_a_deadly_model_every_row_is_crashed(make_segment: MakeSegment, mon
 
 def label_endless(folder: str) -> None:
     """What a process does that ``test_a_process_that_decodes_for_ever_ends`` watches."""
-    quarantine.LONGEST_S = 1.0
+    watchdog.DECODING_S = 1.0
     segment_in(Path(folder), Grey())(chunk_of(5, [253]))
 
 
