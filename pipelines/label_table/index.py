@@ -39,10 +39,15 @@ class LabelFile(NamedTuple):
 
 
 class LabelIndex:
-    """The index over the label files of one model."""
+    """The index over the label files of one model.
+
+    Attributes:
+        listed: numbers of the plan and the chunk of each label file that ``images`` has found, once it has begun.
+    """
 
     def __init__(self, store: Store, paths: Paths) -> None:
         self.store, self.paths = store, paths
+        self.listed: frozenset[tuple[int, int] | None] = frozenset()
         self.folder = f".index/model={paths.partition}/"
 
     def images(self) -> Iterator[pa.RecordBatch]:
@@ -55,6 +60,7 @@ class LabelIndex:
             TransientStorageError: storage does not answer.
         """
         unread = {item.key: item.etag for item in self.store.list(self.paths.masks, suffixes={".parquet"})}
+        self.listed = frozenset(map(self.paths.chunk_of, unread))
         with ThreadPoolExecutor(THREADS) as pool:
             paths = [item.key for item in self.store.list(self.folder, suffixes={".parquet"})] if unread else []
             for part in map_ahead(pool, self._read_part, paths, depth=_PARTS_AHEAD):

@@ -7,27 +7,38 @@ Plan n+1 is made only when every chunk of plan n is there.
 
 A plan holds a bounded number of images: what is pending beyond that is left for the next one. So neither the driver nor
 a task that looks up its chunk needs more memory or time when more is pending.
+
+An object that is written must be there for whoever asks for it by its name; listings may lag behind for a while. Where
+it matters they are not trusted: what they do not show is asked for.
 """
 
+import contextlib
 import datetime
 import functools
+import itertools
+import logging
 import secrets
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
+from pydantic import AwareDatetime, StringConstraints
 
 from pipelines.label_table.index import LabelIndex, read_label_file
 from pipelines.label_table.listing import VERSION, Listing
-from pipelines.label_table.schema import SCHEMA_VERSION, Paths, RowProvenance, utc_now
-from pipelines.storage import THREADS, Store
-from pipelines.storage.arrow import metadata_of, to_parquet
+from pipelines.label_table.schema import LISTING, SCHEMA_VERSION, Paths, RowProvenance, utc_now
+from pipelines.process.reading_back import read_back
+from pipelines.storage import THREADS, ObjectMissing, Store
+from pipelines.storage.arrow import metadata_json, to_parquet
+from pspnet_core.errors import ConfigError
 from pspnet_core.threads import map_ahead
 
+log = logging.getLogger(__name__)
 PLAN_IMAGES = 2**20
 """Most images of one plan: some 200 MB on the driver while it is made."""
 
@@ -36,6 +47,10 @@ UNSIZED = 2**22
 
 PLAN_CHUNKS = 2**12
 """Most chunks of one plan, whose footer grows with them: 2 MB, which every process that reads chunks holds."""
+
+
+SKEW = datetime.timedelta(minutes=5)
+"""By how much the clocks of drivers may differ without a word."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,8 +96,18 @@ class PlanSpec:
 
     source: str
     input: Sequence[str]
-    date: str
-    mask: str
+    date: Annotated[str, StringConstraints(pattern=r"^\d{4}-\d{2}-\d{2}$")]
+    mask: Annotated[str, StringConstraints(pattern="^(rle|png|both)$")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Header:
+    """The metadata of a plan; names of objects are made of some of it."""
+
+    schema: int
+    run_id: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
+    made: AwareDatetime
+    spec: PlanSpec
 
 
 class Ledger:
@@ -92,20 +117,44 @@ class Ledger:
         self.store, self.paths = store, paths
 
     def latest_plan(self) -> Plan | None:
-        """The plan with the highest number."""
+        """The plan with the highest number.
+
+        Raises:
+            ConfigError: as ``read_plan``.
+        """
         paths = (item.key for item in self.store.list(self.paths.plans, suffixes={".parquet"}))
         numbers = [number for path in paths if (number := self.paths.plan_number(path)) is not None]
+        unlisted = itertools.takewhile(self._has_plan, itertools.count(max(numbers, default=-1) + 1))
+        numbers += unlisted
         return self.read_plan(max(numbers)) if numbers else None
+
+    def _has_plan(self, number: int) -> bool:
+        return self.store.exists(self.paths.plan(number))
 
     def is_finished(self, plan: Plan) -> bool:
         """Whether the plan's run has its record, which is written last."""
         return self.store.exists(self.paths.run(plan.run_id))
 
     def missing_chunks(self, plan: Plan) -> list[int]:
-        """Chunks of the plan that are not in the label table, ascending."""
+        """Chunks of the plan that no listing of the label table shows, ascending."""
         there = self.store.list(self.paths.day(plan.date), suffixes={".parquet"})
-        done = {self.paths.chunk_of(item.key) for item in there}
-        return [chunk for chunk in range(plan.chunks) if (plan.number, chunk) not in done]
+        return _unlisted(plan, {self.paths.chunk_of(item.key) for item in there})
+
+    def lost_chunks(self, plan: Plan) -> list[int]:
+        """Chunks of the plan that are not in the label table, ascending."""
+        missing = self.missing_chunks(plan)
+        there = set(self._there(plan, missing))
+        return [chunk for chunk in missing if chunk not in there]
+
+    def _there(self, plan: Plan, chunks: Iterable[int]) -> list[int]:
+        """Those of some chunks that are there when they are asked for."""
+
+        def is_there(chunk: int) -> bool:
+            return self.store.exists(self.paths.chunk(plan.date, plan.number, chunk))
+
+        with ThreadPoolExecutor(THREADS) as pool:
+            some = list(chunks)
+            return [chunk for chunk, there in zip(some, pool.map(is_there, some), strict=True) if there]
 
     def pending(self, listing: Listing) -> pa.Table:
         """The rows of a listing that are not labelled yet, by key: as many as one plan may hold.
@@ -113,8 +162,22 @@ class Ledger:
         Raises:
             As ``LabelIndex.images``.
         """
-        labelled = LabelIndex(self.store, self.paths).images() if listing.images else iter(())
-        return listing.pending(labelled, PLAN_IMAGES)
+        return listing.pending(self._labelled() if listing.images else iter(()), PLAN_IMAGES)
+
+    def _labelled(self) -> Iterator[pa.RecordBatch]:
+        """``uri, etag`` of every row of the label table, also of those of the last plans that no listing shows yet."""
+        index = LabelIndex(self.store, self.paths)
+        yield from index.images()
+        latest = self.latest_plan()
+        for number in range(latest.number if latest else -1, -1, -1):
+            plan = self.read_plan(number)
+            there = self._there(plan, _unlisted(plan, index.listed))
+            for chunk in there:
+                with contextlib.suppress(ObjectMissing):  # deleted meanwhile
+                    path = self.paths.chunk(plan.date, number, chunk)
+                    yield from read_label_file(self.store, path, VERSION.names).cast(VERSION).to_batches()
+            if not there:  # what is older has been listed, too
+                return
 
     def unlisted(self, listing: Listing) -> int:
         """How many images of a plan that is open are not in the listing (any more)."""
@@ -136,17 +199,24 @@ class Ledger:
             raise ValueError("a plan needs at least one image")
         number = after.number + 1 if after else 0
         bounds = chunk_bounds(pending["bytes"].to_numpy(), limits)[:PLAN_CHUNKS]
-        run_id, made = new_run_id()
+        made = _moment(after)
+        run_id = f"{made:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}"
         metadata = {"schema": SCHEMA_VERSION, "run_id": run_id, "made": made.isoformat(), "spec": asdict(spec)}
         self.store.put_if_absent(self.paths.plan(number), to_parquet(pending, row_groups=bounds, metadata=metadata))
         return self.read_plan(number)
 
     def read_chunk(self, plan: Plan, chunk: int) -> pa.Table:
-        """The images of one chunk, as a ``LISTING`` table."""
+        """The images of one chunk, as a ``LISTING`` table.
+
+        Raises:
+            ConfigError: the plan is damaged.
+        """
         path = self.paths.plan(plan.number)
-        footer = _footer(_PlanFile(run_id=plan.run_id, path=path, store=self.store))
-        with self.store.open(path) as stream:
-            return pq.ParquetFile(stream, metadata=footer).read_row_group(chunk)
+        with self._damage_told(path):
+            footer = _footer(_PlanFile(run_id=plan.run_id, path=path, store=self.store))
+            with self.store.open(path) as stream:
+                rows = pq.ParquetFile(stream, metadata=footer).read_row_group(chunk)
+                return rows.select(LISTING.names).cast(LISTING)
 
     def rows(self, plan: Plan, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:
         """Some columns of the label table's rows of one plan, in the order of the chunks; a few files at a time.
@@ -159,18 +229,48 @@ class Ledger:
                 yield from table.combine_chunks().to_batches()
 
     def read_plan(self, number: int) -> Plan:
-        """The plan with this number."""
-        with self.store.open(self.paths.plan(number)) as stream:
+        """The plan with this number.
+
+        Raises:
+            ConfigError: the file of its name is none; without it nobody knows what is to be labelled.
+        """
+        path = self.paths.plan(number)
+        with self._damage_told(path), self.store.open(path) as stream:
             file = pq.ParquetFile(stream)
-            content = metadata_of(file)
+            header = read_back(_Header, metadata_json(file.schema_arrow))
             return Plan(
                 number=number,
-                run_id=content["run_id"],
-                made=datetime.datetime.fromisoformat(content["made"]),
-                spec=PlanSpec(**content["spec"]),
+                run_id=header.run_id,
+                made=header.made,
+                spec=header.spec,
                 chunks=file.num_row_groups,
                 images=file.metadata.num_rows,
             )
+
+    @contextlib.contextmanager
+    def _damage_told(self, path: str) -> Iterator[None]:
+        try:
+            yield
+        except ConfigError:
+            raise
+        except (pa.ArrowException, KeyError, ValueError) as error:
+            remedy = f"is no plan ({error}): restore it, or move it away if this tool did not write it"
+            raise ConfigError(self.store.field, self.store.uri_of(path), remedy) from error
+
+
+def _unlisted(plan: Plan, listed: Collection[tuple[int, int] | None]) -> list[int]:
+    """Chunks of a plan that are not among some of the label table (number of the plan, of the chunk)."""
+    return [chunk for chunk in range(plan.chunks) if (plan.number, chunk) not in listed]
+
+
+def _moment(after: Plan | None) -> datetime.datetime:
+    """When a plan is made: now, or just after the one before, where the clock has been put back."""
+    now = utc_now()
+    earliest = after.made + datetime.timedelta(seconds=1) if after else now
+    if earliest > now + SKEW:
+        told = "the clock says %s, the last plan was made at %s: check it; the new plan takes the moment after that one"
+        log.warning(told, now.isoformat(timespec="seconds"), earliest.isoformat(timespec="seconds"))
+    return max(now, earliest)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,12 +287,6 @@ def _footer(plan: _PlanFile) -> pq.FileMetaData:
     """The footer of a plan, read once per process: it tells of every chunk, and a process reads many."""
     with plan.store.open(plan.path) as stream:
         return pq.read_metadata(stream)
-
-
-def new_run_id() -> tuple[str, datetime.datetime]:
-    """An id that no other run has, and the moment that it begins with."""
-    made = utc_now()
-    return f"{made:%Y%m%dT%H%M%S}-{secrets.token_hex(4)}", made
 
 
 def chunk_bounds(sizes: NDArray[np.int64], limits: ChunkLimits) -> list[tuple[int, int]]:

@@ -273,7 +273,7 @@ class _Job:
             context = self._context(plan.provenance, executor)
             walk = Walk(context=context, read=Read(context, plan), write=Write(context, plan))
             totals = self._carry(executor, walk, missing, images)
-        lost = self.ledger.missing_chunks(plan)
+        lost = self.ledger.lost_chunks(plan)
         if not lost:
             self._record(plan, started, totals)
         elif not self.ending.came:

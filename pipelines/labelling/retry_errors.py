@@ -31,6 +31,7 @@ from pipelines.labelling.stages.chunks import (
     written,
 )
 from pipelines.labelling.stages.clocks import Start
+from pipelines.process.reading_back import read_back
 from pipelines.storage import THREADS, ObjectChanged, ObjectMissing
 from pipelines.storage.arrow import metadata_of, to_parquet
 from pspnet_core.errors import KINDS, ConfigError
@@ -162,13 +163,25 @@ def reconcile(ledger: Ledger, classes: ClassTable) -> None:
 
 def _bring_up(ledger: Ledger, plan: Plan, errors: Counter[str], classes: ClassTable) -> None:
     """Statistics before record: a record that agrees says that both are done."""
-    if json.loads(ledger.store.read(ledger.paths.run(plan.run_id)))["errors"] == dict(errors):
+    try:
+        recorded = read_back(_Record, ledger.store.read(ledger.paths.run(plan.run_id)))
+    except ValueError as error:
+        log.warning("the record of run %s is damaged (%s): it stays as it is", plan.run_id, error)
         return
-    if ledger.missing_chunks(plan):
+    if recorded.errors == errors:
+        return
+    if ledger.lost_chunks(plan):
         log.warning("label files of run %s were deleted: its statistics and its record stay as they are", plan.run_id)
         return
     while not _brought_up(ledger, plan, classes):
         pass  # another retry ended at the same moment: what it wrote may be older than what there is now
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Record:
+    """What is read back of a run record."""
+
+    errors: dict[str, int]
 
 
 def _brought_up(ledger: Ledger, plan: Plan, classes: ClassTable) -> bool:

@@ -40,6 +40,11 @@ def metadata_of(file: pq.ParquetFile) -> dict[str, Any]:
     return cast(dict[str, Any], json.loads((file.schema_arrow.metadata or {})[METADATA_KEY]))
 
 
+def metadata_json(schema: pa.Schema) -> bytes:
+    """The ``pspnet`` metadata of a file as it stands there, for ``read_back``; empty where there is none."""
+    return bytes((schema.metadata or {}).get(METADATA_KEY, b""))
+
+
 def to_ipc(table: pa.Table) -> bytes:
     """A table as an Arrow IPC stream, the form in which chunks travel between stages."""
     sink = pa.BufferOutputStream()

@@ -45,6 +45,7 @@ TEMPORARY = ".tmp"
 """Folder below a store's root for files that are being written; hidden, so that no listing shows it."""
 
 _PROBE = f"{TEMPORARY}/put-if-absent"
+_PROBES = 3  # attempts at replacing it: another run may do so at the same moment
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://")
 
 
@@ -343,7 +344,8 @@ class Store(ABC):
             ConfigError: it does not, or the place may not be written.
             TransientStorageError: storage does not answer.
         """
-        self.put_if_absent(_PROBE, b"")
+        if not self.put_if_absent(_PROBE, b"") and not self.exists(_PROBE):
+            raise self._refuses("new objects with If-None-Match")
         if self.put_if_absent(_PROBE, b""):
             raise self._overwrites("If-None-Match")
 
@@ -352,6 +354,14 @@ class Store(ABC):
         self.check_writable_atomically()
         if self.put_if_match(_PROBE, secrets.token_bytes(8), "0" * 32):
             raise self._overwrites("If-Match")
+        for _ in range(_PROBES):
+            found = self.stat(_PROBE)
+            if found and self.put_if_match(_PROBE, secrets.token_bytes(8), found.etag):
+                return
+        raise self._refuses("to replace what has not changed with If-Match")
+
+    def _refuses(self, what: str) -> ConfigError:
+        return ConfigError(self.field, self.root, f"this storage refuses {what}; use one that honours the condition")
 
     def _overwrites(self, condition: str) -> ConfigError:
         remedy = f"this storage overwrites although asked not to; use one that honours {condition}"

@@ -1,20 +1,12 @@
-"""Folders of a mounted file system.
-
-A new file is written below ``.tmp``, brought to disk, and linked to its name: a link either makes the name or finds it
-taken, so two writers cannot both win and no reader sees half a file.
-"""
+"""Folders of a mounted file system. How new files get there: ``staging``."""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import itertools
 import os
-import re
 import stat
-import time
-import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,6 +16,7 @@ from typing import BinaryIO, TypeVar
 import fsspec
 from fsspec import AbstractFileSystem
 
+from pipelines.storage import staging
 from pipelines.storage.base import (
     TEMPORARY,
     LeftOut,
@@ -42,8 +35,6 @@ from pspnet_core.errors import ConfigError
 
 T = TypeVar("T")
 
-_STALE_SECONDS = 24 * 3600
-_STAGED = re.compile("[0-9a-f]{32}")
 _BLOCK = 2**24  # bytes of one read of a file that holds more than its status says
 _SLICE = 32  # files that one thread reads in a row: a hand-over costs as much as a read
 
@@ -178,35 +169,27 @@ class LocalStore(Store):
     def _link_new(self, target: str, data: bytes) -> bool:
         if os.path.lexists(target):
             return False
-        with self._staged(data) as staged:
+        with staging.staged(self._staging, data) as source:
             try:
-                if not _link(staged, target):
-                    return False
+                return staging.link(source, target)
             except OSError as error:
                 if error.errno in _NO_LINK_ERRNOS:
                     remedy = f"all of it must be on one file system that makes hard links ({error.strerror})"
                     raise ConfigError(self.field, self.root, remedy) from error
                 raise
-        _sync_folder(os.path.dirname(target))
-        return True
 
     def put_if_match(self, path: str, data: bytes, etag: str) -> bool:
         return self._retry(path, lambda target: self._replace(target, data, etag))
 
     def _replace(self, target: str, data: bytes, etag: str) -> bool:
-        with self._lock():
+        with staging.one_at_a_time(self._staging):
             found = _file_status(target, links=False)
             if found is None:
                 return False
             if _local_etag(found) != etag:
                 return _read_file(target) == data
-            with self._staged(data) as staged:
-                try:
-                    os.replace(staged, target)
-                except FileNotFoundError:  # another process deleted it, folder and all
-                    return False
-        _sync_folder(os.path.dirname(target))
-        return True
+            with staging.staged(self._staging, data) as source:
+                return staging.move(source, target)
 
     def delete(self, path: str) -> None:
         self._retry(path, self._remove)
@@ -223,44 +206,13 @@ class LocalStore(Store):
                 return
             folder = os.path.dirname(folder)
 
-    @contextlib.contextmanager
-    def _staged(self, data: bytes) -> Iterator[str]:
-        """``data`` in a file of its own, on disk, beside the store's content and outside its listings."""
-        staged = f"{self._staging()}/{uuid.uuid4().hex}"
-        try:
-            with open(staged, "xb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-            yield staged
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(staged)
-
+    @property
     def _staging(self) -> str:
-        folder = self.uri_of(TEMPORARY)
-        os.makedirs(folder, exist_ok=True)
-        return folder
-
-    @contextlib.contextmanager
-    def _lock(self) -> Iterator[None]:
-        """One replacement at a time; the system lets go of the lock when its holder dies."""
-        with open(f"{self._staging()}/replace.lock", "ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+        return self.uri_of(TEMPORARY)
 
     def check_writable_atomically(self) -> None:
         super().check_writable_atomically()
-        self._retry(TEMPORARY, self._sweep)
-
-    def _sweep(self, folder: str) -> None:
-        """Delete what writers that were killed long ago have left."""
-        oldest = time.time() - _STALE_SECONDS
-        with os.scandir(folder) as entries:
-            for entry in entries:
-                with contextlib.suppress(FileNotFoundError):  # another process sweeps too
-                    if _STAGED.fullmatch(entry.name) and entry.stat(follow_symlinks=False).st_mtime < oldest:
-                        os.unlink(entry.path)
+        self._retry(TEMPORARY, staging.sweep)
 
     def _retry(self, path: str, action: Callable[[str], T]) -> T:
         """``action(location of path)``, repeated while the disk or mount may answer another time."""
@@ -397,25 +349,3 @@ def _checked(file: BinaryIO, location: str, etag: str | None) -> int:
     if etag is not None and _local_etag(found) != etag:
         raise ObjectChanged(location)
     return found.st_size
-
-
-def _link(staged: str, target: str) -> bool:
-    """Link the file to its place unless that is taken, while other processes may delete the folder as empty."""
-    while os.path.exists(staged):
-        with contextlib.suppress(FileNotFoundError):
-            os.makedirs(os.path.dirname(target), exist_ok=True)
-            try:
-                os.link(staged, target)
-            except FileExistsError:
-                return False
-            return True
-    raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), staged)
-
-
-def _sync_folder(folder: str) -> None:
-    """Bring a new name to disk: without it a power cut may lose a file that was reported as written."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

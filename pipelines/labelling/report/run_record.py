@@ -7,6 +7,7 @@ where several runs have executed parts of it.
 
 import datetime
 import json
+import logging
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,10 +19,13 @@ import pyarrow as pa
 from pipelines.label_table.ledger import Ledger, Plan
 from pipelines.label_table.schema import CLASS_STATS, CLASSES, SCHEMA_VERSION, utc_now
 from pipelines.labelling.report.totals import Prices, Totals, spent
+from pipelines.process.reading_back import read_back
 from pipelines.process.redaction import redacted, redacted_values
-from pipelines.storage.arrow import METADATA_KEY, to_parquet
+from pipelines.storage.arrow import metadata_json, to_parquet
 from pspnet_core import __version__
 from pspnet_core.images.classes import ClassTable
+
+log = logging.getLogger(__name__)
 
 
 def write_run_record(
@@ -138,5 +142,16 @@ def class_table(classes: ClassTable) -> pa.Table:
 
 
 def _taken(schema: pa.Schema) -> Totals:
-    """The totals in a label file's metadata."""
-    return Totals.from_json(json.loads(schema.metadata[METADATA_KEY])["totals"])
+    """The totals in a label file's metadata; none of a file that somebody else wrote."""
+    try:
+        return Totals.from_json(read_back(_FileHeader, metadata_json(schema)).totals)
+    except (ValueError, TypeError) as error:  # the latter for what no total is called
+        log.warning("what a chunk took is not known: its label file has other metadata (%s)", error)
+        return Totals()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FileHeader:
+    """What is read back of a label file's metadata."""
+
+    totals: dict[str, int | dict[str, int | float]]

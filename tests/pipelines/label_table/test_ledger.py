@@ -1,7 +1,11 @@
 """Plans: how chunks are cut, that only one of two drivers makes a plan, what is pending, and how much a plan holds."""
 
+import dataclasses
+import datetime
 import itertools
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +17,12 @@ from pipelines.label_table import ledger as ledgers
 from pipelines.label_table.ledger import UNSIZED, ChunkLimits, Ledger, PlanSpec, chunk_bounds
 from pipelines.label_table.listing import spool
 from pipelines.label_table.schema import LISTING, MASKS, Paths
-from pipelines.storage import open_store
+from pipelines.process.retrying import Retries
+from pipelines.storage import StoredObject, open_store
 from pipelines.storage.arrow import to_parquet
+from pipelines.storage.base import LeftOut
+from pipelines.storage.local import LocalStore
+from pspnet_core.errors import ConfigError
 from tests.support.stores import CountingStore
 
 SPEC = PlanSpec(source="images", input=["/bucket"], date="2026-01-31", mask="rle")
@@ -157,3 +165,87 @@ def test_looking_up_a_chunk_does_not_cost_more_in_a_longer_plan(tmp_path: Path) 
         assert [ledger.read_chunk(plan, chunk)["key"].to_pylist() for chunk in (3, 7)] == [["0003"], ["0007"]]
         costs.append(store.read_bytes)
     assert costs[0] == costs[1] > 0
+
+
+class Lagging(LocalStore):
+    """Shows in listings of the label table and of plans only what was there when it was last let catch up."""
+
+    def __init__(self, root: str) -> None:
+        super().__init__(root, field="output", retries=Retries())
+        self.shown = frozenset[str]()
+
+    def catch_up(self) -> None:
+        self.shown = frozenset(item.key for item in super()._list(""))
+
+    def _list(self, prefix: str, left_out: LeftOut | None = None) -> Iterator[StoredObject]:
+        return (item for item in super()._list(prefix, left_out) if item.key in self.shown)
+
+
+def test_what_no_listing_shows_yet_is_labelled_all_the_same(tmp_path: Path) -> None:
+    """Some stores list what was written a minute later, though they give it to whoever asks for it."""
+    store = Lagging(str(tmp_path))
+    store.check_writable_atomically()
+    ledger, plan, listed = Ledger(store, Paths(partition="m-0123")), None, listing(*"abc")
+    for number, more in enumerate(("", "de", "f")):
+        listed = pa.concat_tables([listed, listing(*more)])
+        plan = ledger.make_plan(pending(ledger, listed), SPEC, LIMITS, plan)
+        assert ledger.latest_plan() == plan
+        assert "".join(ledger.read_chunk(plan, 0)["key"].to_pylist()) == ("abc", "de", "f")[number]
+        assert ledger.lost_chunks(plan) == [0]
+        label_rows(ledger, ("abc", "de", "f")[number], 0, plan=number)
+        assert (ledger.missing_chunks(plan), ledger.lost_chunks(plan)) == ([0], [])
+        assert len(pending(ledger, listed)) == 0
+    store.catch_up()
+    assert len(pending(ledger, listed)) == 0
+    assert ledger.latest_plan() == plan
+
+
+def test_a_plan_is_younger_than_the_one_before_whatever_the_clock_says(
+    ledger: Ledger, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = ledger.make_plan(listing("a"), SPEC, LIMITS, None)
+    earlier = first.made - datetime.timedelta(hours=2)
+    monkeypatch.setattr(ledgers, "utc_now", lambda: earlier)
+    second = ledger.make_plan(listing("b"), SPEC, LIMITS, first)
+    assert second.made > first.made
+    assert second.run_id > first.run_id
+    (told,) = caplog.messages
+    assert told.startswith(f"the clock says {earlier.isoformat(timespec='seconds')}, ")
+
+
+HEADER: dict[str, Any] = {
+    "schema": 1,
+    "run_id": "r",
+    "made": "2026-01-31T12:00:00+00:00",
+    "spec": dataclasses.asdict(SPEC),
+}
+
+
+@pytest.mark.parametrize(
+    ("header", "place"),
+    [
+        ({}, "schema"),
+        (HEADER | {"run_id": "../../etc"}, "run_id"),
+        (HEADER | {"made": "yesterday"}, "made"),
+        (HEADER | {"made": "2026-01-31T12:00:00"}, "made"),
+        (HEADER | {"spec": {**HEADER["spec"], "date": "2026-01-31/../../x"}}, "spec.date"),
+        (HEADER | {"spec": {**HEADER["spec"], "mask": "jpeg"}}, "spec.mask"),
+        (HEADER | {"spec": {**HEADER["spec"], "input": "/bucket"}}, "spec.input"),
+        (None, ""),
+    ],
+)
+def test_what_is_no_plan_is_told_in_one_line(ledger: Ledger, header: dict[str, Any] | None, place: str) -> None:
+    data = b"PAR1" if header is None else to_parquet(listing("a"), metadata=header)
+    assert ledger.store.put_if_absent(ledger.paths.plan(3), data)
+    with pytest.raises(ConfigError, match=rf"000003\.parquet: is no plan \({place}[^\n]*\): restore it") as found:
+        ledger.latest_plan()
+    assert "\n" not in str(found.value)
+
+
+def test_a_plan_without_a_column_is_told_too(ledger: Ledger) -> None:
+    rows = listing("a").drop_columns(["etag"])
+    assert ledger.store.put_if_absent(ledger.paths.plan(0), to_parquet(rows, metadata=HEADER))
+    plan = ledger.latest_plan()
+    assert plan is not None
+    with pytest.raises(ConfigError, match="is no plan"):
+        ledger.read_chunk(plan, 0)

@@ -42,17 +42,27 @@ from tests.support.faultproxy import (
 from tests.support.s3server import S3Server
 
 
-def ignoring(condition: str) -> Fault:
-    """Answer any request with this condition as done, for the version ``0``, as a storage that does not know it."""
+def with_header(name: str, fault: Fault) -> Fault:
+    """Requests with this header fail; the server answers all others."""
 
-    async def accept(exchange: Exchange) -> None:
-        if f"\r\n{condition}:".lower().encode() in exchange.request.raw.lower():
-            await exchange.reply(b'HTTP/1.1 200 OK\r\nETag: "0"\r\nContent-Length: 0\r\n\r\n')
+    async def choose(exchange: Exchange) -> None:
+        if f"\r\n{name}:".lower().encode() in exchange.request.raw.lower():
+            await fault(exchange)
         else:
             answer = await exchange.forward()
             await exchange.reply(answer.head + answer.body)
 
-    return accept
+    return choose
+
+
+async def accept(exchange: Exchange) -> None:
+    """Done, for the version ``0``."""
+    await exchange.reply(b'HTTP/1.1 200 OK\r\nETag: "0"\r\nContent-Length: 0\r\n\r\n')
+
+
+def ignoring(condition: str) -> Fault:
+    """Answer any request with this condition as done, as a storage that does not know it."""
+    return with_header(condition, accept)
 
 
 @pytest.fixture
@@ -248,6 +258,14 @@ class TestFaults:
         store.check_replaces_atomically()
         s3_proxy.add(Rule(ignoring(condition), method="PUT"))
         with mistake(store.root, f"use one that honours {condition}"):
+            store.check_replaces_atomically()
+
+    @pytest.mark.parametrize(("condition", "what"), [("If-None-Match", "new objects"), ("If-Match", "to replace")])
+    def test_a_store_that_always_refuses_is_told_before_the_work(
+        self, store: Store, s3_proxy: FaultProxy, condition: str, what: str
+    ) -> None:
+        s3_proxy.add(Rule(with_header(condition, refusal(412, "PreconditionFailed")), method="PUT"))
+        with mistake(store.root, f"this storage refuses {what}", condition):
             store.check_replaces_atomically()
 
     def test_no_read_mixes_versions_where_conditions_are_ignored(self, store: Store, s3_proxy: FaultProxy) -> None:

@@ -12,6 +12,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime, timedelta, timezone
@@ -284,6 +285,57 @@ class TestWriting:
         os.utime(tmp_path / old, (0, 0))
         local.check_writable_atomically()
         assert (local.exists(old), local.exists(fresh)) == (False, True)
+
+    @pytest.mark.parametrize("replaces", [False, True])
+    def test_a_file_that_is_being_written_is_not_swept_whatever_the_clock_says(
+        self, local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaces: bool
+    ) -> None:
+        etag = fill(local, {"a": b"old"})["a"].etag
+        own, later = os.fsync, time.time() + 90_000
+
+        def sweep_meanwhile(descriptor: int) -> None:
+            own(descriptor)
+            if threading.current_thread() is threading.main_thread():
+                with monkeypatch.context() as context, ThreadPoolExecutor(1) as other:
+                    context.setattr(time, "time", lambda: later)
+                    other.submit(open_store(str(tmp_path), field="output").check_writable_atomically).result()
+
+        monkeypatch.setattr(os, "fsync", sweep_meanwhile)
+        assert local.put_if_match("a", b"new", etag) if replaces else local.put_if_absent("b", b"new")
+        assert local.read("a" if replaces else "b") == b"new"
+
+    @pytest.mark.parametrize("replaces", [False, True])
+    def test_what_somebody_deletes_before_it_has_its_name_is_written_again(
+        self, local: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, replaces: bool
+    ) -> None:
+        etag = fill(local, {"a": b"old"})["a"].etag
+        function = "replace" if replaces else "link"
+        own, times = getattr(os, function), iter([True])
+
+        def deleted_before(source: str, target: str) -> None:
+            if next(times, False):
+                os.unlink(source)
+            own(source, target)
+
+        monkeypatch.setattr(os, function, deleted_before)
+        assert local.put_if_match("a", b"new", etag) if replaces else local.put_if_absent("b", b"new")
+        assert local.read("a" if replaces else "b") == b"new"
+
+    @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
+    def test_the_lock_of_one_user_does_not_stop_the_next(self, local: Store, tmp_path: Path) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            shared = open_store(f"{folder}/shared", field="output")
+            etag = fill(shared, {"a": b"old"})["a"].etag
+            assert shared.put_if_match("a", b"mine", etag)
+            for place in (folder, f"{folder}/shared", f"{folder}/shared/.tmp"):
+                os.chmod(place, 0o777)
+            etag = next(shared.list()).etag
+            child = os.fork()
+            if not child:
+                os.setuid(65534)
+                os._exit(0 if shared.put_if_match("a", b"theirs", etag) else 1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+            assert shared.read("a") == b"theirs"
 
 
 class TestLocalFolders:
