@@ -253,8 +253,11 @@ def _read(context: RunContext, file: FailedFile) -> tuple[pa.Table, dict[str, ob
         data = context.output.read_if(file.path, file.etag)
     except (ObjectChanged, ObjectMissing):
         return None
-    opened = pq.ParquetFile(pa.BufferReader(data))
-    return opened.read().cast(MASKS), metadata_of(opened)
+    try:
+        opened = pq.ParquetFile(pa.BufferReader(data))
+        return opened.read().cast(MASKS), metadata_of(opened)
+    except (pa.ArrowException, KeyError, ValueError) as error:
+        raise no_label_file(context.output, file.path) from error
 
 
 def _successors(new: pa.Table, old: pa.Table) -> pa.Table:

@@ -129,6 +129,14 @@ def test_statistics_that_a_killed_replay_left_behind_are_brought_up(make_night: 
     assert (night.statistics(), night.record()) == fresh
 
 
+def test_a_damaged_record_stays_as_it_is(make_night: Callable[..., Night], caplog: pytest.LogCaptureFixture) -> None:
+    night = make_night()
+    record_path(night.config, night.result).write_bytes(b'{"errors": [1]}')
+    assert label(replace(night.config, retry_errors=("all",)))["errors"] == 1
+    assert record_path(night.config, night.result).read_bytes() == b'{"errors": [1]}'
+    assert any("is damaged (errors: Input should be " in line for line in caplog.messages)
+
+
 def test_only_the_chosen_kinds_are_found(make_night: Callable[..., Night]) -> None:
     ledger = ledger_of(make_night(max_pixels=ONLY_SMALL).config)
     expected = {"TooLarge": [1, 1, 1], "Unreadable": [1], "TooLarge,Unreadable": [2, 1, 1], "all": [2, 1, 1]}

@@ -8,7 +8,7 @@ import pytest
 
 from pipelines.labelling.config import LabelConfig
 from pipelines.labelling.job import label
-from pipelines.storage.arrow import metadata_of
+from pipelines.storage.arrow import metadata_of, to_parquet
 from tests.support.labeljob import make_config, put_scene, record_of
 
 pytestmark = pytest.mark.usefixtures("stages_here")
@@ -63,3 +63,17 @@ def test_the_record_is_that_of_the_whole_plan_whoever_did_what(config: LabelConf
         held = sum(chunk["held"]["cpu"] for chunk in chunks)
         assert spent["cpu_seconds"] == round(held, 3)
         assert spent["cost"] == pytest.approx(held / 1000)
+
+
+@pytest.mark.parametrize("metadata", [None, {"totals": {"images": "many"}}, {"totals": {"grapes": 3}}])
+def test_a_label_file_of_somebody_else_costs_no_more_than_its_totals(
+    config: LabelConfig, caplog: pytest.LogCaptureFixture, metadata: dict[str, Any] | None
+) -> None:
+    finished(config)
+    first = label_files(config)[0]
+    rows = pq.read_table(first).replace_schema_metadata(None)
+    first.write_bytes(to_parquet(rows, metadata=metadata))
+    next(Path(config.output).glob("runs/*.json")).unlink()
+    record = finished(config)
+    assert (record["labelled"], record["errors"]) == (IMAGES - 1, {"Unreadable": 1})
+    assert any(line.startswith("what a chunk took is not known") for line in caplog.messages)
