@@ -4,6 +4,7 @@ Three kinds are found: what stands before ``@`` in a URI, query parameters that 
 values of the environment's variables that are named like secrets, wherever they occur.
 """
 
+import hashlib
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -24,6 +25,15 @@ _SECRET_NAME = re.compile(
 _NO_SECRETS = {"true", "false", "none", "null"}
 # Up to the last @ before the path; with a colon, which is no port's, even beyond: a secret may hold a slash.
 _USERINFO = re.compile(r"(?<=://)(?:[^\s/?#]{0,1024}@|[^\s/?#:@]{0,1024}:(?!\d+(?:[/?#]|$))[^\s@]{0,1024}@)")
+SIGNED = {
+    "X-Amz-Signature": re.compile("X-Amz-.*"),
+    "X-Goog-Signature": re.compile("X-Goog-.*"),
+    "sig": re.compile("s[vrpest]|sig|ss|srt|spr|sip|sk(oid|tid|t|e|s|v)"),
+    "Signature": re.compile("Signature|Expires|Policy|Key-Pair-Id|AWSAccessKeyId|GoogleAccessId"),
+}
+"""Query parameter that is a signature (of S3, Google, Azure, CloudFront and older S3) -> all that come with it."""
+
+_PASSWORD = re.compile(r"(?i:https?)://[^\s/?#]*@|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#:@]*:(?!\d+(?:[/?#]|$))[^\s@]*@")
 _PARAMETER = re.compile(
     r"([?&;](?:sig|[^=&;\s?#]*(?:signature|token|secret|password|passwd|pwd|credential|auth|key)[^=&;\s?#]*)=)"
     r"[^&;\s#\"'<>]+",
@@ -36,6 +46,38 @@ def redacted(text: str) -> str:
     for secret in sorted(set(_secrets()), key=len, reverse=True):
         text = text.replace(secret, HIDDEN)
     return _PARAMETER.sub(rf"\g<1>{HIDDEN}", _USERINFO.sub(f"{HIDDEN}@", text))
+
+
+def holds_password(uri: str) -> bool:
+    """Whether a URI holds a password before ``@``, or on the web anything."""
+    return bool(_PASSWORD.match(uri))
+
+
+def without_secrets(uri: str) -> str:
+    """A URI that names the same for people and for comparisons, and gives nobody access; other texts as they are.
+
+    On the web signatures of ``SIGNED`` go, with all that was signed with them, so that a URI that is signed anew stays
+    the same. A digest stands for any other query parameter that authorises a request: two that differ still do.
+    """
+    if uri.startswith(("http://", "https://")) and "?" in uri:
+        path, _, query = uri.partition("?")
+        uri = _PARAMETER.sub(_digested, "?".join(filter(None, (path, _unsigned(query)))))
+    return _USERINFO.sub(f"{HIDDEN}@", uri) if holds_password(uri) else uri
+
+
+def _unsigned(query: str) -> str:
+    """A query without its signature."""
+    parts = query.split("&")
+    names = [part.partition("=")[0] for part in parts]
+    signed = [others for signature, others in SIGNED.items() if signature in names]
+    return "&".join(
+        part for part, name in zip(parts, names, strict=True) if not any(each.fullmatch(name) for each in signed)
+    )
+
+
+def _digested(match: re.Match[str]) -> str:
+    value = match[0][len(match[1]) :]
+    return f"{match[1]}{HIDDEN}{hashlib.blake2b(value.encode(), digest_size=6).hexdigest()}"
 
 
 def first_line(error: BaseException) -> str:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipelines.label_table.schema import LISTING
+from pipelines.process.redaction import without_secrets
 from pipelines.sources.inputs import Inputs
 from pipelines.storage import Store, open_store
 from pipelines.storage.base import Request, split_scheme
@@ -33,6 +34,8 @@ DENIED = "denied"
 """Etag of an image that might not be looked at when it was listed; kind ``Denied``."""
 FOREIGN = "foreign"
 """Etag of an image that a manifest names and may not name; kind ``Denied``."""
+SECRET = "secret"
+"""Etag of an image whose URI holds a password; kind ``Denied``."""
 UNKNOWN = "unknown"
 """Etag of an image whose storage did not answer when it was listed, or whose URI names none; kind ``Failed``."""
 
@@ -48,6 +51,17 @@ class Row(NamedTuple):
     key: str
     etag: str
     bytes: int
+
+
+def named(uri: str, etag: str, size: int) -> Row:
+    """The row of an image that a manifest names. Its key is the URI as it is read; ``uri``, which labels keep, gives
+    nobody access."""
+    return Row(without_secrets(uri), uri, etag, size)
+
+
+def is_named(uri: str, key: str) -> bool:
+    """Whether it is a manifest that names an image of these."""
+    return uri == key or uri == without_secrets(key)
 
 
 class Source(Protocol):
@@ -129,9 +143,9 @@ def place_of(uri: str, key: str) -> tuple[Store, str]:
 
     What a manifest names has its own URI for a key, and is looked up from the top of its bucket, host or disk.
     """
-    if uri != key:
+    if not is_named(uri, key):
         return _store(uri[: -len(key) - 1] or "/"), key
-    scheme, rest = split_scheme(uri)
+    scheme, rest = split_scheme(key)
     if scheme == "file":
         return _store("/"), rest.lstrip("/")
     top, _, path = rest.partition("/")
@@ -186,6 +200,8 @@ def _readable(row: Row) -> tuple[Store, str]:
         raise ImageError("Denied", f"{row.uri} could not be looked at when it was listed: grant access")
     if row.etag == FOREIGN:
         raise ImageError("Denied", f"{row.uri} lies outside what its manifest may name: --allow that place")
+    if row.etag == SECRET:
+        raise ImageError("Denied", f"{row.uri} holds a password, which would be kept: put it into ~/.netrc")
     store, path = place_of(row.uri, row.key)  # which says more of a URI that names none
     if row.etag == UNKNOWN:
         raise ImageError("Failed", f"{row.uri} did not answer when it was listed")

@@ -2,7 +2,8 @@
 
 A manifest is a text file with a URI on each line, or CSV or Parquet with a column ``uri`` and, where they are known,
 ``etag`` and ``bytes``. A row that says both is taken at its word; any other is looked up (a HEAD request). Relative
-URIs start from the manifest's folder. The key of an image is its URI.
+URIs start from the manifest's folder. The key of an image is its URI; where that is signed, labels keep a digest of the
+signature.
 """
 
 import contextlib
@@ -21,15 +22,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pipelines.label_table.schema import LISTING
+from pipelines.process.redaction import holds_password, without_secrets
 from pipelines.sources.base import (
     ABSENT,
     DENIED,
     FOREIGN,
+    SECRET,
     UNKNOWN,
     Damaged,
     ReadResult,
     Row,
     batched,
+    named,
     parquet_damage_told,
     place_of,
     read_objects,
@@ -64,7 +68,7 @@ class Entry(NamedTuple):
 
     def row(self) -> Row:
         """The row of a line that does."""
-        return Row(self.uri, self.uri, str(self.etag), int(self.bytes or 0))
+        return named(self.uri, str(self.etag), int(self.bytes or 0))
 
 
 class Manifest:
@@ -137,7 +141,9 @@ def _home(manifest: str) -> tuple[str, ...]:
 
 
 def _within(roots: Sequence[str], entry: Entry) -> Entry:
-    """The entry, or one that is not read where it lies in none of these places."""
+    """The entry, or one that is not read where it lies in none of these places, or holds a password."""
+    if holds_password(entry.uri):
+        return Entry(without_secrets(entry.uri), SECRET, 0)
     # On the web a path is made plain before it is asked for; in a bucket two dots are a name.
     plain = "".join(unquote(entry.uri).split())  # blanks vanish there, too
     leaves = not entry.uri.startswith("s3://") and ".." in plain.split("/")
@@ -161,20 +167,20 @@ class _LookUps:
 
     def row_of(self, uri: str) -> Row | None:
         """The row of an image as it is now; None when it is too old."""
-        unknown = Row(uri, uri, UNKNOWN, 0)
+        unknown = named(uri, UNKNOWN, 0)
         try:
             store, path = place_of(uri, uri)
             if store in self.away:
                 return unknown
             found = self._look_up(store, path)
         except ObjectDenied:
-            return Row(uri, uri, DENIED, 0)
+            return named(uri, DENIED, 0)
         except Exception as error:  # also of a URI that names no place, or that its driver does not take
             log.warning("%s cannot be looked up: %s", one_line(uri), as_image_error(error).message)
             return unknown
         if found is None:
-            return Row(uri, uri, ABSENT, 0)
-        return Row(uri, uri, found.etag, found.bytes) if self.inputs.keeps(found.modified) else None
+            return named(uri, ABSENT, 0)
+        return named(uri, found.etag, found.bytes) if self.inputs.keeps(found.modified) else None
 
     def _look_up(self, store: Store, path: str) -> StoredObject | None:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
-from pipelines.sources.base import ReadResult, Row, Source, place_of, rows_of
+from pipelines.sources.base import ReadResult, Row, Source, is_named, place_of, rows_of
 from pipelines.sources.inputs import Input
 from pipelines.storage import ObjectArchived, ObjectDenied, ObjectError, Store
 from pspnet_core.errors import ConfigError, ImageError, as_image_error
@@ -54,7 +54,7 @@ def _check_answers(rows: pa.Table, results: Sequence[ReadResult], inputs: Sequen
         trouble = troubles[store.root]
         if trouble is None:
             again.append(index)
-        elif row.uri != row.key or not store.root.startswith(("http://", "https://", "ftp://")):
+        elif not is_named(row.uri, row.key) or not store.root.startswith(("http://", "https://", "ftp://")):
             raise trouble
     return again
 
@@ -62,7 +62,7 @@ def _check_answers(rows: pa.Table, results: Sequence[ReadResult], inputs: Sequen
 def _asked(row: Row, inputs: Sequence[str]) -> Store | None:
     """The store to be asked about an image: of the input that holds it, else of its bucket, disk or host; None where a
     manifest names no place at all."""
-    if row.uri == row.key:
+    if is_named(row.uri, row.key):
         try:
             return place_of(row.uri, row.key)[0]
         except ConfigError:

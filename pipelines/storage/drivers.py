@@ -221,11 +221,14 @@ class DriverStore(Store):
 
 
 async def _web_client(**options: Any) -> aiohttp.ClientSession:
-    """A session that follows no redirect to another host: what names a page does not name whatever that leads to."""
+    """A session that follows no redirect to another host: what names a page does not name whatever that leads to.
+
+    As for every web client, passwords are in ``~/.netrc`` and proxies in the environment.
+    """
     watch = aiohttp.TraceConfig()
     watch.on_request_redirect.append(_check_redirect)
     patience = aiohttp.ClientTimeout(total=300, sock_connect=5, sock_read=30)
-    return aiohttp.ClientSession(trace_configs=[watch], **{**options, "timeout": patience})
+    return aiohttp.ClientSession(trace_configs=[watch], trust_env=True, **{**options, "timeout": patience})
 
 
 async def _check_redirect(session: object, context: object, request: aiohttp.TraceRequestRedirectParams) -> None:

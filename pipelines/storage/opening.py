@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from pipelines.process.redaction import holds_password, redacted
 from pipelines.process.retrying import Retries
 from pipelines.storage.base import ATOMIC_SCHEMES, Store, not_writable, split_scheme
 from pipelines.storage.local import LocalStore
@@ -30,9 +31,13 @@ def open_store(uri: str, *, field: str, retries: Retries | None = None, writable
         writable: whether its scheme must have an atomic put-if-absent.
 
     Raises:
-        ConfigError: ``uri`` is empty or incomplete, or there is no driver for its scheme, or none that may write.
+        ConfigError: ``uri`` is empty or incomplete, or holds a password, or there is no driver for its scheme, or none
+            that may write.
     """
     scheme, rest = split_scheme(uri)
+    if holds_password(uri):
+        kept = "~/.netrc" if scheme in ("http", "https") else f"FSSPEC_{scheme.upper()}_USERNAME and _PASSWORD"
+        raise ConfigError(field, redacted(uri), f"holds a password, which would be kept: put it into {kept}")
     if not rest.strip("/") and not (scheme == "file" and rest):
         raise ConfigError(field, uri or "''", "give a folder: a local path, file://... or s3://bucket/folder")
     kind: type[Store] = pkgutil.resolve_name(ATOMIC_SCHEMES.get(scheme, "pipelines.storage.drivers:DriverStore"))

@@ -17,7 +17,7 @@ from pipelines.label_table.schema import LISTING, MASKS, SCHEMA_VERSION, RowProv
 from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages.clocks import Start
 from pipelines.labelling.stages.coordinator import ATTEMPTS, Coordinator
-from pipelines.process.redaction import redacted
+from pipelines.process.redaction import redacted, without_secrets
 from pipelines.process.retrying import Retries
 from pipelines.sources import find_source, read_listed
 from pipelines.storage import Store
@@ -154,7 +154,8 @@ def _encoded_table(rows: pa.Table, results: Sequence[bytes | ImageError]) -> pa.
     texts = [redacted(str(result)[:LONGEST_TEXT]) if isinstance(result, ImageError) else None for result in results]
     errors = pa.array(texts, pa.string())
     sizes = pc.coalesce(pc.binary_length(data).cast(pa.int64()), rows["bytes"])
-    table = pa.table([*(rows[name] for name in ("uri", "key", "etag")), sizes], schema=LISTING)
+    keys = pa.array(map(without_secrets, rows["key"].to_pylist()), pa.string())
+    table = pa.table([rows["uri"], keys, rows["etag"], sizes], schema=LISTING)
     return table.append_column("data", data).append_column("error", errors)
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from pipelines.process.redaction import HIDDEN, redacted, redacted_values
+from pipelines.process.redaction import HIDDEN, holds_password, redacted, redacted_values, without_secrets
 
 SECRETS = st.text(string.ascii_letters + string.digits + "+/=_-.~!$", min_size=8, max_size=40)
 WORDS = st.text(string.ascii_lowercase + " ,:'", max_size=20)
@@ -82,3 +82,34 @@ def test_plain_data_is_redacted_inside() -> None:
     }
     hidden = {"data": f"s3://{HIDDEN}@bucket", "password": HIDDEN, "nested": [{"uri": [f"https://{HIDDEN}@h/"]}]}
     assert redacted_values(plain | secret) == plain | hidden
+
+
+@given(secret=SECRETS, other=SECRETS, uri=st.sampled_from(URIS))
+def test_a_uri_without_secrets_still_tells_one_from_another(secret: str, other: str, uri: str) -> None:
+    assume(secret != other and not secret.split("/")[0].isdecimal())
+    quoted, others = quote(secret, safe=""), quote(other, safe="")
+    bare = uri.format(secret="", plain="")
+    assume(quoted not in bare)
+    shown = without_secrets(uri.format(secret=quoted, plain=quoted))
+    assert quoted not in shown
+    if "?" in uri and uri.startswith("https://"):
+        stays = "ignature" in uri or "sig=" in uri  # when it is signed anew
+        assert (shown == without_secrets(uri.format(secret=others, plain=others))) is stays
+    else:
+        assert holds_password(uri.format(secret=quoted, plain=quoted))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "/data/a@b:c/d?token=1.jpg",
+        "s3://bucket/a:b@c?token=1.jpg",
+        "https://host:8080/a@b.jpg?width=3",
+        "sftp://me@host:22/a@b.jpg",
+        "memory://a/b:c@d",
+        "a:b@c.jpg",
+    ],
+)
+def test_what_holds_no_secret_stays_as_it_is(uri: str) -> None:
+    assert not holds_password(uri)
+    assert without_secrets(uri) == uri

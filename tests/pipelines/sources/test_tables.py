@@ -9,16 +9,20 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pipelines.label_table.ledger import PlanSpec
 from pipelines.label_table.listing import spool
+from pipelines.label_table.schema import LISTING
+from pipelines.labelling.stages.chunks import fetch
 from pipelines.process.retrying import Retries
 from pipelines.sources import SOURCES, Inputs, base
 from pipelines.sources import manifests as manifests_module
 from pipelines.storage import open_store
 from pspnet_core.errors import ConfigError
-from tests.pipelines.storage.test_storage import mistake
+from tests.pipelines.storage.test_storage import Quiet, mistake
 from tests.support.buckets import DATE, LATER, listed, outcomes, parquet, put
 from tests.support.faultproxy import FaultProxy, Rule, forbid
 from tests.support.poisons import web_server
+from tests.support.webserver import serving
 
 DATA = [b"one" * 9, b"two" * 8, b"three" * 7]
 COLUMNS = {
@@ -247,6 +251,54 @@ def test_a_manifest_that_may_not_be_read_is_told(kind: str, s3_bucket: str, s3_p
     s3_proxy.add(Rule(forbid, method="HEAD", path=f"/x.{kind}"))
     with pytest.raises(ConfigError, match=rf"^input={s3_bucket}/lists/x\.{kind}: cannot be read .*may not look at it"):
         listed("manifest", f"{s3_bucket}/lists")
+
+
+class Signed(Quiet):
+    """Gives an image to whoever signs."""
+
+    def do_HEAD(self) -> None:
+        self.send_response(200 if self.path.endswith(("&X-Amz-Signature=opensesame", "token=opendoor")) else 403)
+        self.send_header("Content-Length", "3")
+        self.end_headers()
+
+    def do_GET(self) -> None:
+        self.do_HEAD()
+        self.wfile.write(b"yes")
+
+
+def test_signed_uris_are_read_and_labels_keep_no_signature(tmp_path: Path) -> None:
+    with serving(Signed) as url:
+        uris = [
+            f"{url}/a.jpg?w=9&X-Amz-Signature=opensesame",
+            f"{url}/b.jpg?token=opendoor",
+            f"{url}/b.jpg?token=wrong",
+        ]
+        manifest = write_list(tmp_path, "txt", [{"uri": uri} for uri in uris])
+        plan = listed("manifest", manifest, None, url)
+        spec = PlanSpec(source="manifest", input=[str(manifest)], date="2026-01-31", mask="rle")
+        rows = fetch(spec, plan)
+        again = fetch(spec, rows.select(LISTING.names))  # as a retry reads them
+    assert [(data, (error or "").partition(":")[0]) for data, error in values(rows, "data", "error")] == [
+        (b"yes", ""),
+        (b"yes", ""),
+        (None, "Denied"),
+    ]
+    assert "open" not in str(rows.to_pylist())
+    assert rows["uri"].to_pylist() == rows["key"].to_pylist() == plan["uri"].to_pylist()
+    assert len(set(plan["uri"].to_pylist())) == 3
+    assert plan["uri"][0].as_py().endswith("/a.jpg?w=9")
+    assert {error.partition(":")[0] for _, error in values(again, "data", "error")} == {"Denied"}
+
+
+def test_a_uri_with_a_password_is_not_read_and_labels_do_not_keep_it(tmp_path: Path) -> None:
+    uris = ["http://me:hushhush@127.0.0.1:1/a.jpg", "ftp://me:hushhush@host/b.jpg", "https://hushhush@host/c.jpg"]
+    plan = listed("manifest", write_list(tmp_path, "txt", [{"uri": uri} for uri in uris]), None, "http://127.0.0.1:1")
+    assert "hushhush" not in str(plan.to_pylist())
+    assert set(outcomes("manifest", plan).values()) == {"Denied"}
+
+
+def values(table: pa.Table, *columns: str) -> Iterator[tuple[Any, ...]]:
+    return zip(*(table[name].to_pylist() for name in columns), strict=True)
 
 
 def test_an_image_named_twice_counts_once(photos: Path, tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import functools
 import http.server
@@ -80,10 +81,10 @@ def keys(store: Store, prefix: str = "", suffixes: set[str] | None = None) -> li
 
 
 @contextlib.contextmanager
-def mistake(*parts: str) -> Iterator[None]:
+def mistake(*parts: str) -> Iterator[pytest.ExceptionInfo[ConfigError]]:
     """What is done in the context ends with the field, its value, a remedy, and no secret."""
     with pytest.raises(ConfigError) as caught:
-        yield
+        yield caught
     text = str(caught.value)
     assert text.startswith("input=")
     assert all(part in text for part in parts), text
@@ -424,6 +425,10 @@ class TestMistakes:
             open_store(uri, field="input")
 
     def test_schemes_without_a_driver(self) -> None:
+        for uri, remedy in (("https://me:hushhush@host/x", "~/.netrc"), ("ftp://me:hushhush@host", "FSSPEC_FTP_")):
+            with mistake("***@host", f"holds a password, which would be kept: put it into {remedy}") as caught:
+                open_store(uri, field="input")
+            assert "hushhush" not in str(caught.value)
         with mistake("htps://host/x", "unknown scheme"):
             open_store("htps://host/x", field="input")
         with mistake("not installed", "adlfs"):
@@ -508,6 +513,22 @@ class TestOtherDrivers:
         with web_server() as url:
             (result,) = open_store(url, field="input", retries=QUICK).read_many([(path, None, 2**20)])
         assert re.match(expected, str(result))
+
+    def test_passwords_of_web_servers_are_those_of_netrc(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        class Guarded(Quiet):
+            def do_GET(self) -> None:
+                known = self.headers.get("Authorization") == f"Basic {base64.b64encode(b'me:hushhush').decode()}"
+                self.send_response(200 if known else 401)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+
+        (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password hushhush")
+        (tmp_path / "netrc").chmod(0o600)
+        with serving(Guarded) as url:
+            for file, expected in (("none", "Denied: "), ("netrc", "b''")):
+                monkeypatch.setenv("NETRC", str(tmp_path / file))
+                (result,) = open_store(url, field="input", retries=QUICK).read_many([("a", None)])
+                assert str(result).startswith(expected)
 
     def test_a_folder_must_be_there_and_be_listed(self, memory: str) -> None:
         with mistake("memory://nothing", "no such folder"):
