@@ -29,13 +29,14 @@ from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 from tests.conftest import s3_settings
 from tests.support.faultproxy import FaultProxy
 from tests.support.paths import ROOT
+from tests.support.poisons import POISONS, Ground
 from tests.support.s3server import S3Server
 from tests.support.waiting import PATIENCE_S
 
 SABOTAGE = Path(__file__).parent / "sabotage"
 BUCKET = "chaos"
 
-IMAGES = 24
+IMAGES = 18
 KILLERS = {"07-killer.jpg": b"SEGFAULT", "15-killer.jpg": b"NOMEMORY"}
 """No images, as long as nothing is sabotaged; then they kill the process that opens them."""
 
@@ -91,12 +92,14 @@ class Arena:
     Attributes:
         folder: for logs, the model and the switches of ``sabotage``.
         workers: model actors of each job.
+        poisoned: patterns of the errors that images of ``POISONS`` leave, by key; they lie among the good ones.
         expected: content of each object that an undisturbed run of the plan leaves, by path below its output.
     """
 
     def __init__(self, folder: Path, proxy: FaultProxy, cluster: Cluster, workers: int) -> None:
         self.folder, self.proxy, self.cluster, self.workers = folder, proxy, cluster, workers
         self.input = open_store(f"s3://{BUCKET}/in", field="input")
+        self.poisoned: dict[str, str] = {}
         self._outputs = 0
         self._fill()
         self.expected = self._undisturbed()
@@ -106,9 +109,18 @@ class Arena:
             self.input.put_if_absent(f"{index:02}.jpg", picture(index))
         for key, content in KILLERS.items():
             self.input.put_if_absent(key, content)
+        for index, poison in enumerate(POISONS["images"].values()):
+            place = open_store(f"{self.input.root}/{2 * index:02}", field="input")
+            left = poison(Ground(store=place, server="")).rows
+            self.poisoned |= {f"{2 * index:02}/{key}": error for key, error in left.items()}
         torch.manual_seed(0)
         network = PSPNet(PSPNetConfig(classes=len(SCENE_CLASSES), backbone="resnet18", output_stride=32))
         save_checkpoint(network, self.folder / "model", name="scenes", classes=SCENE_CLASSES)
+
+    @property
+    def keys(self) -> list[str]:
+        """Of all images, sorted."""
+        return sorted([*(f"{index:02}.jpg" for index in range(IMAGES)), *KILLERS, *self.poisoned])
 
     def _undisturbed(self) -> dict[str, bytes]:
         output = self._next_output()

@@ -219,7 +219,7 @@ def _overwritten(round: Round) -> Deed:
     """An image that gets another content after it was listed, just before it is read."""
     rule = round.holding(**READING)
     yield
-    key = round.held(rule).path.partition("?")[0].rpartition("/")[2]
+    key = round.held(rule).path.partition("?")[0].removeprefix(f"/{BUCKET}/in/")
     round.overwritten[key] = round.arena.input.read(key)
     round.arena.overwrite(key, picture(1000))
     round.outcome[key] = "Changed"

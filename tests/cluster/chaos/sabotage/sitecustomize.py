@@ -15,7 +15,7 @@ import signal
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 from PIL import Image
 
@@ -61,9 +61,11 @@ def _hang() -> None:
         time.sleep(1)
 
 
-def _die(number: signal.Signals) -> None:
+def _die(number: signal.Signals) -> NoReturn:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     os.kill(os.getpid(), number)
+    while True:  # another thread may have to write a stack first
+        time.sleep(1)
 
 
 Image.open = _sabotaged  # type: ignore[assignment]
