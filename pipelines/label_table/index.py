@@ -11,6 +11,7 @@ import hashlib
 import secrets
 from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import numpy as np
@@ -20,7 +21,7 @@ import pyarrow.parquet as pq
 from pipelines.label_table.listing import VERSION, in_runs
 from pipelines.label_table.schema import Paths
 from pipelines.storage import THREADS, ObjectChanged, ObjectError, ObjectMissing, Store
-from pipelines.storage.arrow import metadata_of, to_parquet
+from pipelines.storage.arrow import damage_told, metadata_of, to_parquet
 from pspnet_core.errors import ConfigError
 from pspnet_core.threads import map_ahead
 
@@ -108,18 +109,17 @@ def read_label_file(store: Store, path: str, columns: Collection[str]) -> pa.Tab
     """
     while True:
         try:
-            with store.open(path) as stream:
+            with label_file_damage_told(store, path), store.open(path) as stream:
                 # Threads of Arrow's own would cost more than they gain on so few rows.
                 return pq.ParquetFile(stream).read(list(columns), use_threads=False).select(list(columns))
         except ObjectChanged:  # written again between two reads, by --retry-errors
             continue
-        except (pa.ArrowInvalid, KeyError) as error:
-            raise no_label_file(store, path) from error
 
 
-def no_label_file(store: Store, path: str) -> ConfigError:
-    """The error of a file that does not belong among the label files."""
-    return ConfigError(store.field, store.uri_of(path), "this is no label file: move it out of masks/")
+def label_file_damage_told(store: Store, path: str) -> AbstractContextManager[None]:
+    """Raise ConfigError for a file that does not belong among the label files, or is damaged."""
+    remedy = "this is no label file: move it out of masks/"
+    return damage_told(lambda reason: ConfigError(store.field, store.uri_of(path), f"{remedy} ({reason})"))
 
 
 def _known(part: pq.ParquetFile, unread: dict[str, str]) -> pa.Table:

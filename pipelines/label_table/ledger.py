@@ -26,6 +26,7 @@ from typing import Annotated
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from annotated_types import Lt
 from numpy.typing import NDArray
 from pydantic import AwareDatetime, StringConstraints
 
@@ -34,7 +35,7 @@ from pipelines.label_table.listing import VERSION, Listing
 from pipelines.label_table.schema import LISTING, SCHEMA_VERSION, Paths, RowProvenance, utc_now
 from pipelines.process.reading_back import read_back
 from pipelines.storage import THREADS, ObjectMissing, Store
-from pipelines.storage.arrow import metadata_json, to_parquet
+from pipelines.storage.arrow import damage_told, metadata_json, to_parquet
 from pspnet_core.errors import ConfigError
 from pspnet_core.threads import map_ahead
 
@@ -48,6 +49,9 @@ UNSIZED = 2**22
 PLAN_CHUNKS = 2**12
 """Most chunks of one plan, whose footer grows with them: 2 MB, which every process that reads chunks holds."""
 
+
+LATEST = datetime.datetime(2200, 1, 1, tzinfo=datetime.timezone.utc)
+"""No plan is made later, whatever a clock may say."""
 
 SKEW = datetime.timedelta(minutes=5)
 """By how much the clocks of drivers may differ without a word."""
@@ -106,7 +110,7 @@ class _Header:
 
     schema: int
     run_id: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
-    made: AwareDatetime
+    made: Annotated[AwareDatetime, Lt(LATEST)]
     spec: PlanSpec
 
 
@@ -247,15 +251,12 @@ class Ledger:
                 images=file.metadata.num_rows,
             )
 
-    @contextlib.contextmanager
-    def _damage_told(self, path: str) -> Iterator[None]:
-        try:
-            yield
-        except ConfigError:
-            raise
-        except (pa.ArrowException, KeyError, ValueError) as error:
-            remedy = f"is no plan ({error}): restore it, or move it away if this tool did not write it"
-            raise ConfigError(self.store.field, self.store.uri_of(path), remedy) from error
+    def _damage_told(self, path: str) -> contextlib.AbstractContextManager[None]:
+        def told(reason: str) -> ConfigError:
+            remedy = f"is no plan ({reason}): restore it, or move it away if this tool did not write it"
+            return ConfigError(self.store.field, self.store.uri_of(path), remedy)
+
+        return damage_told(told)
 
 
 def _unlisted(plan: Plan, listed: Collection[tuple[int, int] | None]) -> list[int]:

@@ -82,7 +82,7 @@ class RowProvenance:
     mask: str
 
 
-_PLAN, _CHUNK = re.compile(r"(\d{6,})\.parquet"), re.compile(r"(\d{6,})-(\d{6,})\.parquet")
+_PLAN, _CHUNK = re.compile(r"(\d{6,9})\.parquet"), re.compile(r"dt=[^/]+/(\d{6,9})-(\d{6,9})\.parquet")
 
 TABLES = ("plans/model=", "masks/model=", "class_stats/model=", "classes/model=")
 """How the paths of Parquet files below ``--output`` begin."""
@@ -121,16 +121,14 @@ class Paths:
         """One chunk of the label table; the name follows from the plan alone."""
         return f"{self.day(date)}{plan:06d}-{chunk:06d}.parquet"
 
-    @staticmethod
-    def plan_number(path: str) -> int | None:
+    def plan_number(self, path: str) -> int | None:
         """Number of the plan at a path; None where it is none, such as a copy that a sync tool has left."""
-        found = _PLAN.fullmatch(path.rpartition("/")[2])
+        found = _PLAN.fullmatch(path.removeprefix(self.plans))
         return int(found[1]) if found else None
 
-    @staticmethod
-    def chunk_of(path: str) -> tuple[int, int] | None:
+    def chunk_of(self, path: str) -> tuple[int, int] | None:
         """Numbers of the plan and the chunk of the label table at a path; None where it is none."""
-        found = _CHUNK.fullmatch(path.rpartition("/")[2])
+        found = _CHUNK.fullmatch(path.removeprefix(self.masks))
         return (int(found[1]), int(found[2])) if found else None
 
     def class_stats(self, date: str, run_id: str) -> str:

@@ -213,8 +213,8 @@ _parent: _Parent | None = None
 class _ParentLine:
     """The child's way to the chunk states in its parent."""
 
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """As ``Line.ask``."""
+    def ask(self, method: str, *arguments: Any, timeout: float | None = None) -> Any:
+        """As ``Line.ask``; the parent always answers, or is gone, which ends this process."""
         assert _parent, "only the child asks"
         return _parent.ask(method, arguments)
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from pipelines.label_table.index import no_label_file
+from pipelines.label_table.index import label_file_damage_told
 from pipelines.label_table.ledger import Ledger, Plan, PlanSpec
 from pipelines.label_table.schema import LISTING, MASKS
 from pipelines.labelling.report.run_record import Summary
@@ -206,13 +206,11 @@ def _files_with_errors(ledger: Ledger) -> Iterator[tuple[str, str, pa.ChunkedArr
 
     def look(path: str) -> pa.ChunkedArray | None:
         try:
-            with ledger.store.open(path) as stream:
+            with label_file_damage_told(ledger.store, path), ledger.store.open(path) as stream:
                 file = pq.ParquetFile(stream)
                 return file.read(["error"])["error"] if _has_errors(file) else None
         except (ObjectChanged, ObjectMissing):  # the run that writes it anew now also brings the rest in line
             return None
-        except (pa.ArrowInvalid, KeyError, ValueError) as error:
-            raise no_label_file(ledger.store, path) from error
 
     listed = ledger.store.list(ledger.paths.masks, suffixes={".parquet"})
     items = [item for item in listed if ledger.paths.chunk_of(item.key)]
@@ -253,11 +251,9 @@ def _read(context: RunContext, file: FailedFile) -> tuple[pa.Table, dict[str, ob
         data = context.output.read_if(file.path, file.etag)
     except (ObjectChanged, ObjectMissing):
         return None
-    try:
+    with label_file_damage_told(context.output, file.path):
         opened = pq.ParquetFile(pa.BufferReader(data))
         return opened.read().cast(MASKS), metadata_of(opened)
-    except (pa.ArrowException, KeyError, ValueError) as error:
-        raise no_label_file(context.output, file.path) from error
 
 
 def _successors(new: pa.Table, old: pa.Table) -> pa.Table:

@@ -25,15 +25,27 @@ _SECRET_NAME = re.compile(
 _NO_SECRETS = {"true", "false", "none", "null"}
 # Up to the last @ before the path; with a colon, which is no port's, even beyond: a secret may hold a slash.
 _USERINFO = re.compile(r"(?<=://)(?:[^\s/?#]{0,1024}@|[^\s/?#:@]{0,1024}:(?!\d+(?:[/?#]|$))[^\s@]{0,1024}@)")
+# What names nothing else: photos have keys and authors, too.
+_TOKEN = re.compile(
+    r"([?&;](?:sig|signature|(?:[a-z]+[_-])?(?:token|secret|password|passwd|pwd)|api[_-]?key|credentials?|auth)=)"
+    r"[^&;\s#\"'<>]+",
+    re.IGNORECASE,
+)
 SIGNED = {
-    "X-Amz-Signature": re.compile("X-Amz-.*"),
-    "X-Goog-Signature": re.compile("X-Goog-.*"),
-    "sig": re.compile("s[vrpest]|sig|ss|srt|spr|sip|sk(oid|tid|t|e|s|v)"),
-    "Signature": re.compile("Signature|Expires|Policy|Key-Pair-Id|AWSAccessKeyId|GoogleAccessId"),
+    frozenset({"x-amz-signature"}): re.compile("x-amz-.*"),
+    frozenset({"x-goog-signature"}): re.compile("x-goog-.*"),
+    frozenset({"x-oss-signature"}): re.compile("x-oss-.*"),
+    frozenset({"sv", "sig"}): re.compile("s[vrpest]|sig|ss|srt|spr|sip|sk(oid|tid|t|e|s|v)"),
+    frozenset({"signature"}): re.compile(
+        "signature|expires|policy|key-pair-id|(aws|oss)accesskeyid|googleaccessid|(x-amz-)?security-token"
+    ),
 }
-"""Query parameter that is a signature (of S3, Google, Azure, CloudFront and older S3) -> all that come with it."""
+"""Query parameters that sign (S3, Google, Alibaba, Azure; CloudFront and older S3), in small letters -> all that come
+with them."""
 
-_PASSWORD = re.compile(r"(?i:https?)://[^\s/?#]*@|[A-Za-z][A-Za-z0-9+.-]*://[^\s/?#:@]*:(?!\d+(?:[/?#]|$))[^\s@]*@")
+_PASSWORD = re.compile(
+    r"(?i:https?)://[^\s/?#]*@|[A-Za-z][A-Za-z0-9+.-]*://(?!\[|arn:)[^\s/?#:@]*:(?!\d+(?:[/?#]|$))[^\s@]*@"
+)
 _PARAMETER = re.compile(
     r"([?&;](?:sig|[^=&;\s?#]*(?:signature|token|secret|password|passwd|pwd|credential|auth|key)[^=&;\s?#]*)=)"
     r"[^&;\s#\"'<>]+",
@@ -61,15 +73,15 @@ def without_secrets(uri: str) -> str:
     """
     if uri.startswith(("http://", "https://")) and "?" in uri:
         path, _, query = uri.partition("?")
-        uri = _PARAMETER.sub(_digested, "?".join(filter(None, (path, _unsigned(query)))))
+        uri = _TOKEN.sub(_digested, "?".join(filter(None, (path, _unsigned(query)))))
     return _USERINFO.sub(f"{HIDDEN}@", uri) if holds_password(uri) else uri
 
 
 def _unsigned(query: str) -> str:
     """A query without its signature."""
     parts = query.split("&")
-    names = [part.partition("=")[0] for part in parts]
-    signed = [others for signature, others in SIGNED.items() if signature in names]
+    names = [part.partition("=")[0].lower() for part in parts]
+    signed = [others for signature, others in SIGNED.items() if signature.issubset(names)]
     return "&".join(
         part for part, name in zip(parts, names, strict=True) if not any(each.fullmatch(name) for each in signed)
     )

@@ -14,6 +14,7 @@ from pipelines.label_table.schema import LISTING
 from pipelines.process.redaction import without_secrets
 from pipelines.sources.inputs import Inputs
 from pipelines.storage import Store, open_store
+from pipelines.storage.arrow import damage_told
 from pipelines.storage.base import Request, split_scheme
 from pspnet_core.errors import ImageError
 
@@ -125,17 +126,9 @@ def rows_of(table: pa.Table) -> list[Row]:
     return list(map(Row, *(table[name].to_pylist() for name in Row._fields)))
 
 
-@contextlib.contextmanager
-def parquet_damage_told() -> Iterator[None]:
+def parquet_damage_told() -> contextlib.AbstractContextManager[None]:
     """Raise ``Damaged`` for what Arrow raises on a bad Parquet file."""
-    try:
-        yield
-    except pa.ArrowException as error:
-        raise Damaged(str(error)) from error
-    except OSError as error:
-        if error.errno is not None:  # the disk's own
-            raise
-        raise Damaged(str(error)) from error
+    return damage_told(Damaged)
 
 
 def place_of(uri: str, key: str) -> tuple[Store, str]:

@@ -1,15 +1,21 @@
 """Arrow tables as bytes: Parquet files, with metadata of ours, and IPC streams."""
 
+import contextlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pspnet_core.errors import PspnetError
+
 METADATA_KEY = b"pspnet"
 """Key of our metadata, which is JSON, in a Parquet file's key-value metadata."""
+
+LONGEST_REASON = 200
+"""Characters of what Arrow says of a damaged file."""
 
 
 def to_parquet(
@@ -38,6 +44,19 @@ def to_parquet(
 def metadata_of(file: pq.ParquetFile) -> dict[str, Any]:
     """The ``pspnet`` metadata of a file that ``to_parquet`` wrote."""
     return cast(dict[str, Any], json.loads((file.schema_arrow.metadata or {})[METADATA_KEY]))
+
+
+@contextlib.contextmanager
+def damage_told(told: Callable[[str], Exception]) -> Iterator[None]:
+    """Raise ``told(reason)`` for what reading a damaged Parquet file, or our metadata in it, raises."""
+    try:
+        yield
+    except PspnetError:
+        raise
+    except (pa.ArrowException, KeyError, ValueError, OSError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # the disk's own
+            raise
+        raise told(" ".join(str(error).split())[:LONGEST_REASON]) from error
 
 
 def metadata_json(schema: pa.Schema) -> bytes:

@@ -354,10 +354,14 @@ class Store(ABC):
         self.check_writable_atomically()
         if self.put_if_match(_PROBE, secrets.token_bytes(8), "0" * 32):
             raise self._overwrites("If-Match")
+        before = None
         for _ in range(_PROBES):
             found = self.stat(_PROBE)
+            if before and found and before.etag != found.etag:
+                return  # another run has replaced it
             if found and self.put_if_match(_PROBE, secrets.token_bytes(8), found.etag):
                 return
+            before = found
         raise self._refuses("to replace what has not changed with If-Match")
 
     def _refuses(self, what: str) -> ConfigError:

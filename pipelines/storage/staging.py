@@ -43,7 +43,12 @@ def one_at_a_time(folder: str) -> Iterator[None]:
     """Hold a lock below ``folder``, which is made; the system lets go of it when its holder dies."""
     os.makedirs(folder, exist_ok=True)
     with open(f"{folder}/replace.lock", "rb", opener=_open_lock) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno != errno.EBADF:
+                raise
+            raise PermissionError(errno.EACCES, "another user made replace.lock below it") from error
         yield
 
 
@@ -67,7 +72,7 @@ def sweep(folder: str) -> None:
 
 
 def _delete_abandoned(location: str) -> None:
-    with open(location, "rb") as file:
+    with open(location, "r+b") as file:  # over NFS a lock is of a file that is open for writing
         if _lock_now(file):
             os.unlink(location)
 

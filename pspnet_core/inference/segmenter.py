@@ -93,7 +93,8 @@ class Segmenter:
         compile: whether the network is compiled for each size of input: see ``device.compile_network``.
 
     Attributes:
-        on_pass: called as each forward pass begins, in its thread, with the pixels of its input; set it to watch.
+        on_pass: called as each forward pass begins, with the pixels of its input, and as its answers are made masks,
+            with the pixels of these times the scales; in its thread. Set it to watch.
 
     Raises:
         ConfigError: for a batch below 1.
@@ -248,6 +249,7 @@ class Segmenter:
         views = [self._views(inputs, limit) for inputs in zip(*(image.views for image in images), strict=True)]
         align_corners = self.model.config.align_corners
         for image, own in zip(images, zip(*views, strict=True), strict=True):
+            self.on_pass(image.height * image.width * len(own))
             yield ToHost(*postprocess(own, image.height, image.width, align_corners=align_corners))
 
     def _views(self, inputs: Sequence[NDArray[np.uint8]], limit: int) -> Iterable[View]:

@@ -144,8 +144,8 @@ def class_table(classes: ClassTable) -> pa.Table:
 def _taken(schema: pa.Schema) -> Totals:
     """The totals in a label file's metadata; none of a file that somebody else wrote."""
     try:
-        return Totals.from_json(read_back(_FileHeader, metadata_json(schema)).totals)
-    except (ValueError, TypeError) as error:  # the latter for what no total is called
+        return Totals() + Totals.from_json(read_back(_FileHeader, metadata_json(schema)).totals)
+    except (ValueError, TypeError, AttributeError) as error:  # where totals are not called, or not made, so
         log.warning("what a chunk took is not known: its label file has other metadata (%s)", error)
         return Totals()
 

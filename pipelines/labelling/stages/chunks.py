@@ -17,9 +17,10 @@ from pipelines.label_table.schema import LISTING, MASKS, SCHEMA_VERSION, RowProv
 from pipelines.labelling.report.totals import Totals
 from pipelines.labelling.stages.clocks import Start
 from pipelines.labelling.stages.coordinator import ATTEMPTS, Coordinator
-from pipelines.process.redaction import redacted, without_secrets
+from pipelines.process.redaction import redacted
 from pipelines.process.retrying import Retries
 from pipelines.sources import find_source, read_listed
+from pipelines.sources.base import DENIED, Row, is_named, rows_of
 from pipelines.storage import Store
 from pipelines.storage.arrow import to_parquet
 from pspnet_core import __version__
@@ -151,12 +152,24 @@ def fetch(spec: PlanSpec, rows: pa.Table) -> pa.Table:
 def _encoded_table(rows: pa.Table, results: Sequence[bytes | ImageError]) -> pa.Table:
     """``bytes`` becomes the size of what was read, because some formats list no sizes."""
     data = pa.array([None if isinstance(result, ImageError) else result for result in results], pa.binary())
-    texts = [redacted(str(result)[:LONGEST_TEXT]) if isinstance(result, ImageError) else None for result in results]
+    texts = [redacted(str(result))[:LONGEST_TEXT] if isinstance(result, ImageError) else None for result in results]
     errors = pa.array(texts, pa.string())
     sizes = pc.coalesce(pc.binary_length(data).cast(pa.int64()), rows["bytes"])
-    keys = pa.array(map(without_secrets, rows["key"].to_pylist()), pa.string())
-    table = pa.table([rows["uri"], keys, rows["etag"], sizes], schema=LISTING)
+    names = [_kept(row, result) for row, result in zip(rows_of(rows), results, strict=True)]
+    keys, etags = (pa.array(column, pa.string()) for column in (zip(*names, strict=True) if names else ((), ())))
+    table = pa.table([rows["uri"], keys, etags, sizes], schema=LISTING)
     return table.append_column("data", data).append_column("error", errors)
+
+
+def _kept(row: Row, result: bytes | ImageError) -> tuple[str, str]:
+    """Key and etag of an image as labels keep them.
+
+    A signature ends, that of a URI which the plan has kept: such an image is new once it is listed with another one.
+    """
+    if row.key == row.uri or not is_named(row.uri, row.key):
+        return row.key, row.etag
+    is_denied = isinstance(result, ImageError) and result.kind == "Denied"
+    return row.uri, DENIED if is_denied else row.etag
 
 
 def encoded(number: int, table: pa.Table, *, images: int, since: Start) -> Chunk:

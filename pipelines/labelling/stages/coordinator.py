@@ -27,6 +27,9 @@ from pspnet_core.errors import ImageError, PspnetError
 ATTEMPTS = 6
 """Attempts at reading or writing a chunk, and at loading the model; nodes that come and go may well cost several."""
 
+EXPLAIN_S = 30.0
+"""Seconds that a process which is about to end waits for its reason to be known."""
+
 TOGETHER = 3
 """Attempts at segmenting a chunk's images together."""
 
@@ -194,8 +197,8 @@ class ChunkStates:
 class Line(Protocol):
     """The way from a process to the ``ChunkStates`` of its run: calls a method of it by name."""
 
-    def ask(self, method: str, *arguments: Any) -> Any:
-        """Call it, and wait for the answer."""
+    def ask(self, method: str, *arguments: Any, timeout: float | None = None) -> Any:
+        """Call it, and wait for the answer; where it may never come, for so many seconds."""
 
     def tell(self, method: str, *arguments: Any) -> None:
         """Call it without waiting."""
@@ -240,8 +243,8 @@ class Coordinator:
         self.line.tell("blame", chunk, image, error)
 
     def explain(self, chunk: int, reason: ImageError) -> None:
-        """As ``ChunkStates.explain``; waits, so that it is known before the process ends."""
-        self.line.ask("explain", chunk, reason)
+        """As ``ChunkStates.explain``; waits a little, so that it is known before the process ends."""
+        self.line.ask("explain", chunk, reason, timeout=EXPLAIN_S)
 
     def done(self, chunk: int) -> None:
         """As ``ChunkStates.done``. Does not wait."""
@@ -260,11 +263,13 @@ class DirectLine:
 
     states: ChunkStates
 
-    def ask(self, method: str, *arguments: Any) -> Any:
+    def ask(self, method: str, *arguments: Any, timeout: float | None = None) -> Any:
         """Call it."""
         return getattr(self.states, method)(*arguments)
 
-    tell = ask
+    def tell(self, method: str, *arguments: Any) -> None:
+        """Call it."""
+        self.ask(method, *arguments)
 
     def own_id(self) -> str:
         """There is one process only."""

@@ -7,12 +7,14 @@ children, the second of them alone.
 
 The child is this module run as a program: images come on its standard input, each with its length and its time limit
 in front; a byte goes out when it is ready, and one for each image that is decoded, or refused. What codecs print goes
-to standard error. The limits of time and memory are the child's own, and hold even when its parent is gone.
+to standard error. The limits of memory and of time (of CPU: others may keep it waiting) are the child's own, and hold
+even when its parent is gone.
 """
 
 import contextlib
 import os
 import resource
+import select
 import signal
 import struct
 import subprocess
@@ -30,6 +32,8 @@ from pspnet_core.threads import SharedLock, map_ahead
 
 MOST_MEMORY = 6 * 2**30
 """Bytes of data that the child may hold: the largest image by default takes 2 GiB while it is decoded."""
+START_S = 300.0
+"""Seconds that a child may take to start."""
 LATE_S = 1800.0
 """Seconds that images of one chunk may have, together, which then come too late."""
 HURRIED_S = 20.0
@@ -38,7 +42,9 @@ HURRIED_S = 20.0
 _HEADER = struct.Struct("<QQd")  # largest image in pixels, bytes that follow, seconds that decoding may take
 _READY = b"!"
 _SURVIVED = b"."
-_LATE = signal.SIGALRM.name
+_LATE = signal.SIGPROF.name
+_SILENT = 10
+"""Times an image's seconds after which a child that says nothing hangs."""
 
 
 class QuarantineFailed(PspnetError):
@@ -138,17 +144,21 @@ class _Child:
 
     def is_ready(self) -> bool:
         """Whether it can take images; waits for it."""
-        return self.stdout.read(1) == _READY
+        return self._answers(_READY, START_S)
 
     def decode(self, image: bytes, max_pixels: int, seconds: float) -> str:
         """Have one image decoded; returns what ends the process, or nothing where it survives."""
         try:
             self.stdin.write(_HEADER.pack(max_pixels, len(image), seconds) + image)
             self.stdin.flush()
-            survived = self.stdout.read(1) == _SURVIVED
+            survived = self._answers(_SURVIVED, _SILENT * seconds)
         except BrokenPipeError:
             survived = False
         return "" if survived else self.end()
+
+    def _answers(self, word: bytes, seconds: float) -> bool:
+        """Whether it says this, so soon."""
+        return bool(select.select([self.stdout], [], [], seconds)[0]) and self.stdout.read(1) == word
 
     def end(self) -> str:
         """End the process, if it has not ended, and say how it did."""
@@ -170,10 +180,10 @@ def main() -> None:
     while header := sys.stdin.buffer.read(_HEADER.size):
         max_pixels, size, seconds = _HEADER.unpack(header)
         image = sys.stdin.buffer.read(size)
-        signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process, unless it is taken back
+        signal.setitimer(signal.ITIMER_PROF, seconds)  # ends the process, unless it is taken back
         with contextlib.suppress(ImageError):  # which the actor will meet again, and report
             decode_image(image, max_pixels=max_pixels)
-        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.setitimer(signal.ITIMER_PROF, 0)
         answers.write(_SURVIVED)
 
 

@@ -228,8 +228,10 @@ class Segment:
         raise error
 
     def _explain_and_end(self, chunk: int, reason: ImageError) -> None:
-        self.context.coordinator.explain(chunk, reason)
-        end_process(reason.message)
+        try:
+            self.context.coordinator.explain(chunk, reason)
+        finally:  # nobody may be there to hear it
+            end_process(reason.message)
 
     def _label(
         self, images: Iterable[tuple[int, Encoded]], watch: Stopwatch, dog: Watchdog

@@ -25,6 +25,8 @@ PASS_S = 600.0
 """Seconds that the network may take to begin with, or to end, a forward pass, besides those for its pixels."""
 PASS_S_PER_PIXEL = 5e-4
 """Some hundred times what a core takes for a pixel of PSPNet-50's input."""
+MOST_S = 3600.0
+"""So many more seconds at most: all attempts at a chunk together take less than ``LONGEST_SILENCE_S``."""
 LOOKS = 24
 """How often a process looks at what it does in as many seconds as it waits for the fastest."""
 
@@ -90,8 +92,9 @@ class Watchdog:
         self._ask()
 
     def on_pass(self, pixels: int) -> None:
-        """The network begins a forward pass."""
-        self._until = max(self._until, time.monotonic() + PASS_S + PASS_S_PER_PIXEL * pixels)
+        """The network begins a forward pass, or to make masks of so many pixels."""
+        more = min(MOST_S, PASS_S_PER_PIXEL * pixels)
+        self._until = max(self._until, time.monotonic() + PASS_S + more)
 
     def _ask(self) -> None:
         self.on_pass(0)

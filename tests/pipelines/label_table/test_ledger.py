@@ -3,7 +3,8 @@
 import dataclasses
 import datetime
 import itertools
-from collections.abc import Iterator
+import random
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pipelines.label_table import ledger as ledgers
+from pipelines.label_table.index import read_label_file
 from pipelines.label_table.ledger import UNSIZED, ChunkLimits, Ledger, PlanSpec, chunk_bounds
 from pipelines.label_table.listing import spool
 from pipelines.label_table.schema import LISTING, MASKS, Paths
@@ -228,6 +230,7 @@ HEADER: dict[str, Any] = {
         (HEADER | {"run_id": "../../etc"}, "run_id"),
         (HEADER | {"made": "yesterday"}, "made"),
         (HEADER | {"made": "2026-01-31T12:00:00"}, "made"),
+        (HEADER | {"made": "9999-12-31T23:59:59+00:00"}, "made"),
         (HEADER | {"spec": {**HEADER["spec"], "date": "2026-01-31/../../x"}}, "spec.date"),
         (HEADER | {"spec": {**HEADER["spec"], "mask": "jpeg"}}, "spec.mask"),
         (HEADER | {"spec": {**HEADER["spec"], "input": "/bucket"}}, "spec.input"),
@@ -249,3 +252,42 @@ def test_a_plan_without_a_column_is_told_too(ledger: Ledger) -> None:
     assert plan is not None
     with pytest.raises(ConfigError, match="is no plan"):
         ledger.read_chunk(plan, 0)
+
+
+def test_copies_in_folders_of_their_own_are_neither_plans_nor_chunks(ledger: Ledger) -> None:
+    plan = ledger.make_plan(listing("a"), SPEC, LIMITS, None)
+    data = ledger.store.read(ledger.paths.plan(0))
+    assert ledger.store.put_if_absent(f"{ledger.paths.plans}old/000007.parquet", data)
+    assert ledger.store.put_if_absent(f"{ledger.paths.day(SPEC.date)}backup/000000-000000.parquet", data)
+    assert ledger.latest_plan() == plan
+    assert ledger.lost_chunks(plan) == [0]
+
+
+def test_any_damage_is_told_in_one_line(ledger: Ledger) -> None:
+    """One bit of a plan, or of a label file, that has turned over."""
+    plan = ledger.make_plan(listing(*"abcdefgh"), SPEC, LIMITS, None)
+    label_rows(ledger, "abc", 0)
+    chunk = ledger.paths.chunk(SPEC.date, 0, 0)
+
+    def read_rows() -> object:
+        return read_label_file(ledger.store, chunk, ["uri", "etag"])
+
+    def read_plan() -> object:
+        return ledger.read_plan(0), ledger.read_chunk(plan, 1)
+
+    reads: dict[str, Callable[[], object]] = {ledger.paths.plan(0): read_plan, chunk: read_rows}
+    chance, told = random.Random(7), set[str]()
+    for path, read in reads.items():
+        whole, place = ledger.store.read(path), Path(ledger.store.uri_of(path))
+        for _ in range(200):
+            damaged = bytearray(whole)
+            damaged[chance.randrange(len(whole))] ^= 1 << chance.randrange(8)
+            place.write_bytes(damaged)
+            ledgers._footer.cache_clear()
+            try:
+                read()
+            except ConfigError as error:
+                told.add(str(error).partition("(")[0])
+        place.write_bytes(whole)
+    assert {text.partition(": ")[2].partition(": ")[0] for text in told} <= {"is no plan ", "this is no label file"}
+    assert len(told) == 2

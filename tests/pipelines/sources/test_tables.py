@@ -273,7 +273,9 @@ def test_signed_uris_are_read_and_labels_keep_no_signature(tmp_path: Path) -> No
             f"{url}/b.jpg?token=opendoor",
             f"{url}/b.jpg?token=wrong",
         ]
-        manifest = write_list(tmp_path, "txt", [{"uri": uri} for uri in uris])
+        entries: list[dict[str, object]] = [{"uri": uri, "etag": "", "bytes": ""} for uri in uris]
+        entries[2] |= {"etag": "v1", "bytes": 3}  # whose signature has ended
+        manifest = write_list(tmp_path, "csv", entries)
         plan = listed("manifest", manifest, None, url)
         spec = PlanSpec(source="manifest", input=[str(manifest)], date="2026-01-31", mask="rle")
         rows = fetch(spec, plan)
@@ -286,6 +288,7 @@ def test_signed_uris_are_read_and_labels_keep_no_signature(tmp_path: Path) -> No
     assert "open" not in str(rows.to_pylist())
     assert rows["uri"].to_pylist() == rows["key"].to_pylist() == plan["uri"].to_pylist()
     assert len(set(plan["uri"].to_pylist())) == 3
+    assert (plan["etag"][2].as_py(), rows["etag"][2].as_py()) == ("v1", base.DENIED)
     assert plan["uri"][0].as_py().endswith("/a.jpg?w=9")
     assert {error.partition(":")[0] for _, error in values(again, "data", "error")} == {"Denied"}
 

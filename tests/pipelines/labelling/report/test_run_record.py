@@ -65,14 +65,14 @@ def test_the_record_is_that_of_the_whole_plan_whoever_did_what(config: LabelConf
         assert spent["cost"] == pytest.approx(held / 1000)
 
 
-@pytest.mark.parametrize("metadata", [None, {"totals": {"images": "many"}}, {"totals": {"grapes": 3}}])
+@pytest.mark.parametrize("totals", [None, {"images": "many"}, {"grapes": 3}, {"labelled": {"x": 1}}])
 def test_a_label_file_of_somebody_else_costs_no_more_than_its_totals(
-    config: LabelConfig, caplog: pytest.LogCaptureFixture, metadata: dict[str, Any] | None
+    config: LabelConfig, caplog: pytest.LogCaptureFixture, totals: dict[str, Any] | None
 ) -> None:
     finished(config)
     first = label_files(config)[0]
     rows = pq.read_table(first).replace_schema_metadata(None)
-    first.write_bytes(to_parquet(rows, metadata=metadata))
+    first.write_bytes(to_parquet(rows, metadata=totals and {"totals": totals}))
     next(Path(config.output).glob("runs/*.json")).unlink()
     record = finished(config)
     assert (record["labelled"], record["errors"]) == (IMAGES - 1, {"Unreadable": 1})

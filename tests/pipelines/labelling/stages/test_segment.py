@@ -24,7 +24,7 @@ import pytest
 from numpy.typing import NDArray
 from PIL import Image
 
-from pipelines.cluster.machine import LocalResources
+from pipelines.cluster.machine import LONGEST_SILENCE_S, LocalResources
 from pipelines.demo.scenes import SCENE_CLASSES
 from pipelines.label_table.ledger import Ledger
 from pipelines.label_table.schema import Paths, RowProvenance, utc_now
@@ -476,3 +476,9 @@ def test_images_wait_decoded_only_as_far_as_their_bytes_allow(make_segment: Make
     # Those that wait, and the one at hand; whoever counts in bytes need not count in images.
     assert all(count <= place + 4 for place, count in enumerate(prepared, 1))
     assert segment.depth > 4
+
+
+def test_all_attempts_at_a_chunk_take_less_than_work_may_be_silent() -> None:
+    """Or the run would fail before the image is found, and the next one would begin anew."""
+    longest = watchdog.PASS_S + watchdog.MOST_S
+    assert (TOGETHER + 2) * longest < LONGEST_SILENCE_S
