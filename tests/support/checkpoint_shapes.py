@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import pickle
 import struct
@@ -39,15 +40,17 @@ model = dict(
 """
 
 
+@functools.cache
 def smp_network() -> nn.Module:
-    """The smallest PSPNet of all, 5 classes."""
+    """The smallest PSPNet of all, 5 classes. Not to be changed."""
     network = SmpPSPNet(5, width=32)
     del network.encoder.layer3, network.encoder.layer4  # not used
     return randomise(network)
 
 
+@functools.cache
 def mmseg_network() -> nn.Module:
-    """A PSPNet of mmsegmentation, whose settings ``CONFIG`` tells."""
+    """A PSPNet of mmsegmentation, whose settings ``CONFIG`` tells. Not to be changed."""
     return randomise(MmsegPSPNet(5, bins=(1, 2, 3, 6), align=True))
 
 
@@ -236,6 +239,7 @@ class Shape:
         name: of the file.
         network: whose state it is.
         told: a part of what is logged.
+        within: how far the logits may differ from those of the network, relative to the largest.
     """
 
     content: Callable[[State], Any] = OrderedDict
@@ -243,6 +247,7 @@ class Shape:
     name: str = "x.pth"
     network: Callable[[], nn.Module] = smp_network
     told: str = ""
+    within: float = 1e-4
 
 
 SHAPES: dict[str, Shape] = {
@@ -266,6 +271,7 @@ SHAPES: dict[str, Shape] = {
         content=lambda state: {"state_dict": other(state), "ema_state_dict": state},
         told="under ema_state_dict are taken, of ema_state_dict, state_dict",
     ),
+    "half": Shape(content=lambda state: {name: value.half() for name, value in state.items()}, within=1e-2),
     "protocol-5": Shape(save=lambda content, file: torch.save(content, file, pickle_protocol=5)),
     "no-sums": Shape(save=save_without_sums),
     "stream": Shape(save=save_stream),

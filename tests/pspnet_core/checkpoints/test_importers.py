@@ -326,6 +326,7 @@ OTHERS: list[tuple[Callable[[], nn.Module], dict[str, Tensor | None], str]] = [
         {"decoder.psp.blocks.0.pool.1.0.weight": torch.ones(32, 100, 1, 1)},
         "weights=pyramid.stages.0.0.weight: no stage of resnet18 has 100 channels",
     ),
+    (small, {"decoder.conv.1.weight": torch.ones(32, dtype=torch.int8)}, "weights=fusion.1.weight: torch.int8 in the"),
     (mmseg, {"backbone.stem.3.weight": torch.ones(48, 32, 3, 3)}, "stem=(32, 48, 64): no stem of these widths"),
     # UPerNet has a pyramid as well, FastFCN an upsampling neck.
     (mmseg, {"decode_head.lateral_convs.0.weight": ONE}, "weights=decode_head.lateral_convs.0.weight: a PSPNet of"),
