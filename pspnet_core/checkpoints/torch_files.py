@@ -134,10 +134,11 @@ class TorchFile:
         """
         # Storages may overlap in a file and tensors in a storage, or repeat one number for ever.
         self._check(sum(math.prod(spec.size) for spec in specs.values()))
-        storages: dict[str, bytearray] = {}
+        storages, total = dict[str, bytearray](), 0
         for key in {spec.key: None for spec in specs.values()}:
             storages[key] = self.read(key)
-            self._check(sum(map(len, storages.values())))
+            total += len(storages[key])
+            self._check(total)
         return {name: spec.view(storages[spec.key]) for name, spec in specs.items()}
 
     def _check(self, claimed: int) -> None:

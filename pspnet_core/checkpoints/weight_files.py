@@ -147,7 +147,8 @@ def _part(content: object, source: str, key: str | None) -> Mapping[Any, Any]:
     """The innermost entries that hold weights."""
     entries = mapping(content)
     if entries is None:
-        whole = f"holds an object of {content.path[:100]}" if isinstance(content, Made) else "holds no weights by name"
+        made = isinstance(content, Made) and f"an object of {content.path[:100] or 'a class'}"
+        whole = f"holds {made or 'no weights by name'}"
         remedy = "where it was made, save its state_dict() alone"
         raise ConfigError("source", source, f"{whole}; its first keys: none; {remedy}")
     if key is not None:
