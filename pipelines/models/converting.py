@@ -16,6 +16,7 @@ from typing import Any
 
 from safetensors import SafetensorError
 
+from pipelines.models.loading import local_weights
 from pipelines.storage import Store, open_store, to_local
 from pipelines.storage.local import LocalStore
 from pspnet_core.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, check_name
@@ -31,9 +32,12 @@ class ConvertConfig:
     """Turn a PSPNet checkpoint of another project into ours: the same logits, and nothing to unpickle any more."""
 
     source: str
-    """Checkpoint file (.pth, .pt, .ckpt, .safetensors...): a local path or a URI (s3://...)."""
+    """Checkpoint file (.pth, .pt, .ckpt, .safetensors, .safetensors.index.json...): a local path or a URI (s3://...)."""
     output: str
     """Folder for the checkpoint: a local path or a URI. It must be new, empty, or hold this very checkpoint."""
+    key: str | None = None
+    """Which copy of the weights to take, where the source holds several: state_dict, model_ema...; by default averaged
+    ones."""
     name: str | None = None
     """Name of the model: small letters, digits, - and _; by default made from the source's file name."""
     classes: str | None = None
@@ -66,8 +70,8 @@ def convert(config: ConvertConfig) -> dict[str, Any]:
     classes = None if config.classes is None else _read_classes(config.classes)
     given = {"align_corners": config.align, "bins": config.bins, "mean": config.mean, "std": config.std}
     overrides = {field: value for field, value in given.items() if value is not None}
-    with to_local(config.source, field="source") as file:
-        found = import_checkpoint(file, source=config.source, classes=classes, overrides=overrides)
+    with local_weights(config.source, field="source") as file:
+        found = import_checkpoint(file, source=config.source, key=config.key, classes=classes, overrides=overrides)
     name = config.name or model_name(config.source)
     checkpoint = Checkpoint(name=name, config=found.config, classes=found.classes, weights=found.weights)
     log.info("%s: %s", found.kind, found.config)

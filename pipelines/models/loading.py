@@ -1,14 +1,19 @@
 """From a model URI of any kind to a checkpoint."""
 
+import shutil
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from pipelines.storage import ObjectError, open_store
+from pipelines.storage import ObjectError, open_store, to_local
 from pipelines.tracking.model_uris import MLFLOW_SCHEMES, Origin, fetch, origin_of
 from pipelines.tracking.server import Server
 from pspnet_core.checkpoints.checkpoint import CONFIG_FILE, WEIGHTS_FILE, Checkpoint, load_checkpoint
+from pspnet_core.checkpoints.weight_files import INDEX, shards_of
 from pspnet_core.errors import ConfigError
+from pspnet_core.paths import inside
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,24 @@ def load_model(uri: str, *, field: str = "model", server: Server | None = None) 
         if uri.startswith(MLFLOW_SCHEMES):
             return _load(fetch(uri, folder, field=field, server=server), uri, field)
         return _load(_from_store(uri, folder, field), uri, field)
+
+
+@contextmanager
+def local_weights(uri: str, *, field: str) -> Iterator[Path]:
+    """A file of another project's weights as a local path; beside an index lie the files that it names.
+
+    Raises:
+        ConfigError: there is no such file, or not one of those that the index names.
+        And as ``to_local``.
+    """
+    with to_local(uri, field=field) as file:
+        shards = shards_of(file, source=uri).values() if file.name.endswith(INDEX) else ()
+        for shard in sorted(set(shards)):
+            place = inside(file.parent, shard)
+            if not place.exists():  # beside a local index it does, or is told to be missing
+                with to_local(f"{uri.rpartition('/')[0]}/{shard}", field=field) as fetched:
+                    shutil.move(fetched, place)
+        yield file
 
 
 def load_rgb_model(uri: str, overrides: InferenceOverrides) -> tuple[Checkpoint, Origin]:

@@ -17,6 +17,7 @@ from pipelines.process.retrying import Retries
 from pipelines.storage.base import ATOMIC_SCHEMES, Store, not_writable, split_scheme
 from pipelines.storage.local import LocalStore
 from pspnet_core.errors import ConfigError
+from pspnet_core.paths import inside
 
 
 def open_store(uri: str, *, field: str, retries: Retries | None = None, writable: bool = False) -> Store:
@@ -67,19 +68,6 @@ def to_local(uri: str, *, field: str) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(prefix="download-") as folder:
         yield _download(store, Path(folder))
-
-
-def inside(folder: Path, key: str) -> Path:
-    """Where below a local folder something of this key goes.
-
-    Raises:
-        ValueError: that might be elsewhere: ``../x``, ``/tmp/x``, or ``a//tmp/x``, whose rest is absolute once it is
-            joined.
-    """
-    parts = key.split("/")
-    if any(part in ("", ".", "..") or "\0" in part for part in parts):
-        raise ValueError(f"{key!r} leads out of its folder")
-    return folder.joinpath(*parts)
 
 
 def _download(store: Store, folder: Path) -> Path:

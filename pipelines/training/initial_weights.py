@@ -6,22 +6,22 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pipelines.models.loading import load_model
+from pipelines.models.loading import load_model, local_weights
 from pipelines.process.config_tree import differences
-from pipelines.storage import to_local
 from pipelines.tracking.model_uris import MLFLOW_SCHEMES, fetch_file
 from pspnet_core.checkpoints.importers import import_checkpoint
+from pspnet_core.checkpoints.weight_files import INDEX
 from pspnet_core.errors import ConfigError, check, check_below_1
 from pspnet_core.network.pspnet import PSPNet, PSPNetConfig
 
 log = logging.getLogger(__name__)
-WEIGHT_FILES = (".pth", ".pt", ".safetensors")
+WEIGHT_FILES = (".pth", ".pt", ".ckpt", ".tar", ".bin", ".safetensors", INDEX)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -143,7 +143,7 @@ def read_initial_weights(uri: str, *, bins: tuple[int, ...] | None = None) -> In
     """Read weights to start training from.
 
     Args:
-        uri: a checkpoint (any model URI), or a file (``.pth``, ``.pt`` or ``.safetensors``, local or remote) of another
+        uri: a checkpoint (any model URI), or a file (``WEIGHT_FILES``, local or remote) of another
             project: ImageNet weights of the backbone or a whole PSPNet, see ``importers``.
         bins: sizes of the grids of another project's PSPNet, which leave no trace in its weights; by default those that
             ``importers`` assumes.
@@ -151,7 +151,7 @@ def read_initial_weights(uri: str, *, bins: tuple[int, ...] | None = None) -> In
     Raises:
         ConfigError: when there are no such weights.
     """
-    if PurePosixPath(uri).suffix not in WEIGHT_FILES:
+    if not uri.endswith(WEIGHT_FILES):
         checkpoint = load_model(uri, field="init")
         return InitialWeights(uri=uri, weights=checkpoint.weights, config=checkpoint.config, backbone_only=False)
     with _local_file(uri) as file:
@@ -165,7 +165,7 @@ def read_initial_weights(uri: str, *, bins: tuple[int, ...] | None = None) -> In
 @contextmanager
 def _local_file(uri: str) -> Iterator[Path]:
     if not uri.startswith(MLFLOW_SCHEMES):
-        with to_local(uri, field="init") as file:
+        with local_weights(uri, field="init") as file:
             yield file
         return
     with tempfile.TemporaryDirectory() as folder:

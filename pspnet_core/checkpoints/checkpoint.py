@@ -188,7 +188,7 @@ def load_checkpoint(folder: Path | str) -> Checkpoint:
         _check_weights(checkpoint)
         if content["fingerprint"] != checkpoint.fingerprint:
             raise ValueError(f"its content is {checkpoint.fingerprint}, not {content['fingerprint']}")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         # Whatever is wrong in a file that save() wrote, the remedy is the same.
         raise _damaged(folder, error) from error
     return checkpoint
@@ -203,7 +203,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, Tensor]]:
         raise ConfigError("model", folder, f"no {missing} there; give a folder that train.py wrote") from error
     except OSError as error:
         raise ConfigError("model", folder, f"cannot be read ({error}); check its permissions") from error
-    except (SafetensorError, ValueError) as error:  # ValueError: neither UTF-8 nor JSON
+    except (SafetensorError, RecursionError, ValueError) as error:  # neither UTF-8 nor JSON, or a list in lists
         raise _damaged(folder, error) from error
 
 

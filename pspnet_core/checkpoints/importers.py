@@ -79,14 +79,16 @@ def import_checkpoint(
     file: Path,
     *,
     source: str | None = None,
+    key: str | None = None,
     classes: ClassTable | None = None,
     overrides: Mapping[str, Any] | None = None,
 ) -> Imported:
     """Read a checkpoint of another project.
 
     Args:
-        file: ``.safetensors``, or what ``torch.save`` wrote.
+        file: ``.safetensors``, an index of such files, or what ``torch.save`` wrote.
         source: what errors call it; its path by default.
+        key: which part of the file to take, where it holds several copies of the weights.
         classes: what the outputs mean; by default what the metadata says, else the built-in table of as many classes,
             else made-up names. A bare backbone gets ADE20K's.
         overrides: fields of ``PSPNetConfig`` to set in any case.
@@ -95,7 +97,7 @@ def import_checkpoint(
         ConfigError: the file cannot be read, its source is unknown, it is another network than a PSPNet, or a weight is
             missing or of another shape.
     """
-    weights, meta = read_weight_file(file, source=source)
+    weights, meta = read_weight_file(file, source=source, key=key)
     importer = _recognise(weights, source or str(file))
     if importer.backbone_only:
         classes = classes or ADE20K

@@ -5,11 +5,10 @@ first two, in small letters as a rule, and ``meta["cfg"]``. The text is Python (
 searched, never run.
 """
 
-import ast
 import logging
 import re
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeGuard
 
 from pspnet_core.errors import ConfigError
 
@@ -44,35 +43,49 @@ def settings_of(meta: Mapping[str, Any]) -> dict[str, Any]:
     model = _section(text, "model") or text
     head = _section(model, "decode_head") or model
     images = _section(text, "img_norm_cfg") or _section(text, "data_preprocessor")
-    dropout = _value(head, "dropout_ratio")
-    found = {"bins": _value(head, "pool_scales"), "mean": _value(images, "mean"), "std": _value(images, "std")}
+    dropout = _value(head, "dropout_ratio", _NUMBER)
+    found = {"bins": _numbers(head, "pool_scales"), "mean": _numbers(images, "mean"), "std": _numbers(images, "std")}
     return {
-        "align_corners": bool(_value(head, "align_corners")),
-        "dropout": 0.1 if dropout is None else dropout,
+        "align_corners": _value(head, "align_corners", _TRUTH) == "True",
+        "dropout": 0.1 if dropout is None else _number(dropout),
         **_dilation(_section(model, "backbone")),
-        **{field: tuple(value) for field, value in found.items() if value is not None},
+        **{field: value for field, value in found.items() if value is not None},
     }
 
 
-def per_class(meta: Mapping[str, Any], key: str) -> Sequence[Any] | None:
+def per_class(meta: Mapping[str, Any], key: str) -> list[Any] | None:
     """What the metadata says of each class, or None: ``classes``, the names; ``palette``, the colours, 0 to 255."""
     inner = meta.get("dataset_meta")
     places = (inner, meta) if isinstance(inner, Mapping) else (meta,)
     found = (place.get(spelling) for place in places for spelling in (key, key.upper()))
-    return next((value for value in found if isinstance(value, list | tuple)), None)
+    return next((list(value) for value in found if _is_list(value) and all(map(_PER_CLASS[key], value))), None)
+
+
+def _is_list(value: object) -> TypeGuard[list[Any] | tuple[Any, ...]]:
+    return isinstance(value, list | tuple)
+
+
+def _is_color(value: object) -> bool:
+    return _is_list(value) and len(value) == 3 and all(type(each) is int and 0 <= each <= 255 for each in value)
+
+
+_PER_CLASS: dict[str, Callable[[object], bool]] = {
+    "classes": lambda name: isinstance(name, str),
+    "palette": _is_color,
+}
 
 
 def _dilation(backbone: str) -> dict[str, Any]:
-    strides, dilations = _value(backbone, "strides"), _value(backbone, "dilations")
-    contracted = _value(backbone, "contract_dilation")
+    strides, dilations = _numbers(backbone, "strides"), _numbers(backbone, "dilations")
+    contracted = _value(backbone, "contract_dilation", _TRUTH)
     if strides is None and dilations is None:
-        return {"dilation": "full" if contracted is False else "contracted"}
+        return {"dilation": "full" if contracted == "False" else "contracted"}
     # Fields left out have mmsegmentation's default for a ResNet.
-    pattern = tuple(strides or (1, 2, 2, 2)), tuple(dilations or (1, 1, 1, 1))
+    pattern = strides or (1, 2, 2, 2), dilations or (1, 1, 1, 1)
     if pattern not in _STAGES:
         known = "; ".join(f"{stride}, {dilation}" for stride, dilation in _STAGES)
         raise ConfigError("strides, dilations", f"{pattern[0]}, {pattern[1]}", f"not known here; known: {known}")
-    return _STAGES[pattern] | {"dilation": "contracted" if contracted else "full"}
+    return _STAGES[pattern] | {"dilation": "contracted" if contracted == "True" else "full"}
 
 
 def _section(text: str, name: str) -> str:
@@ -88,7 +101,27 @@ def _section(text: str, name: str) -> str:
     return text[start.end() :]
 
 
-def _value(text: str, key: str) -> Any:
-    """The number, truth value or list of numbers after ``key=``; None where there is none."""
-    found = re.search(rf"\b{key}['\"]?\s*[=:]\s*([(\[][\d\s.,e+-]*[)\]]|[\d.][\d.e+-]*|True|False)", text)
-    return None if found is None else ast.literal_eval(found[1])
+_TRUTH = r"True|False"
+_NUMBER = r"[\d.][\d.e+-]*"
+_LIST = r"[(\[][\d\s.,e+-]*[)\]]"
+
+
+def _value(text: str, key: str, pattern: str) -> str | None:
+    """What stands after ``key=`` and has this pattern; None where nothing does."""
+    found = re.search(rf"\b{key}['\"]?\s*[=:]\s*({pattern})", text)
+    return None if found is None else found[1]
+
+
+def _numbers(text: str, key: str) -> tuple[float, ...] | None:
+    """The list or tuple after ``key=``."""
+    found = _value(text, key, _LIST)
+    return None if found is None else tuple(map(_number, re.findall(r"[^\s,()\[\]]+", found)))
+
+
+def _number(text: str) -> float:
+    """A number, whole where it is written so."""
+    try:
+        value = float(text)
+    except ValueError as error:
+        raise ConfigError("source", text[:100], "is no number, in the config of its metadata") from error
+    return int(value) if value.is_integer() else value

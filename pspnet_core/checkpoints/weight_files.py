@@ -1,26 +1,42 @@
 """Read files of weights that other programs wrote: tensors by name, and metadata. Nothing is executed.
 
-Safetensors files hold tensors and nothing else. Any other file is read by ``torch.load(weights_only=True)``, which
-builds tensors, numbers, text and containers of them, and refuses every other class.
+Safetensors files hold tensors and nothing else, and may be sharded: an index (``*.index.json``) names the files beside
+it. Any other file is one of ``torch.save``, see ``torch_files``. The walk: the part of the file that holds weights ->
+its tensors -> their names without the prefixes of wrappers.
 """
 
+import contextlib
+import json
+import logging
 import re
-import warnings
-from collections.abc import Mapping
+import stat
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
-import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
+from pspnet_core.checkpoints.pickles import Made, mapping
+from pspnet_core.checkpoints.plain_values import plain
+from pspnet_core.checkpoints.torch_files import open_torch_file
 from pspnet_core.errors import ConfigError
+from pspnet_core.paths import inside
 
-WRAPPERS = ("state_dict", "model", "model_state_dict")
-"""Keys under which training programs keep the weights."""
+log = logging.getLogger(__name__)
+INDEX = ".index.json"
+"""How the name of an index ends."""
+LARGEST_INDEX = 2**24
+"""In bytes."""
+AVERAGES = ("state_dict_ema", "model_ema", "ema_state_dict")
+"""Keys of averaged weights (EMA): timm's, torchvision's, and a common one."""
+WRAPPERS = (*AVERAGES, "state_dict", "model", "model_state_dict")
+"""Keys under which training programs keep weights, in the order of preference."""
 
-_PREFIXES = re.compile(r"^(?:module\.|model\.|_orig_mod\.)+")  # DataParallel, Lightning, torch.compile
+LONGEST_REASON = 200
+_DEPTH = 8
+# DataParallel, Lightning and torch.compile, the last of which may have wrapped a part alone.
+_PREFIXES = re.compile(r"^(?:module\.|model\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 
 
 class WeightFile(NamedTuple):
@@ -28,66 +44,124 @@ class WeightFile(NamedTuple):
 
     Attributes:
         weights: name -> tensor on the CPU; the names without the prefixes of wrappers such as DataParallel.
-        meta: what mmsegmentation and its relatives store beside the weights; empty elsewhere.
+        meta: what mmsegmentation and its relatives store beside the weights, as plain values; empty elsewhere.
     """
 
     weights: dict[str, Tensor]
-    meta: Mapping[str, Any]
+    meta: Mapping[Any, Any]
 
 
-def read_weight_file(file: Path, *, source: str | None = None) -> WeightFile:
-    """Read a state dict: ``.safetensors`` or, by any other suffix, what ``torch.save`` wrote; wrapped or plain.
+def read_weight_file(file: Path, *, source: str | None = None, key: str | None = None) -> WeightFile:
+    """Read a state dict: ``.safetensors``, an index of such files, or what ``torch.save`` wrote; wrapped or plain.
 
     Args:
         file: on local disk.
         source: what errors call it; its path by default.
+        key: which part of the file to take; by default the first of ``WRAPPERS`` that it has.
 
     Raises:
-        ConfigError: the file cannot be read, is damaged, holds other classes than weights need, or no weights.
+        ConfigError: the file cannot be read, is damaged, or holds no weights.
     """
     source = source or str(file)
-    content = _load(file, source)
-    found = _unwrap(content)
-    tensors = {str(name): value for name, value in found.items() if isinstance(value, Tensor)}
-    if not tensors:
-        raise ConfigError("source", source, f"holds no weights by name; its first keys: {first_keys(found)}")
-    weights = {_PREFIXES.sub("", name): value for name, value in tensors.items()}
-    if len(weights) < len(tensors):
+    read = _read_shards if file.name.endswith(INDEX) else _read
+    found = read(file, source, key)
+    weights = {_PREFIXES.sub("", name): value for name, value in found.weights.items()}
+    if len(weights) < len(found.weights):
         raise ConfigError("source", source, "holds several networks under different prefixes; save one of them alone")
-    meta = content.get("meta") if isinstance(content, Mapping) else None
-    return WeightFile(weights, meta if isinstance(meta, Mapping) else {})
+    if any(name.startswith("ema_") for name in weights):
+        log.info("the weights named ema_... are a second copy, which mmcv keeps; not taken")
+    return WeightFile(weights, found.meta)
 
 
-def first_keys(names: Mapping[str, object]) -> str:
+def first_keys(names: Mapping[Any, object]) -> str:
     """The first names of a file, for error messages."""
-    return ", ".join(str(name) for name in list(names)[:6]) or "none"
+    return ", ".join(str(name)[:100] for name in list(names)[:6]) or "none"
 
 
-def _load(file: Path, source: str) -> object:
+def shards_of(index: Path, *, source: str) -> dict[str, str]:
+    """The weights that an index lists: name -> name of the file, beside the index, that holds it.
+
+    Raises:
+        ConfigError: it is no index, or names files elsewhere.
+    """
     try:
+        with index.open("rb") as file:
+            shards = json.loads(file.read(LARGEST_INDEX))["weight_map"]
+        if not isinstance(shards, dict) or not all(isinstance(shard, str) for shard in shards.values()):
+            raise ValueError("its weight_map is no map of names")
+        for shard in shards.values():
+            inside(index.parent, shard)
+    except OSError as error:
+        raise ConfigError("source", source, f"cannot be read ({error.strerror})") from error
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise ConfigError("source", source, f"is no index of weights ({error}); download it again") from error
+    return shards
+
+
+def _read_shards(index: Path, source: str, key: str | None) -> WeightFile:
+    shards = shards_of(index, source=source)
+    files = {
+        shard: _read(inside(index.parent, shard), f"{source}: {shard}", key).weights for shard in {*shards.values()}
+    }
+    for name, shard in shards.items():
+        if name not in files[shard]:
+            raise ConfigError("source", source, f"{shard} does not have its {name}; download both again")
+    return WeightFile({name: files[shard][name] for name, shard in shards.items()}, {})
+
+
+def _read(file: Path, source: str, key: str | None) -> WeightFile:
+    with _told(source):
+        if not stat.S_ISREG(file.stat().st_mode):
+            raise ConfigError("source", source, "cannot be read (no plain file); give a file of weights")
         if file.suffix == ".safetensors":
-            return safetensors.torch.load_file(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what torch warns of here, it raises as well
-            return torch.load(file, map_location="cpu", weights_only=True)
+            return WeightFile(dict(_part(safetensors.torch.load_file(file), source, key)), {})
+        with open_torch_file(file) as opened:
+            part = _part(opened.content, source, key)
+            specs = {
+                name: spec for name, value in part.items() if isinstance(name, str) and (spec := opened.spec(value))
+            }
+            if not specs:
+                raise ConfigError("source", source, f"holds no weights by name; its first keys: {first_keys(part)}")
+            meta = plain((mapping(opened.content) or {}).get("meta"))
+            return WeightFile(opened.load(specs), meta if isinstance(meta, dict) else {})
+
+
+@contextlib.contextmanager
+def _told(source: str) -> Iterator[None]:
+    """Whatever goes wrong in a file, in one line."""
+    try:
+        yield
+    except ConfigError:
+        raise
     except OSError as error:
         raise ConfigError("source", source, f"cannot be read ({error.strerror}); give a file of weights") from error
-    except SafetensorError as error:
-        raise ConfigError("source", source, f"is no safetensors file ({error}); download it again") from error
     except Exception as error:
-        # Bytes that are no pickle raise errors of many types.
-        refused = re.search(r"(?:GLOBAL|class) ([\w.]+)", str(error))
-        if refused is None:
-            raise ConfigError("source", source, "is no file of weights, or a damaged one; download it again") from error
-        remedy = 'where it was made, save the weights alone: torch.save({"state_dict": model.state_dict()}, file)'
-        raise ConfigError("source", source, f"holds an object of {refused[1]}, which is not read; {remedy}") from error
+        # Bytes that are no such file raise errors of many types.
+        reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
+        raise ConfigError(
+            "source", source, f"is no file of weights, or a damaged one ({reason}); download it again"
+        ) from error
 
 
-def _unwrap(content: object) -> Mapping[str, object]:
-    """The innermost mapping of weights."""
-    while isinstance(content, Mapping):
-        inner = next((content[key] for key in WRAPPERS if isinstance(content.get(key), Mapping)), None)
-        if inner is None:
-            return content
-        content = inner
-    return {}
+def _part(content: object, source: str, key: str | None) -> Mapping[Any, Any]:
+    """The innermost entries that hold weights."""
+    entries = mapping(content)
+    if entries is None:
+        made = isinstance(content, Made) and f"an object of {content.path[:100] or 'a class'}"
+        whole = f"holds {made or 'no weights by name'}"
+        remedy = "where it was made, save its state_dict() alone"
+        raise ConfigError("source", source, f"{whole}; its first keys: none; {remedy}")
+    if key is not None:
+        keys, entries = first_keys(entries), mapping(entries.get(key))
+        if entries is None:
+            raise ConfigError("key", key, f"{source} has no part of that name; its first keys: {keys}")
+    for _ in range(_DEPTH):  # a dict may hold itself
+        parts = [name for name in WRAPPERS if mapping(entries.get(name))]
+        if not parts:
+            break
+        # mmengine, which also keeps a message hub, swaps the two: its state_dict is the average.
+        taken = "state_dict" if "state_dict" in parts and "message_hub" in entries else parts[0]
+        if len(parts) > 1:
+            log.info("the weights under %s are taken, of %s; see --key of convert", taken, ", ".join(parts))
+        entries = mapping(entries[taken]) or {}
+    return entries

@@ -118,6 +118,8 @@ def fit_state(config: PSPNetConfig, own: Weights, *, backbone_only: bool) -> dic
         elif given.shape != value.shape:
             shapes = f"{tuple(given.shape)} in the source, {tuple(value.shape)} in a PSPNet with {config.backbone}"
             raise ConfigError("weights", name, shapes)
+        elif value.is_floating_point() and not given.is_floating_point():
+            raise ConfigError("weights", name, f"{given.dtype} in the source; convert a copy that is not quantised")
         else:
             state[name] = given.detach().to(value.dtype, copy=True).contiguous()
     return state

@@ -22,6 +22,10 @@ from pspnet_core.network.interpolation import pooling_matrix
 IMAGENET_MEAN = (0.485 * 255, 0.456 * 255, 0.406 * 255)
 IMAGENET_STD = (0.229 * 255, 0.224 * 255, 0.225 * 255)
 
+MOST_GRIDS = 64
+MOST_CELLS = 1024
+"""Along a side of a grid; more than any feature has."""
+
 FusionOrder = Literal["feature_first", "feature_last"]
 
 
@@ -85,7 +89,9 @@ class PSPNetConfig:
         check(self.classes <= 65535, "classes", self.classes, "at most 65535 classes fit a 16-bit mask")
         for field, choices in _CHOICES.items():
             check_choice(field, getattr(self, field), choices)
-        check(min(self.bins, default=0) >= 1, "bins", self.bins, "give positive grid sizes, such as 1 2 3 6")
+        check(1 <= len(self.bins) <= MOST_GRIDS, "bins", len(self.bins), f"give 1 to {MOST_GRIDS} grids")
+        whole = all(size in range(1, MOST_CELLS + 1) for size in self.bins)
+        check(whole, "bins", self.bins, f"give whole grid sizes from 1 to {MOST_CELLS}, such as 1 2 3 6")
         among = f"choose among the bins {self.bins}"
         check(set(self.biased_bins) <= set(self.bins), "biased_bins", self.biased_bins, among)
         for field in ("bin_width", "fusion_width", "auxiliary_width"):

@@ -38,8 +38,8 @@ from pipelines.storage import (
     open_store,
     to_local,
 )
-from pipelines.storage.opening import inside
 from pspnet_core.errors import ConfigError
+from pspnet_core.paths import inside
 from tests.support.buckets import parquet
 from tests.support.poisons import web_server
 from tests.support.webserver import serving

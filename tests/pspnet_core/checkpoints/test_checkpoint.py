@@ -227,6 +227,12 @@ DAMAGE: dict[str, tuple[Damage, str]] = {
     "no weights": (lambda folder: (folder / "weights.safetensors").unlink(), "no weights.safetensors there"),
     "config is no JSON": (_write("model.json", b'{"format": 1,'), "damaged"),
     "config is no text": (_write("model.json", b"\xff\xfe\x00"), "damaged"),
+    "config is lists in lists": (_write("model.json", b"[" * 100_000), "damaged"),
+    "a width of 2^62": (_edit(lambda content: content["config"].update(bin_width=2**62)), "damaged"),
+    "a million grids": (
+        _edit(lambda content: content["config"].update(bins=[1] * 10**6)),
+        "bins=1000000: give 1 to 64",
+    ),
     "config is a list": (_write("model.json", b"[1]"), "format"),
     "newer format": (_edit(lambda content: content.update(format=3)), "checkpoint format 3; this version reads 2"),
     "no format": (_edit(lambda content: content.pop("format")), "format"),

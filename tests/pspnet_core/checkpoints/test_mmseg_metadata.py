@@ -120,6 +120,9 @@ def test_a_config_may_be_a_dict() -> None:
         ("img_norm_cfg = dict(mean=[1, 2, 3], std=[1, 1, 1], to_rgb=False)", "to_rgb=False"),
         ("data_preprocessor=dict(bgr_to_rgb=False)", "to_rgb=False"),
         ("model=dict(backbone=dict(dilations=(1, 1, 1, 4), strides=(1, 2, 2, 2)))", "(1, 2, 2, 2), (1, 1, 1, 4)"),
+        ("decode_head=dict(pool_scales=(1, 2.3.4))", "2.3.4"),
+        ("decode_head=dict(dropout_ratio=1e)", "1e"),
+        ("backbone=dict(strides=(1, --2))", "--2"),
     ],
 )
 def test_a_network_that_ours_cannot_be_is_refused(text: str, value: str) -> None:
@@ -146,7 +149,15 @@ def test_names_and_colours_in_every_spelling(meta: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    "meta", [{}, {"CLASSES": None}, {"dataset_meta": None}, {"dataset_meta": {"PALETTE": "random"}}]
+    "meta",
+    [
+        {"CLASSES": ["a", 1], "PALETTE": [[1, 2]]},
+        {"CLASSES": [["a"]], "PALETTE": [1, 2]},
+        {},
+        {"CLASSES": None},
+        {"dataset_meta": None},
+        {"dataset_meta": {"PALETTE": "random"}},
+    ],
 )
 def test_names_and_colours_may_be_missing(meta: dict[str, Any]) -> None:
     assert per_class(meta, "classes") is None

@@ -150,7 +150,7 @@ def test_a_step_of_training_lowers_the_loss() -> None:
 REFUSED: dict[str, list[Any]] = {
     "classes": [1, 65536],
     "backbone": ["resnet20"],
-    "bins": [(), (1, 0)],
+    "bins": [(), (1, 0), (1.5,), (1, 1025), (1,) * 65],
     "dropout": [1.0, -0.1, math.nan],
     "mean": [(), (1.0, math.inf, 3.0)],
     "std": [(1.0, 2.0), (1.0, 2.0, 3.0, 4.0), (1.0, 0.0, 1.0), (1.0, math.nan, 1.0)],
