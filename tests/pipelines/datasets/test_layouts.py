@@ -429,6 +429,26 @@ def test_a_part_of_a_label_table(below: str, local: Store) -> None:
     assert keys == ({"a.jpg", "c.jpg"} if "dt=" in below else {"a.jpg", "h.jpg", "c.jpg"})
 
 
+def test_a_newer_row_counts_also_where_it_is_an_error(local: Store) -> None:
+    build_labels(local)
+    row = label_row(local, "pictures/a.jpg", ids(0), sure={})
+    newest = row | {"status": "error", "error": "Truncated: x", "labelled_at": MADE + timedelta(2)}
+    oldest = label_row(local, "pictures/c.jpg", ids(0), sure={}) | {"status": "error", "labelled_at": MADE}
+    put_labels(local, "masks/model=m-0123456789ab/dt=2026-02-02/000002-000000.parquet", [newest, oldest])
+    dataset = open_dataset(local.root, "labels", LayoutOptions(holdout=0.0))
+    assert [pair.key for pair in dataset.split("train")] == ["h.jpg", "c.jpg"]
+
+
+@pytest.mark.parametrize("changes", [{"mask_lengths": [1]}, {"mask_classes": None}, {"width": 7}])
+def test_a_damaged_row_of_labels_is_named(changes: dict[str, Any], local: Store) -> None:
+    put_image(local, "pictures/a.jpg", 0)
+    row = label_row(local, "pictures/a.jpg", ids(0), sure={0: 1.0}) | changes
+    put_labels(local, "masks/model=m-0/dt=2026-01-31/0.parquet", [row])
+    dataset = open_dataset(local.root, "labels", LayoutOptions(holdout=0.0))
+    with pytest.raises(PairError, match=r"0\.parquet: holds no mask in row 0 \(.*\); label the image again$"):
+        dataset.read(dataset.split("train")[0])
+
+
 def test_the_held_out_share_is_a_function_of_the_key(local: Store) -> None:
     put_image(local, "pictures/a.jpg", 0)
     row = label_row(local, "pictures/a.jpg", ids(0), sure={0: 1.0})
