@@ -80,6 +80,11 @@ class SplitCard:
         return self
 
     @property
+    def copies(self) -> int:
+        """How many images are others again, byte for byte."""
+        return self.images - len(self.keys)
+
+    @property
     def largest(self) -> tuple[int, int]:
         """Width and height of the image with the longest side; (0, 0) without images."""
         return max(self.sizes, key=max, default=(0, 0))
@@ -123,6 +128,8 @@ class DataCard:
         for name, card in self.splits.items():
             if card.images and (absent := self.absent(name)):
                 log.warning("classes without a pixel in split %s: %d (%s)", name, len(absent), first(absent))
+            if card.copies:
+                log.warning("images of split %s that are copies of others: %d of %d", name, card.copies, card.images)
             if card.blank:
                 log.warning("masks of split %s without a labelled pixel: %d of %d", name, card.blank, card.images)
             if card.turned:

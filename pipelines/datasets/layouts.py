@@ -292,6 +292,8 @@ def _listed_pairs(
         if image is None or mask is None:
             path, what = (fields[0], "image") if image is None else (fields[1], "mask")
             raise _missing(store, line, path, what)
+        if image.key == mask.key:
+            raise ConfigError("data", line, f"names {image.key} as an image and as its own mask; correct one of them")
         yield image, mask
 
 

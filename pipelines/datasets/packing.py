@@ -43,7 +43,7 @@ from pspnet_core.images.masks import to_png
 from pspnet_core.threads import map_ahead
 
 log = logging.getLogger(__name__)
-FORMAT = 1
+FORMAT = 2
 PLAN_FILE = "plan.json"
 THREADS = 8
 """Pairs that a task reads at a time: storage answers late, and the codecs release the GIL."""

@@ -215,6 +215,14 @@ def a_blank_mask(ground: Ground) -> Told:
     return Told(warning="masks of split train without a labelled pixel: 1 of 4", masks={"train/x": ids(255)})
 
 
+def copies(ground: Ground) -> Told:
+    """One picture with two masks."""
+    for key, mask in (("x", ids(0)), ("y", ids(1))):
+        ground.pair("train", key, mask, image=photo("x"))
+    line = "images of split train that are copies of others: 1 of 5"
+    return Told(warning=line, masks={"train/x": ids(0), "train/y": ids(1)})
+
+
 def a_stray_id(ground: Ground) -> Told:
     ground.pair("train", "x", ids(0, 7))
     return Told(error=r"masks/train/x\.png: holds id 7; the classes allow 0\.\.1 and ignore 255")
@@ -472,7 +480,15 @@ POISONS: dict[str, tuple[str, Plant]] = {
     each.__name__: ("folder", each)
     for each in (
         *(zero_and_255, zero_and_255_by_their_ids, three_classes_and_255, absent_but_allowed, a_class_for_val_only),
-        *(one_class_in_val, val_of_ignored_pixels, train_of_ignored_pixels, a_blank_mask, a_stray_id, an_id_left_out),
+        *(
+            one_class_in_val,
+            val_of_ignored_pixels,
+            train_of_ignored_pixels,
+            a_blank_mask,
+            copies,
+            a_stray_id,
+            an_id_left_out,
+        ),
         *(all_ids_left_out, sixteen_bits, scored_on_what_is_learnt),
         *(palette_of_four_bits, turned_mask, turned_image, folder_with_a_suffix, image_of_another_format),
         *(splits_without_masks, split_with_half_its_masks, masks_missing, flat, flat_beside_splits, twin_masks),
@@ -521,6 +537,12 @@ POISONS |= {
         lines(
             GOOD.replace("out/b", "out/a"),
             Told(warning=r"masks that several images share: 1 \(out/a\.png\); make sure"),
+        ),
+    ),
+    "a list of one file": (
+        "list",
+        lines(
+            GOOD + "in/a.png in/a.png\n", Told(error=r"train\.txt line 4: names in/a\.png as an image and as its own")
         ),
     ),
     "a list of what is not there": (
