@@ -17,13 +17,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pipelines.datasets.dataset import Dataset, Mask, Pair, Sample
+from pipelines.datasets.dataset import SHOWN, Dataset, Mask, Pair, Sample, first
+from pspnet_core.images.decoding import orientation_of
 from pspnet_core.threads import map_ahead
 
 log = logging.getLogger(__name__)
-
-SHOWN = 5
-"""Keys that a warning names, and rows of a table of sizes in the text."""
+UPRIGHT = "make sure that the masks are of the upright pictures"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,6 +43,9 @@ class SplitCard:
         pixels: ``(C,)`` pixels of each class.
         images: good pairs.
         ignored: pixels without a class.
+        blank: masks without a pixel of any class.
+        turned: images that EXIF turns to a picture of the same size, while nothing turns their masks.
+        unnamed: pixels of each raw id that the class table leaves out; they are among the ignored.
         sizes: images of each width and height.
         rejected: the pairs that cannot be learnt from.
         keys: hash of an encoded image -> the first key that has it.
@@ -52,6 +54,9 @@ class SplitCard:
     pixels: NDArray[np.int64]
     images: int = 0
     ignored: int = 0
+    blank: int = 0
+    turned: int = 0
+    unnamed: Counter[int] = field(default_factory=Counter)
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
     rejected: list[Rejected] = field(default_factory=list)
     keys: dict[str, str] = field(default_factory=dict)
@@ -65,11 +70,19 @@ class SplitCard:
         self.pixels = self.pixels + other.pixels
         self.images += other.images
         self.ignored += other.ignored
+        self.blank += other.blank
+        self.turned += other.turned
+        self.unnamed.update(other.unnamed)
         self.sizes.update(other.sizes)
         self.rejected += other.rejected
         for digest, key in other.keys.items():
             self.keys.setdefault(digest, key)
         return self
+
+    @property
+    def copies(self) -> int:
+        """How many images are others again, byte for byte."""
+        return self.images - len(self.keys)
 
     @property
     def largest(self) -> tuple[int, int]:
@@ -108,11 +121,29 @@ class DataCard:
             for digest in sorted(card.keys.keys() & beside.keys.keys())
         )
 
-    def warn_of_leaks(self) -> None:
-        """Log how many images two splits share, and the first of them."""
+    def warn(self) -> None:
+        """Log what a mistake looks like: it does not keep the data from being learnt from, or scored on."""
         if leaks := self.leaks():
-            named = ", ".join(map(str, leaks[:SHOWN])) + (", ..." if len(leaks) > SHOWN else "")
-            log.warning("images in two splits: %d (%s); scores on them tell nothing", len(leaks), named)
+            log.warning("images in two splits: %d (%s); scores on them tell nothing", len(leaks), first(leaks))
+        for name, card in self.splits.items():
+            if card.images and (absent := self.absent(name)):
+                log.warning("classes without a pixel in split %s: %d (%s)", name, len(absent), first(absent))
+            if card.copies:
+                log.warning("images of split %s that are copies of others: %d of %d", name, card.copies, card.images)
+            if card.blank:
+                log.warning("masks of split %s without a labelled pixel: %d of %d", name, card.blank, card.images)
+            if card.turned:
+                log.warning(
+                    "images of split %s that EXIF turns, unlike their masks: %d; %s", name, card.turned, UPRIGHT
+                )
+            if card.unnamed:
+                ids = first(f"{raw} ({pixels} pixels)" for raw, pixels in card.unnamed.most_common())
+                log.warning("ids in masks of split %s that the classes leave out, and are ignored: %s", name, ids)
+
+    def absent(self, *splits: str) -> tuple[str, ...]:
+        """Name the classes that have no pixel in these splits together."""
+        pixels = np.sum([self.splits[name].pixels for name in splits], axis=0)
+        return tuple(name for name, count in zip(self.classes, pixels.tolist(), strict=True) if not count)
 
     def to_json(self) -> dict[str, Any]:
         """Return the card in plain JSON types."""
@@ -124,6 +155,9 @@ class DataCard:
                     "rejected": len(card.rejected),
                     "pixels": dict(zip(self.classes, card.pixels.tolist(), strict=True)),
                     "ignored": card.ignored,
+                    "blank": card.blank,
+                    "turned": card.turned,
+                    "unnamed": {str(raw): count for raw, count in card.unnamed.items()},
                     "sizes": [
                         {"width": width, "height": height, "images": count}
                         for (width, height), count in card.sizes.most_common()
@@ -156,34 +190,57 @@ def content_hash(data: bytes) -> str:
     return hashlib.blake2b(data, digest_size=16).hexdigest()
 
 
-def measure(pair: Pair, sample: Sample, mask: Mask, classes: int) -> SplitCard:
-    """Make the card of one good pair; ``mask`` is what ``Dataset.decode`` made of the sample."""
-    counts = np.bincount(mask.ravel(), minlength=classes)[:classes]
-    return SplitCard(
-        pixels=counts.astype(np.int64, copy=False),
+def measure(dataset: Dataset, pair: Pair, sample: Sample) -> tuple[SplitCard, Mask]:
+    """Decode and check a pair; return its card, and its mask of class ids.
+
+    Raises:
+        PairError: it cannot be learnt from.
+    """
+    _, mask, raw = dataset.decode(pair, sample)
+    table, classes = dataset.classes, len(dataset.classes)
+    # Counting is what takes time: once, by the ids in the file, of which those of the classes follow.
+    counts = np.bincount(raw.ravel())
+    ids = table.remap(np.arange(counts.size, dtype=np.uint16))
+    pixels = np.bincount(ids, weights=counts, minlength=classes)[:classes].astype(np.int64)
+    strays = [int(each) for each in np.flatnonzero(counts) if table.leaves_out(int(each))]
+    card = SplitCard(
+        pixels=pixels,
         images=1,
-        ignored=mask.size - int(counts.sum()),
+        ignored=mask.size - int(pixels.sum()),
+        blank=int(not pixels.any()),
+        turned=int(_is_turned_alone(sample, square=mask.shape[0] == mask.shape[1])),
+        # The tables that are built in leave out on purpose what they leave out.
+        unnamed=Counter({each: int(counts[each]) for each in strays} if dataset.last_id is None else {}),
         sizes=Counter([(mask.shape[1], mask.shape[0])]),
         keys={content_hash(sample.image): pair.key},
     )
+    return card, mask
+
+
+def _is_turned_alone(sample: Sample, *, square: bool) -> bool:
+    """Whether EXIF turns the image and not its mask, and their sizes are the same either way."""
+    if not isinstance(sample.mask, bytes) or orientation_of(sample.mask) > 1:
+        return False
+    return orientation_of(sample.image) in (range(2, 9) if square else range(2, 5))
 
 
 def check(dataset: Dataset, pairs: Iterable[Pair], *, threads: int = 8) -> DataCard:
-    """Read every pair, make their card, and warn of images that two splits share.
+    """Read every pair, make their card, and warn of what looks like a mistake.
+
+    Counting takes no read of its own, and memory for a hash of each image.
 
     Raises:
         PairError: for the first pair that cannot be learnt from; names the file, what is wrong and the remedy.
     """
 
     def one(pair: Pair) -> tuple[str, SplitCard]:
-        sample = dataset.fetch(pair)
-        return pair.split, measure(pair, sample, dataset.decode(pair, sample)[1], len(dataset.classes))
+        return pair.split, measure(dataset, pair, dataset.fetch(pair))[0]
 
     card = DataCard(classes=dataset.classes.names)
     with ThreadPoolExecutor(threads) as pool:
         for split, part in map_ahead(pool, one, pairs, depth=2 * threads):
             card.add(split, part)
-    card.warn_of_leaks()
+    card.warn()
     return card
 
 

@@ -24,9 +24,16 @@ from pspnet_core.images.classes import ClassTable
 from pspnet_core.images.classes import Mask as Mask
 from pspnet_core.images.decoding import decode_image, decode_mask
 
+SHOWN = 5
+"""Files, keys, classes or ids that a message names."""
+
 
 class PairError(ConfigError):
     """One pair cannot be used: a file is gone, unreadable, of the wrong size, or names ids without a class."""
+
+
+class Unlabelled(ConfigError):
+    """A split has images and no masks, as the test splits of benchmarks do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,6 +80,20 @@ class Sample(NamedTuple):
     mask: bytes | Mask
 
 
+class Decoded(NamedTuple):
+    """A pair's pixels, checked.
+
+    Attributes:
+        image: ``(H, W, 3)`` uint8 RGB.
+        mask: ``(H, W)`` uint8 or uint16 class ids, and the ignore id.
+        raw: ``(H, W)`` what the mask's file holds; the mask itself unless the class table has raw ids.
+    """
+
+    image: NDArray[np.uint8]
+    mask: Mask
+    raw: Mask
+
+
 class Reader(Protocol):
     """Fetches pairs. Safe to share between threads, and cheap to pickle."""
 
@@ -104,16 +125,20 @@ class Dataset:
         classes: the class table; with ``ids`` where masks hold raw ids.
         last_id: where the classes have raw ids: the largest that a mask may hold beside the ignore id. None for any,
             as those that the table leaves out are ignored.
+        faults: why a split that was found is not among ``splits``; only who asks for it is told.
     """
 
     store: Store
     classes: ClassTable
     splits: Mapping[str, tuple[Pair, ...]]
+    faults: Mapping[str, ConfigError] = field(default_factory=dict)
     reader: Reader = field(default_factory=LooseFiles)
     last_id: int | None = None
 
     def split(self, name: str) -> tuple[Pair, ...]:
-        """Return the pairs of a split; ConfigError when there are none."""
+        """Return the pairs of a split; ConfigError when there are none, or it has a fault."""
+        if name in self.faults:
+            raise self.faults[name]
         pairs = self.splits.get(name, ())
         if not pairs:
             known = ", ".join(sorted(self.splits)) or "none"
@@ -155,7 +180,8 @@ class Dataset:
         Raises:
             PairError: when a file is missing or unreadable, the sizes differ or an id has no class; names the file.
         """
-        return self.decode(pair, self.fetch(pair))
+        decoded = self.decode(pair, self.fetch(pair))
+        return decoded.image, decoded.mask
 
     def fetch(self, pair: Pair) -> Sample:
         """Read the encoded content of one pair; PairError when it cannot be read."""
@@ -166,17 +192,22 @@ class Dataset:
         except ObjectError as error:
             raise PairError("data", error.uri, f"cannot be read ({error}); replace or remove it") from error
 
-    def decode(self, pair: Pair, sample: Sample) -> tuple[NDArray[np.uint8], Mask]:
-        """Decode and check what ``fetch`` gave; returns and raises as ``read``."""
-        mask = self._decode_mask(pair, sample.mask)
+    def decode(self, pair: Pair, sample: Sample) -> Decoded:
+        """Decode and check what ``fetch`` gave; raises as ``read``."""
+        raw = self._decode_mask(pair, sample.mask)
         with self._explained(pair.image):
             image = decode_image(sample.image)
-        if image.shape[:2] != mask.shape:
-            sizes = f"{mask.shape[1]}x{mask.shape[0]}, its image {image.shape[1]}x{image.shape[0]}"
+        if image.shape[:2] != raw.shape:
+            sizes = f"{raw.shape[1]}x{raw.shape[0]}, its image {image.shape[1]}x{image.shape[0]}"
             raise PairError("data", self.uri_of(pair.mask), f"the mask is {sizes}; make them the same size")
-        return image, mask
+        return Decoded(image, self.classes.remap(raw), raw)
+
+    def holds_labels(self, pair: Pair, mask: bytes) -> bool:
+        """Whether any pixel of an encoded mask has a class; raises as ``read``."""
+        return bool((self.classes.remap(self._decode_mask(pair, mask)) != self.classes.ignore).any())
 
     def _decode_mask(self, pair: Pair, content: bytes | Mask) -> Mask:
+        """Decode a mask as its file holds it, and refuse ids that the classes do not have."""
         raw = content
         if isinstance(raw, bytes):
             with self._explained(pair.mask):
@@ -184,15 +215,14 @@ class Dataset:
         last = len(self.classes) - 1 if self.classes.ids is None else self.last_id
         if last is not None:
             self._refuse_above(last, raw, pair)
-        return self.classes.remap(raw)
+        return raw
 
     def _refuse_above(self, last: int, ids: Mask, pair: Pair) -> None:
         stray = ids[(ids > last) & (ids != self.classes.ignore)]
         if stray.size:
             found = np.unique(stray)
-            shown = ", ".join(map(str, found[:5])) + (", ..." * (found.size > 5))
             noun, allowed = "id" if found.size == 1 else "ids", f"0..{last} and ignore {self.classes.ignore}"
-            raise PairError("data", self.uri_of(pair.mask), f"holds {noun} {shown}; the classes allow {allowed}")
+            raise PairError("data", self.uri_of(pair.mask), f"holds {noun} {first(found)}; the classes allow {allowed}")
 
     @contextlib.contextmanager
     def _explained(self, path: str) -> Iterator[None]:
@@ -201,6 +231,12 @@ class Dataset:
         except ImageError as error:
             remedy = f"cannot be read ({error}); replace or remove it"
             raise PairError("data", self.uri_of(path), remedy) from error
+
+
+def first(items: Iterable[object]) -> str:
+    """List the first few of some things, and say if there are more."""
+    listed = list(map(str, itertools.islice(items, SHOWN + 1)))
+    return ", ".join(listed[:SHOWN]) + (", ..." if len(listed) > SHOWN else "")
 
 
 def by_split(pairs: Iterable[Pair]) -> dict[str, tuple[Pair, ...]]:

@@ -1,11 +1,12 @@
 """A label table of this project as training data: self-training on confident masks.
 
-Images are read from the ``uri`` of each row, masks from its run lengths (or its PNG). Rows of status ``error`` are left
-out, and of an image that was labelled several times the newest row counts.
+Images are read from the ``uri`` of each row, masks from its run lengths (or its PNG). Of an image that was labelled
+several times the newest row counts; where that has the status ``error``, the image is left out.
 """
 
 import functools
 import hashlib
+import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -18,11 +19,12 @@ import pyarrow.parquet as pq
 from pipelines.datasets.dataset import Dataset, LayoutOptions, Mask, Pair, PairError, Sample, by_split
 from pipelines.storage import ObjectChanged, Store, StoredObject, open_store
 from pipelines.storage.arrow import metadata_of
-from pspnet_core.errors import ConfigError
+from pspnet_core.errors import ConfigError, ImageError
 from pspnet_core.images import run_lengths
 from pspnet_core.images.classes import ClassTable
 from pspnet_core.images.decoding import decode_mask
 
+log = logging.getLogger(__name__)
 RECENT_FILES = 48
 """Label files whose masks a process keeps: more than a window of the shuffle touches, at the usual chunk of 256."""
 THREADS = 16
@@ -51,7 +53,11 @@ class LabelRows:
         except ObjectChanged as error:
             raise PairError("data", pair.image, "has changed since it was labelled; label it again") from error
         path, _, row = pair.mask.rpartition("/")
-        return Sample(image, self._mask(_mask_columns(store, path), int(row)))
+        try:
+            return Sample(image, self._mask(_mask_columns(store, path), int(row)))
+        except (ImageError, ValueError) as error:
+            remedy = f"holds no mask in row {row} ({error}); label the image again"
+            raise PairError("data", store.uri_of(path), remedy) from error
 
     def block(self, pair: Pair) -> str:
         """As ``Reader.block``: the label file."""
@@ -62,7 +68,7 @@ class LabelRows:
         if rows["mask_classes"][row].is_valid:
             classes, lengths = (rows[name][row].values.to_numpy() for name in ("mask_classes", "mask_lengths"))
         else:
-            classes, lengths = run_lengths.encode(decode_mask(png.as_py()))
+            classes, lengths = run_lengths.encode(decode_mask(png.as_py() or b""))
         least = np.float32(self.confidence)  # as the column is stored, so that 0.9 is not below 0.9
         unsure = [each["class_id"] for each in rows["class_stats"][row].as_py() if each["confidence"] < least]
         kept = np.where(np.isin(classes, unsure), self.ignore, classes)
@@ -85,11 +91,11 @@ def read_labels(store: Store, options: LayoutOptions) -> Dataset:
         found = list(pool.map(lambda item: _LabelFile.read(store, item), files))
     _refuse_several(store, found)
     classes, model = found[0].classes, found[0].model
-    newest: dict[str, tuple[object, Pair]] = {}
+    newest: dict[str, tuple[object, Pair | None]] = {}
     for file in found:
         for number, row in enumerate(file.rows.to_pylist()):
             known = newest.get(row["uri"])
-            if row["status"] == "ok" and (known is None or row["labelled_at"] > known[0]):
+            if known is None or row["labelled_at"] > known[0]:
                 pair = Pair(
                     key=row["key"],
                     image=row["uri"],
@@ -98,11 +104,13 @@ def read_labels(store: Store, options: LayoutOptions) -> Dataset:
                     version=f"{row['etag']} {model} {options.confidence}",
                     bytes=row["bytes"],
                 )
-                newest[row["uri"]] = (row["labelled_at"], pair)
+                newest[row["uri"]] = (row["labelled_at"], pair if row["status"] == "ok" else None)
+    if without := sum(pair is None for _, pair in newest.values()):
+        log.info("images left out because their newest row is an error: %d of %d", without, len(newest))
     return Dataset(
         store=store,
         classes=classes,
-        splits=by_split(pair for _, pair in newest.values()),
+        splits=by_split(pair for _, pair in newest.values() if pair),
         reader=LabelRows(confidence=options.confidence, ignore=classes.ignore),
     )
 

@@ -5,28 +5,26 @@ A layout lists a store once and pairs images with masks. Reading, decoding and c
 """
 
 import json
-import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+import posixpath
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 
-from pipelines.datasets.dataset import Dataset, LayoutOptions, Pair, by_split
+from pipelines.datasets.dataset import Dataset, LayoutOptions, PairError, Unlabelled
 from pipelines.datasets.labels import read_labels
+from pipelines.datasets.pairing import Pairing, by_name, name_of, nfc
 from pipelines.datasets.shards import read_shards
-from pipelines.storage import ObjectMissing, Store, StoredObject, open_store
+from pipelines.storage import ObjectError, ObjectMissing, Store, StoredObject, open_store
 from pspnet_core.errors import ConfigError
 from pspnet_core.images.classes import ClassTable, class_table
 from pspnet_core.images.decoding import IMAGE_SUFFIXES
 
-log = logging.getLogger(__name__)
 CLASSES_FILE = "classes.json"
-SHOWN = 5
-"""Files that a warning names."""
+PROBED = 3
+"""Masks of Cityscapes' split test that are looked into."""
 
 _MASK_SUFFIXES = frozenset({".png"})
 _IMAGE_ID = "_leftImg8bit"
-
-Files = dict[str, StoredObject]
 
 
 def read_folder(store: Store, options: LayoutOptions) -> Dataset:
@@ -35,7 +33,8 @@ def read_folder(store: Store, options: LayoutOptions) -> Dataset:
     ``images/<split>/KEY.{jpg,png}``, ``masks/<split>/KEY.png`` (single channel, class ids) and ``classes.json``.
     """
     classes = read_classes(store)
-    return _dataset(store, *_mirrored(store, [("images", "masks", None)]), classes)
+    found = _mirrored(store, [("images", "masks", None)])
+    return _dataset(found, classes, "images/train/*.jpg, masks/train/*.png, and the same in val")
 
 
 def read_ade20k(store: Store, options: LayoutOptions) -> Dataset:
@@ -49,60 +48,69 @@ def read_ade20k(store: Store, options: LayoutOptions) -> Dataset:
         ("images/validation", "annotations/validation", "val"),
     ]
     expected = "images/training/*.jpg, as in the folder ADEChallengeData2016"
-    return _dataset(store, *_mirrored(store, folders), "ade20k-raw", expected)
+    return _dataset(_mirrored(store, folders), "ade20k-raw", expected)
 
 
 def read_cityscapes(store: Store, options: LayoutOptions) -> Dataset:
     """Layout ``cityscapes``: ``leftImg8bit/<split>/<city>/*_leftImg8bit.png`` and the masks beside it in ``gtFine``.
 
     Masks are ``*_gtFine_labelIds.png``, whose ids become train ids, or ``*_gtFine_labelTrainIds.png`` where only
-    these are there. A split without any mask (``test``, as it is distributed) is left out.
+    these are there. The split ``test``, as it is distributed, has dummies for masks, and counts as unlabelled.
     """
     masks = _files(store, "gtFine", _MASK_SUFFIXES)
-    raw = any(path.endswith("_gtFine_labelIds.png") for path in masks)
-    suffix = f"_gtFine_label{'' if raw else 'Train'}Ids.png"
-    masks = {path: item for path, item in masks.items() if path.endswith(suffix)}
-    labelled = {path.split("/")[1] for path in masks}
-    pairs = []
-    for path, image in _files(store, "leftImg8bit", _MASK_SUFFIXES).items():
-        split, key = _split_and_key(path, "leftImg8bit")
-        if split in labelled and key.endswith(_IMAGE_ID):
-            wanted = f"gtFine/{split}/{key.removesuffix(_IMAGE_ID)}{suffix}"
-            pairs.append(_pair(split, key.removesuffix(_IMAGE_ID), image, masks.get(wanted), wanted))
-    expected = f"leftImg8bit/train/<city>/*{_IMAGE_ID}.png and gtFine/train/<city>/*{suffix}"
-    return _dataset(store, pairs, masks, "cityscapes-raw" if raw else "cityscapes", expected)
+    raw = any(name_of(item, "gtFine").endswith("_gtFine_labelIds") for item in masks)
+    ending = f"_gtFine_label{'' if raw else 'Train'}Ids"
+    masks = [item for item in masks if name_of(item, "gtFine").endswith(ending)]
+    masks_by_name = by_name(masks, "gtFine")
+    found = Pairing(store, masks)
+    for image in _files(store, "leftImg8bit", _MASK_SUFFIXES):
+        name = name_of(image, "leftImg8bit")
+        if name.endswith(_IMAGE_ID):
+            split, key = _split_and_key(name.removesuffix(_IMAGE_ID))
+            wanted = name.removesuffix(_IMAGE_ID) + ending
+            found.add(split, key, image, masks_by_name.get(nfc(wanted), ()), f"gtFine/{wanted}.png")
+    expected = f"leftImg8bit/train/<city>/*{_IMAGE_ID}.png and gtFine/train/<city>/*{ending}.png"
+    return _without_dummies(_dataset(found, "cityscapes-raw" if raw else "cityscapes", expected), "test")
 
 
 def read_voc2012(store: Store, options: LayoutOptions) -> Dataset:
     """Layout ``voc2012``: the folder ``VOCdevkit/VOC2012``, with the SBD annotations where they are there.
 
     ``JPEGImages/KEY.jpg``, ``SegmentationClass/KEY.png``, ``ImageSets/Segmentation/{train,val}.txt``. With
-    ``SegmentationClassAug/KEY.png`` the split ``train`` is what ``trainaug.txt`` names, or all masks of that folder
-    where there is no such list, in both cases without the images of ``val``.
+    ``SegmentationClassAug/KEY.png`` the split ``train`` is what ``trainaug.txt`` names, or ``train.txt`` and all masks
+    of that folder where there is no such list, in both cases without the images of ``val``. Masks of
+    ``SegmentationClass``, which are finer, go before those.
     """
-    images = {_stem(path): item for path, item in _files(store, "JPEGImages", IMAGE_SUFFIXES).items()}
-    fine, more = (_files(store, name, _MASK_SUFFIXES) for name in ("SegmentationClass", "SegmentationClassAug"))
+    images = by_name(_files(store, "JPEGImages", IMAGE_SUFFIXES), "JPEGImages")
+    fine, wide = (
+        by_name(_files(store, folder, _MASK_SUFFIXES), folder)
+        for folder in ("SegmentationClass", "SegmentationClassAug")
+    )
     lists = {
-        _stem(path): [_stem(fields[0]) for _, fields in _lines(store, path)]
-        for path in _files(store, "ImageSets/Segmentation", {".txt"})
+        name_of(item, "ImageSets/Segmentation"): [_voc_name(fields[0]) for _, fields in _lines(store, item.key)]
+        for item in _files(store, "ImageSets/Segmentation", {".txt"})
     }
     if "train" not in lists or "val" not in lists:
         remedy = "expected ImageSets/Segmentation/train.txt and val.txt, as in the folder VOCdevkit/VOC2012"
         raise ConfigError("data", store.root, remedy)
     names = {"train": lists["train"], "val": lists["val"]}
-    if more:
-        wider, held_out = lists.get("trainaug") or [_stem(path) for path in more], set(lists["val"])
+    if wide:
+        trained, held_out = set(lists["train"]), set(lists["val"])
+        wider = lists.get("trainaug") or [
+            *lists["train"],
+            *(name for name in wide if name in images and name not in trained),
+        ]
         names["train"] = [name for name in wider if name not in held_out]
-    pairs = []
+    strays = [item for masks in (fine, wide) for name, files in masks.items() if name not in images for item in files]
+    found = Pairing(store, strays)
     for split, name in [(split, name) for split, listed in names.items() for name in listed]:
-        if name not in images:
+        if name in images:
+            for image in images[name]:
+                found.add(split, name, image, fine.get(name) or wide.get(name, ()), f"SegmentationClass/{name}.png")
+        else:
             where = store.uri_of(f"ImageSets/Segmentation/{split}.txt")
-            raise _missing(store, where, f"JPEGImages/{name}.jpg", "image")
-        own, wide = fine.get(f"SegmentationClass/{name}.png"), more.get(f"SegmentationClassAug/{name}.png")
-        mask = (wide or own) if split == "train" else (own or wide)
-        pairs.append(_pair(split, name, images[name], mask, f"SegmentationClass/{name}.png"))
-    strays = [path for path in (*fine, *more) if _stem(path) not in images]
-    return _dataset(store, pairs, strays, "voc2012", "names of images in ImageSets/Segmentation/train.txt and val.txt")
+            found.refuse(split, _missing(store, where, f"JPEGImages/{name}.jpg", "image"))
+    return _dataset(found, "voc2012", "names of images in ImageSets/Segmentation/train.txt and val.txt")
 
 
 def read_camvid(store: Store, options: LayoutOptions) -> Dataset:
@@ -112,7 +120,7 @@ def read_camvid(store: Store, options: LayoutOptions) -> Dataset:
     """
     folders = [(split, f"{split}annot", split) for split in ("train", "val", "test")]
     expected = "train/*.png and trainannot/*.png, as in the SegNet release of CamVid"
-    return _dataset(store, *_mirrored(store, folders), "camvid", expected)
+    return _dataset(_mirrored(store, folders), "camvid", expected)
 
 
 def read_list(store: Store, options: LayoutOptions) -> Dataset:
@@ -121,21 +129,17 @@ def read_list(store: Store, options: LayoutOptions) -> Dataset:
     Paths are relative to the root and hold no blanks, as in the lists of hszhao/semseg. Empty lines are passed over.
     """
     classes = read_classes(store)
-    files = {item.key: item for item in store.list()}
-    pairs = []
-    for name in sorted(path for path in files if "/" not in path and path.endswith(".txt")):
-        for number, fields in _lines(store, name):
-            line = f"{store.uri_of(name)} line {number}"
-            if len(fields) != 2:
-                raise ConfigError("data", line, "expected the path of an image, a blank and the path of its mask")
-            for path, what in zip(fields, ("image", "mask"), strict=True):
-                if path.lstrip("/") not in files:
-                    raise _missing(store, line, path, what)
-            image, mask = (files[path.lstrip("/")] for path in fields)
-            key = str(PurePosixPath(image.key).with_suffix(""))
-            pairs.append(_pair(name.removesuffix(".txt"), key, image, mask, mask.key))
-    expected = "train.txt and val.txt with the paths of an image and its mask in each line"
-    return _dataset(store, pairs, (), classes, expected)
+    exact = {item.key: item for item in store.list()}
+    files = {nfc(path): item for path, item in exact.items()} | exact
+    found = Pairing(store)
+    for name in sorted(path for path in exact if "/" not in path and path.endswith(".txt")):
+        split = name.removesuffix(".txt")
+        try:
+            for image, mask in _listed_pairs(store, files, name):
+                found.add(split, _without_suffix(image.key), image, [mask], mask.key)
+        except ConfigError as error:
+            found.refuse(split, error)
+    return _dataset(found, classes, "train.txt and val.txt with the paths of an image and its mask in each line")
 
 
 LAYOUTS: dict[str, Callable[[Store, LayoutOptions], Dataset]] = {
@@ -185,94 +189,118 @@ def read_classes(store: Store) -> ClassTable:
         remedy = 'this layout needs it: {"names": [...], "colors": [[r,g,b]...], "ignore": 255}'
         raise ConfigError("data", uri, f"not there; {remedy}") from error
     try:
-        content = json.loads(data)
-    except ValueError as error:
+        content = json.loads(data, object_pairs_hook=_each_once)
+    except (ValueError, RecursionError) as error:
         raise ConfigError("data", uri, f"is not JSON ({error})") from error
     return ClassTable.from_json(content)
 
 
-def _dataset(
-    store: Store, pairs: Sequence[Pair], masks: Iterable[str], classes: ClassTable | str, expected: str = ""
-) -> Dataset:
-    """Put a data set together, and warn of ``masks`` that no pair has: a half-copied data set looks like that.
+def _each_once(entries: list[tuple[str, object]]) -> dict[str, object]:
+    """Make an object of JSON; ValueError for a key that stands twice, of which the later would count."""
+    content = dict(entries)
+    if len(content) < len(entries):
+        twice = Counter(key for key, _ in entries).most_common(1)[0][0]
+        raise ValueError(f"{twice} stands twice; leave one of them out")
+    return content
+
+
+def _dataset(found: Pairing, classes: ClassTable | str, expected: str) -> Dataset:
+    """Put a data set together.
 
     Args:
         classes: the class table, or the name of a built-in one where there is no ``classes.json``.
-        expected: refuse a data set without pairs, and say that these files were expected.
+        expected: files to name where nothing is found.
     """
-    if expected and not pairs:
-        raise ConfigError("data", store.root, f"no labelled images; expected {expected}")
-    if strays := sorted(set(masks) - {pair.mask for pair in pairs}):
-        named = ", ".join(strays[:SHOWN]) + (", ..." if len(strays) > SHOWN else "")
-        log.warning("masks without an image: %d passed over (%s)", len(strays), named)
+    found.check_found(expected)
+    found.warn()
     last_id = None
     if isinstance(classes, str):
-        built_in = not store.exists(CLASSES_FILE)
-        classes = class_table(classes) if built_in else read_classes(store)
+        built_in = not found.store.exists(CLASSES_FILE)
+        classes = class_table(classes) if built_in else read_classes(found.store)
         last_id = max(classes.ids) if built_in and classes.ids else None
-    return Dataset(store=store, classes=classes, splits=by_split(pairs), last_id=last_id)
+    return Dataset(store=found.store, classes=classes, splits=found.pairs, faults=found.faults, last_id=last_id)
 
 
-def _mirrored(store: Store, folders: Iterable[tuple[str, str, str | None]]) -> tuple[list[Pair], Files]:
+def _without_dummies(dataset: Dataset, name: str) -> Dataset:
+    """Count a split as unlabelled if the masks that are looked into, a few of it, have no pixel of any class."""
+    pairs = dataset.splits.get(name, ())
+    probed = pairs[:: -(-len(pairs) // PROBED)] if pairs else ()
+    try:
+        if not pairs or any(dataset.holds_labels(pair, dataset.store.read(pair.mask)) for pair in probed):
+            return dataset
+    except (PairError, ObjectError):  # the check of the data will tell
+        return dataset
+    remedy = f"its {len(pairs)} masks are dummies without labels, as Cityscapes gives them out; give another split"
+    others = {split: kept for split, kept in dataset.splits.items() if split != name}
+    return replace(dataset, splits=others, faults={**dataset.faults, name: Unlabelled("split", name, remedy)})
+
+
+def _mirrored(store: Store, folders: Iterable[tuple[str, str, str | None]]) -> Pairing:
     """Pair the images below some folders with masks of the same paths below others.
 
     Args:
         folders: of images, of their masks, and the split; None where it is the first folder of each path.
-
-    Returns:
-        The pairs, and all masks by their path.
     """
-    pairs: list[Pair] = []
-    files: Files = {}
+    found = Pairing(store)
     for images, masks, split in folders:
-        found = _files(store, masks, _MASK_SUFFIXES)
-        by_name = {_below(path, masks): mask for path, mask in found.items()}
-        for path, image in _files(store, images, IMAGE_SUFFIXES).items():
-            name = _below(path, images)
-            own, key = (split, name) if split else _split_and_key(path, images)
-            pairs.append(_pair(own, key, image, by_name.get(name), f"{masks}/{name}.png"))
-        files |= found
-    return pairs, files
+        drawn = list(found.files(masks, _MASK_SUFFIXES))
+        found.masks += drawn
+        masks_by_name = by_name(drawn, masks)
+        for image in found.files(images, IMAGE_SUFFIXES):
+            name = name_of(image, images)
+            own, key = (split, name) if split else _split_and_key(name)
+            found.add(own, key, image, masks_by_name.get(nfc(name), ()), f"{masks}/{name}.png")
+    return found
 
 
-def _files(store: Store, folder: str, suffixes: Iterable[str]) -> Files:
-    """List the files below a folder by their path."""
-    return {item.key: item for item in store.list(folder, suffixes=frozenset(suffixes))}
+def _files(store: Store, folder: str, suffixes: Iterable[str]) -> list[StoredObject]:
+    """List the files below a folder."""
+    return list(store.list(folder, suffixes=frozenset(suffixes)))
 
 
-def _below(path: str, folder: str) -> str:
-    """Return a file's path below a folder, without its suffix."""
-    return str(PurePosixPath(path).relative_to(folder).with_suffix(""))
+def _without_suffix(path: str) -> str:
+    """Remove the suffix of an image; a name may hold other dots."""
+    name, suffix = posixpath.splitext(path)
+    return name if suffix.lower() in IMAGE_SUFFIXES else path
 
 
-def _split_and_key(path: str, folder: str) -> tuple[str, str]:
-    """Return split and key of ``<folder>/<split>/KEY.suffix``; a file beside the split folders has the split ``""``."""
-    *split, key = _below(path, folder).split("/", 1)
-    return "".join(split), key
+def _voc_name(path: str) -> str:
+    """Return the name that a line of a list of VOC2012 stands for: it may be the path of the image, too."""
+    return nfc(_without_suffix(_plain(path).rpartition("JPEGImages/")[2]))
 
 
-def _stem(path: str) -> str:
-    return PurePosixPath(path).stem
+def _plain(path: str) -> str:
+    """Return a listed path as keys are written: relative to the root and without ``./``."""
+    return posixpath.normpath(path.lstrip("/"))
 
 
-def _pair(split: str, key: str, image: StoredObject, mask: StoredObject | None, expected: str) -> Pair:
-    """Pair two files; ConfigError when there is no mask, naming where it was expected."""
-    if mask is None:
-        raise ConfigError("data", image.uri, f"has no mask; expected {expected}")
-    return Pair(
-        key=key,
-        image=image.key,
-        mask=mask.key,
-        split=split,
-        version=f"{image.etag} {mask.etag}",
-        bytes=image.bytes + mask.bytes,
-    )
+def _split_and_key(name: str) -> tuple[str, str]:
+    """Return split and key of the name ``<split>/KEY``; a file beside the folders of splits has the split ``""``."""
+    split, slash, key = name.partition("/")
+    return (split, key) if slash else ("", name)
+
+
+def _listed_pairs(
+    store: Store, files: Mapping[str, StoredObject], name: str
+) -> Iterator[tuple[StoredObject, StoredObject]]:
+    """Read the files of image and mask in each line of a list."""
+    for number, fields in _lines(store, name):
+        line = f"{store.uri_of(name)} line {number}"
+        if len(fields) != 2:
+            raise ConfigError("data", line, "expected the path of an image, a blank and the path of its mask")
+        image, mask = (files.get(_plain(path)) or files.get(nfc(_plain(path))) for path in fields)
+        if image is None or mask is None:
+            path, what = (fields[0], "image") if image is None else (fields[1], "mask")
+            raise _missing(store, line, path, what)
+        if image.key == mask.key:
+            raise ConfigError("data", line, f"names {image.key} as an image and as its own mask; correct one of them")
+        yield image, mask
 
 
 def _lines(store: Store, path: str) -> Iterator[tuple[int, list[str]]]:
     """Read number, counted from 1, and blank-separated fields of each line of a text file that is not empty."""
     try:
-        text = store.read(path).decode()
+        text = store.read(path).decode("utf-8-sig")  # as Windows writes it, with a mark at the start
     except UnicodeDecodeError as error:
         raise ConfigError("data", store.uri_of(path), f"is no UTF-8 text ({error.reason})") from error
     for number, line in enumerate(text.splitlines(), start=1):

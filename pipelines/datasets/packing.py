@@ -10,6 +10,7 @@ Tasks are Ray Data's, as in labelling: a large data set is packed by all nodes o
 
 import hashlib
 import json
+import logging
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,7 +23,7 @@ import ray.data
 from pipelines.cluster.ray_data import quiet_ray_data, rows_of
 from pipelines.cluster.session import ray_session
 from pipelines.datasets.data_card import DataCard, Rejected, SplitCard, content_hash, measure
-from pipelines.datasets.dataset import Dataset, Pair, PairError
+from pipelines.datasets.dataset import Dataset, Pair, PairError, Unlabelled
 from pipelines.datasets.layouts import DataConfig
 from pipelines.datasets.shards import (
     CARD_FILE,
@@ -37,11 +38,12 @@ from pipelines.datasets.shards import (
 )
 from pipelines.process.progress import Progress
 from pipelines.storage import Store, open_store
-from pspnet_core.errors import ConfigError, PspnetError
+from pspnet_core.errors import ConfigError, PspnetError, check
 from pspnet_core.images.masks import to_png
 from pspnet_core.threads import map_ahead
 
-FORMAT = 1
+log = logging.getLogger(__name__)
+FORMAT = 2
 PLAN_FILE = "plan.json"
 THREADS = 8
 """Pairs that a task reads at a time: storage answers late, and the codecs release the GIL."""
@@ -78,13 +80,11 @@ def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | N
 
     Raises:
         ConfigError: a mistake in the config or the layout, an output that holds something else, or a split of which
-            no pair can be used.
+            no pair can be used, or no mask holds a label.
         PackingFailed: the input changed while it was packed.
     """
     dataset = config.dataset.open()
-    if not dataset.splits:
-        remedy = f"holds no labelled images in layout {config.dataset.layout}"
-        raise ConfigError("data", config.dataset.data, remedy)
+    _refuse_faults(dataset)
     output = open_store(config.output, field="output")
     output.check_writable_atomically()
     claim(output, config, dataset)
@@ -95,7 +95,7 @@ def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | N
     if listing_of(config.dataset.open()) != listing_of(dataset):
         raise PackingFailed(f"{dataset.store.root} changed while it was packed; empty {output.root} and start again")
     finish(output, dataset, card, parts)
-    card.warn_of_leaks()
+    card.warn()
     return {
         "splits": {name: split.images for name, split in card.splits.items()},
         "shards": len(pack.shards),
@@ -103,6 +103,15 @@ def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | N
         "leaks": len(card.leaks()),
         "card": output.uri_of(CARD_FILE),
     }
+
+
+def _refuse_faults(dataset: Dataset) -> None:
+    """Raise what is wrong with any split; those without masks are left out, unless there are no others."""
+    for name, fault in dataset.faults.items():
+        if not isinstance(fault, Unlabelled) or not dataset.splits:
+            raise fault
+        log.warning("split %s is left out: %s", name, fault)
+    check(bool(dataset.splits), "data", dataset.store.root, "holds no labelled images")
 
 
 def plan_shards(dataset: Dataset, limit: int) -> tuple[tuple[Pair, ...], ...]:
@@ -166,6 +175,9 @@ class Part:
             "rejected": [asdict(row) for row in self.card.rejected],
             "pixels": self.card.pixels.tolist(),
             "ignored": self.card.ignored,
+            "blank": self.card.blank,
+            "turned": self.card.turned,
+            "unnamed": list(self.card.unnamed.items()),
             "sizes": [[*size, count] for size, count in self.card.sizes.items()],
         }
 
@@ -177,6 +189,9 @@ class Part:
             images=len(entries),
             pixels=np.array(content["pixels"], dtype=np.int64),
             ignored=content["ignored"],
+            blank=content["blank"],
+            turned=content["turned"],
+            unnamed=Counter(dict(content["unnamed"])),
             sizes=Counter({(width, height): count for width, height, count in content["sizes"]}),
             rejected=[Rejected(**row) for row in content["rejected"]],
             keys={entry.image_hash: entry.key for entry in reversed(entries)},
@@ -192,7 +207,7 @@ class Pack:
     """
 
     def __init__(self, dataset: Dataset, output: Store, shards: Sequence[Sequence[Pair]]) -> None:
-        self.dataset, self.output, self.shards = replace(dataset, splits={}), output, shards
+        self.dataset, self.output, self.shards = replace(dataset, splits={}, faults={}), output, shards
 
     def __call__(self, row: Mapping[str, Any]) -> dict[str, Any]:
         """Write shard ``row["id"]`` unless it is there; returns its part as JSON."""
@@ -235,14 +250,14 @@ class Pack:
         classes = self.dataset.classes
         try:
             sample = self.dataset.fetch(pair)
-            mask = self.dataset.decode(pair, sample)[1]
+            card, mask = measure(self.dataset, pair, sample)
         except PairError as error:
             row = Rejected(split=pair.split, key=pair.key, file=str(error.value), reason=error.remedy)
             return replace(SplitCard.empty(len(classes)), rejected=[row]), None
         # A shard holds class ids, so that its readers need no table of raw ones.
         as_it_is = isinstance(sample.mask, bytes) and classes.ids is None
         encoded = sample.mask if as_it_is else to_png(mask, classes.palette())
-        return measure(pair, sample, mask, len(classes)), (sample.image, cast(bytes, encoded))
+        return card, (sample.image, cast(bytes, encoded))
 
 
 def pack_on_ray(pack: Pack) -> list[Part]:
@@ -272,6 +287,8 @@ def _refuse_unusable(dataset: Dataset, card: DataCard) -> None:
             first = split.rejected[0]
             remedy = f"none of the {len(split.rejected)} pairs of split {name} can be used; {first.file} {first.reason}"
             raise ConfigError("data", dataset.store.root, remedy)
+        remedy = f"none of the {split.images} masks of split {name} holds a labelled pixel; remove it or label it"
+        check(bool(split.pixels.any()), "data", dataset.store.root, remedy)
 
 
 def finish(output: Store, dataset: Dataset, card: DataCard, parts: Iterable[Part]) -> None:

@@ -122,7 +122,7 @@ class ShardRows:
         path, row = _place(pair.image)
         try:
             return self._read(store, path, row)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, LookupError) as error:  # the last for a row or a column that is not there
             remedy = f"is damaged ({error}); remove it and run jobs/prepare.py again with the same flags"
             raise PairError("data", store.uri_of(path), remedy) from error
 

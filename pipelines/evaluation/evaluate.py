@@ -32,6 +32,7 @@ from pipelines.tracking.model_uris import Origin
 from pipelines.tracking.runs import Run, TrackingConfig, start_run
 from pspnet_core import __version__
 from pspnet_core.checkpoints.checkpoint import Checkpoint
+from pspnet_core.errors import check
 from pspnet_core.images.classes import ClassTable
 
 EXPERIMENT = "pspnet-evaluation"
@@ -81,6 +82,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         if evaluation is None:
             with ray_session():
                 scores, images = score_split(checkpoint, dataset, pairs, config.actors)
+            nothing = f"none of its {len(pairs)} masks holds a labelled pixel; give a split with labels"
+            check(bool(scores.confusion.counts.any()), "split", config.split, nothing)
             evaluation = Evaluation(scores=scores, images=images, facts=facts)
             if folder:
                 folder.write(evaluation)

@@ -156,8 +156,8 @@ class _Read(NamedTuple):
 def _read(segmenter: Segmenter, dataset: Dataset, pair: Pair) -> _Read:
     if segmenter.settings.reduced:  # what labelling decodes to fewer pixels is scored by these
         sample = dataset.fetch(pair)
-        image, target = dataset.decode(pair, sample)
-        return _Read(pair, image, target, segmenter.decode(sample.image))
+        decoded = dataset.decode(pair, sample)
+        return _Read(pair, decoded.image, decoded.mask, segmenter.decode(sample.image))
     image, target = dataset.read(pair)
     return _Read(pair, image, target, segmenter.prepare(image))
 

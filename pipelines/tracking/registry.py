@@ -42,6 +42,8 @@ def log_model(
 ) -> str:
     """Log a checkpoint folder as the run's model ``model`` and register it; returns ``models:/name/version``.
 
+    A checkpoint that the run has registered already stays the version that it is.
+
     Args:
         folder: a checkpoint.
         name: of the registered model.
@@ -54,6 +56,8 @@ def log_model(
         TrackingError: when the server cannot be used.
     """
     checkpoint, server = load_checkpoint(folder), run.server
+    if known := server.call(lambda client: _registered(client, run.run_id, name, checkpoint.fingerprint)):
+        return known
     # Call by call: what has arrived is not sent again.
     logged = _create_logged_model(run)
     with tempfile.TemporaryDirectory() as place:
@@ -80,6 +84,13 @@ def log_model(
         lambda client, own: list(client.search_model_versions(f"name = '{name}' AND {own}")),
     )
     return f"models:/{name}/{version.version}"
+
+
+def _registered(client: MlflowClient, run_id: str, name: str, fingerprint: str) -> str | None:
+    """The version that a run has made of a checkpoint; None where it has made none."""
+    versions = client.search_model_versions(f"name = '{name}' and run_id = '{run_id}'")
+    found = [each.version for each in versions if each.tags.get("fingerprint") == fingerprint]
+    return f"models:/{name}/{min(found, key=int)}" if found else None
 
 
 def _create_logged_model(run: Run) -> LoggedModel:

@@ -76,6 +76,8 @@ class TrainConfig:
     """Split to learn from."""
     val: str = "val"
     """Split to score, see --val-every."""
+    absent_classes: bool = False
+    """Train although some classes have no pixel in either split."""
     output: str
     """Where checkpoints go: a local folder or a URI. One folder per --name."""
     name: str = "pspnet"

@@ -31,6 +31,7 @@ class RunRecord:
     Attributes:
         data: root of the data.
         classes: names of the classes, by id.
+        content: identify, as they were listed, the pairs of both splits, and the whole class table, by split.
         network: what the config's flags and its --init make of it.
         flags: the config's leaves, flat and without credentials.
     """
@@ -38,6 +39,7 @@ class RunRecord:
     run_id: str
     data: str
     classes: tuple[str, ...]
+    content: dict[str, str]
     network: PSPNetConfig
     flags: dict[str, Any]
 
@@ -52,6 +54,7 @@ class RunRecord:
             run_id=run_id,
             data=redacted(setup.dataset.store.root),
             classes=setup.dataset.classes.names,
+            content={name: setup.dataset.fingerprint(name) for name in (setup.config.train, setup.config.val)},
             network=setup.network,
             flags=redacted_values(flatten(setup.config)),
         )
@@ -129,6 +132,9 @@ def check_resumable(before: RunRecord, now: RunRecord, *, init: str | None) -> N
     for index, (new, old) in enumerate(zip(now.classes, before.classes, strict=True)):
         remedy = f"class {index} of the run to resume is {old}; give its classes in its order, or another --name"
         check(new == old, "classes", new, remedy)
+    if changed := [name for name, content in now.content.items() if before.content.get(name, content) != content]:
+        told = "data that has changed since the run began, files or class table: split %s; scores do not compare"
+        log.warning(told, " and ".join(changed))
     changes = [
         f"--{flag.replace('_', '-')} {value} (before: {old})"
         for flag, value, old in differences(now.course, before.course)

@@ -85,6 +85,8 @@ class ClassTable:
             raise ConfigError("classes", type(value).__name__, 'expected {"names": [...], "colors": [...]}')
         if "table" in value:
             return _named_table(value)
+        if others := sorted(value.keys() - {"names", "colors", "ignore", "ids"}):
+            raise ConfigError(f"classes.{others[0]}", value[others[0]], "choose from names, colors, ignore and ids")
         names = _strings(value.get("names"))
         colors = value.get("colors")
         ignore = value.get("ignore", 255 if len(names) <= 255 else MAX_CLASS_ID)
@@ -120,6 +122,10 @@ class ClassTable:
         lookup[list(self.ids.keys())] = list(self.ids.values())
         return lookup.take(mask, mode="clip")
 
+    def leaves_out(self, raw: int) -> bool:
+        """Whether an id in a mask file is neither in ``ids`` nor the ignore id: perhaps a class that was forgotten."""
+        return self.ids is not None and raw not in self.ids and raw != self.ignore
+
     def palette(self) -> bytes:
         """Return the colours of ids 0 to 255 as 768 bytes ``RGBRGB...``; black where there is no class."""
         flat = bytes(channel for color in self.colors[:256] for channel in color)
@@ -142,6 +148,8 @@ def _triples(value: object) -> tuple[Color, ...]:
 def _id_map(value: object) -> dict[int, int]:
     if not isinstance(value, Mapping) or not all(re.fullmatch("[0-9]+", str(raw)) for raw in value):
         raise ConfigError("classes.ids", repr(value), 'expected {"<id in the masks>": <class id>, ...}')
+    if twice := [raw for raw, count in Counter(map(int, value)).items() if count > 1]:
+        raise ConfigError("classes.ids", twice[0], "the id is given twice, with zeros before it; leave one of them out")
     # The table itself checks the class ids.
     return {int(raw): index for raw, index in value.items()}
 

@@ -13,7 +13,7 @@ import io
 import struct
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import cv2
 import numpy as np
@@ -193,7 +193,7 @@ def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.unsi
     """Decode the class ids of a single-channel PNG: grey or palette of 1 to 16 bits.
 
     Of a palette PNG the raw indices are returned, whatever their colours; grey of fewer than 8 bits
-    is returned as written, not scaled.
+    is returned as written, not scaled. The EXIF orientation is applied, as it is to the mask's image.
 
     Args:
         data: the whole file.
@@ -210,11 +210,16 @@ def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.unsi
         raise ImageError("NotAMask", f"{image.format} of mode {image.mode}; a mask is a single-channel PNG")
     step = _GREY_STEPS.get(_raw_mode(image), 1)
     _load(image)
-    ids: NDArray[np.generic] = np.array(image)
+    ids: NDArray[np.generic] = _upright(image, _orientation(image))
     if ids.dtype.itemsize > 1:
         return ids.astype(np.uint16, copy=False)
     small = ids.astype(np.uint8, copy=False)
     return small // np.uint8(step) if step > 1 else small
+
+
+def orientation_of(data: bytes) -> int:
+    """Return the EXIF orientation in a file's header, 1 to 8; 1 is upright. Raises as :func:`open_image`."""
+    return _orientation(open_image(data).header)
 
 
 def _opened(file: bytes | ImageFile, max_pixels: int) -> ImageFile:
@@ -304,7 +309,7 @@ def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
     return size[::-1] if orientation >= 5 else size
 
 
-def _upright(image: Image.Image, orientation: int) -> NDArray[np.uint8]:
+def _upright(image: Image.Image, orientation: int) -> NDArray[Any]:
     turn = _UPRIGHT.get(orientation)
     return np.array(image if turn is None else image.transpose(turn))
 

@@ -315,7 +315,8 @@ def test_a_missing_mask_is_named(layout: str, local: Store) -> None:
     with pytest.raises(
         ConfigError, match=rf"has no mask; expected {path}$|line 1: names {path}, but there is no such mask"
     ):
-        open_dataset(local.root, layout)
+        open_dataset(local.root, layout).split("train")
+    assert len(open_dataset(local.root, layout).split("val")) == 1, "nobody asked for the other split"
 
 
 STRAY_MASKS = {
@@ -335,7 +336,7 @@ def test_masks_without_an_image_are_passed_over_and_counted(
     before = [STRAY_MASKS[layout].format("no image")] if layout == "folder" else []
     added = [STRAY_MASKS[layout].format(f"gone {number}") for number in range(7)]
     named = ", ".join([*added, *before][:5])
-    with caplog.at_level("WARNING", "pipelines.datasets.layouts"):
+    with caplog.at_level("WARNING", "pipelines.datasets.pairing"):
         open_dataset(local.root, layout)
         assert len(caplog.messages) == len(before)
         for path in added:
@@ -382,10 +383,10 @@ def test_voc2012_with_the_sbd_annotations(listed: bool, local: Store) -> None:
         lines = (f"/JPEGImages/{key}.jpg /SegmentationClassAug/{key}.png\n" for key in ("2010_9", "2007_000033"))
         put(local, "ImageSets/Segmentation/trainaug.txt", "".join(lines))
     found = contents(open_dataset(local.root, "voc2012"))
-    # The image of val is left out of train, and scored on its own, finer mask.
+    # The image of val is left out of train. SBD's masks count where VOC has none of its own, which are finer.
     expected = {("train", "2010_9"): ids(9), ("val", "2007_000033"): ids(5)}
     if not listed:
-        expected["train", "2007_000032"] = ids(7)
+        expected |= {("train", "2007_000032"): ids(0, 1, 255), ("train", "2008_1"): ids(20)}
     assert found == expected
 
 
@@ -405,7 +406,7 @@ def test_bad_lines_of_a_list(line: bytes, message: str, local: Store) -> None:
     local.delete("train.txt")
     put(local, "train.txt", b"in/a.jpg out/in/a.png\n\n" + line)
     with pytest.raises(ConfigError, match=message):
-        open_dataset(local.root, "list")
+        open_dataset(local.root, "list").split("train")
 
 
 # Labels
@@ -427,6 +428,26 @@ def test_a_part_of_a_label_table(below: str, local: Store) -> None:
     dataset = open_dataset(local.uri_of(below), "labels", LayoutOptions(holdout=0.0))
     keys = {pair.key for pair in dataset.split("train")}
     assert keys == ({"a.jpg", "c.jpg"} if "dt=" in below else {"a.jpg", "h.jpg", "c.jpg"})
+
+
+def test_a_newer_row_counts_also_where_it_is_an_error(local: Store) -> None:
+    build_labels(local)
+    row = label_row(local, "pictures/a.jpg", ids(0), sure={})
+    newest = row | {"status": "error", "error": "Truncated: x", "labelled_at": MADE + timedelta(2)}
+    oldest = label_row(local, "pictures/c.jpg", ids(0), sure={}) | {"status": "error", "labelled_at": MADE}
+    put_labels(local, "masks/model=m-0123456789ab/dt=2026-02-02/000002-000000.parquet", [newest, oldest])
+    dataset = open_dataset(local.root, "labels", LayoutOptions(holdout=0.0))
+    assert [pair.key for pair in dataset.split("train")] == ["h.jpg", "c.jpg"]
+
+
+@pytest.mark.parametrize("changes", [{"mask_lengths": [1]}, {"mask_classes": None}, {"width": 7}])
+def test_a_damaged_row_of_labels_is_named(changes: dict[str, Any], local: Store) -> None:
+    put_image(local, "pictures/a.jpg", 0)
+    row = label_row(local, "pictures/a.jpg", ids(0), sure={0: 1.0}) | changes
+    put_labels(local, "masks/model=m-0/dt=2026-01-31/0.parquet", [row])
+    dataset = open_dataset(local.root, "labels", LayoutOptions(holdout=0.0))
+    with pytest.raises(PairError, match=r"0\.parquet: holds no mask in row 0 \(.*\); label the image again$"):
+        dataset.read(dataset.split("train")[0])
 
 
 def test_the_held_out_share_is_a_function_of_the_key(local: Store) -> None:

@@ -160,7 +160,7 @@ def test_the_job_on_s3(s3_bucket: str, tmp_path: Path) -> None:
 def test_nothing_to_pack_is_refused(tmp_path: Path) -> None:
     (tmp_path / "data/images").mkdir(parents=True)
     (tmp_path / "data/classes.json").write_text(json.dumps(CLASSES))
-    with pytest.raises(ConfigError, match=r"^data=.*: holds no labelled images in layout folder$"):
+    with pytest.raises(ConfigError, match=r"^data=.*: no labelled images; expected images/train/\*\.jpg, masks/train"):
         prepare(config(tmp_path / "data", tmp_path / "out"))
     with pytest.raises(ConfigError, match=r"^shard=0: give a size in MB, 1 to 1024$"):
         config(tmp_path, tmp_path, shard=0)

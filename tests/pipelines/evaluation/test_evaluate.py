@@ -345,6 +345,17 @@ def test_tables_in_a_bucket_and_a_run_in_mlflow(
     assert Image.open(io.BytesIO((local / "confusion.png").read_bytes())).format == "PNG"
 
 
+@pytest.mark.usefixtures("ray_cluster")
+def test_masks_without_a_label_have_no_score(data: Path, scene_model: Path, tmp_path: Path) -> None:
+    blank = sorted((data / "masks/val").iterdir())[UNLABELLED]
+    for path in (blank, next((data / "images/val").glob(f"{blank.stem}.*")), data / "classes.json"):
+        (tmp_path / "data" / path.relative_to(data)).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, tmp_path / "data" / path.relative_to(data))
+    with pytest.raises(ConfigError, match=r"^split=val: none of its 1 masks holds a labelled pixel"):
+        evaluate(config_of(tmp_path / "data", scene_model, output=str(tmp_path / "out")))
+    assert not list((tmp_path / "out").rglob("*.parquet"))
+
+
 def test_a_model_of_other_bands_is_refused(data: Path, tmp_path: Path) -> None:
     config = PSPNetConfig(classes=2, backbone="resnet18", output_stride=32, mean=(0.0,) * 4, std=(1.0,) * 4)
     classes = ClassTable(names=("a", "b"), colors=((0, 0, 0), (1, 1, 1)))

@@ -253,6 +253,7 @@ def test_what_the_server_did_is_not_done_again_where_its_answer_is_lost(
         run = start_run("lost", "lost", patience=SECONDS)
         model = log_model(run, folder, "lost", miou=0.5, data="abc")
         set_champion(run.server, model)
+        assert log_model(run, folder, "lost") == model, "the run has registered this checkpoint"
         run.finish("FINISHED")
     assert {path: len(rule.hits) for path, rule in zip(CREATES, rules, strict=True)} == dict.fromkeys(CREATES, 1)
     client = MlflowClient(mlflow_server.uri)

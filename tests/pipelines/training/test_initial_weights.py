@@ -223,6 +223,18 @@ def test_what_changes_the_course_of_a_run_is_told(data: Path, caplog: pytest.Log
     assert sorted(line.removeprefix("the run goes on in another way than it began: ").split(", ")) == sorted(told)
 
 
+def test_data_that_changed_since_the_run_began_is_told(data: Path, caplog: pytest.LogCaptureFixture) -> None:
+    setup = setup_of(config(data))
+    classes = dataclasses.replace(setup.dataset.classes, ignore=254)
+    crops = dataclasses.replace(setup.crops, dataset=dataclasses.replace(setup.dataset, classes=classes))
+    before, now = (RunRecord.of(each, "0") for each in (setup, dataclasses.replace(setup, crops=crops)))
+    check_resumable(before, before, init=None)
+    assert not caplog.messages
+    check_resumable(before, now, init=None)
+    (line,) = caplog.messages
+    assert line.endswith("since the run began, files or class table: split train and val; scores do not compare")
+
+
 @pytest.mark.parametrize(
     ("change", "line"),
     [

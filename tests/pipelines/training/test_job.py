@@ -34,13 +34,17 @@ FLAGS |= {"optimiser": "adamw", "lr": 0.001, "head_lr_factor": 1.0, "grad_clip":
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Trained:
-    """One epoch by two workers of Ray, then the same run resumed for a second one by one worker without Ray."""
+    """One epoch by two workers of Ray, then the same run resumed for a second one by one worker without Ray.
+
+    It is resumed once more, when there is nothing left to do.
+    """
 
     data: Path
     output: Path
     tracking: str
     first: dict[str, Any]
     resumed: dict[str, Any]
+    finished: dict[str, Any]
 
     def config(self, **changes: Any) -> TrainConfig:
         return config_of(self.data, **FLAGS | {"output": str(self.output)} | changes)
@@ -55,9 +59,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory, empty_tracking: Path, ray_
         first = train(config)
         with pytest.MonkeyPatch.context() as patch:
             replace_ray(patch)
-            resumed = train(build(TrainConfig, flatten(config) | {"epochs": 2, "resume": True, "workers": "1"}))
+            longer = build(TrainConfig, flatten(config) | {"epochs": 2, "resume": True, "workers": "1"})
+            resumed, finished = train(longer), train(longer)
         server = tracking_uri()
-    return Trained(data=folder / "data", output=folder / "runs", tracking=server, first=first, resumed=resumed)
+    return Trained(
+        data=folder / "data", output=folder / "runs", tracking=server, first=first, resumed=resumed, finished=finished
+    )
 
 
 @pytest.fixture(autouse=True)
@@ -72,6 +79,14 @@ def test_the_result_line(trained: Trained) -> None:
     assert set(trained.first["metrics"]) == {"miou", "macc", "aacc"}
     assert all(0 <= value <= 1 for value in trained.first["metrics"].values())
     assert trained.first["images_per_second"] > 0
+
+
+def test_a_finished_run_registers_no_further_version(trained: Trained) -> None:
+    assert trained.finished == trained.resumed
+    client = MlflowClient(trained.tracking)
+    assert len(client.search_model_versions("name = 'scenes'")) == 2
+    outputs = client.get_run(trained.first["run_id"]).outputs
+    assert outputs is not None and len(outputs.model_outputs) == 2
 
 
 def test_mlflow_holds_parameters_metrics_and_model(trained: Trained) -> None:

@@ -429,6 +429,24 @@ def test_sixteen_bit_masks() -> None:
     assert found.dtype == np.uint16
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("mode", ["1", "L", "P", "I;16"])
+def test_a_mask_is_turned_as_an_image_is(mode: str, orientation: int) -> None:
+    ids = np.array([[0, 1, 1], [0, 0, 1]], np.uint16 if mode == "I;16" else np.uint8)
+    stored = Image.fromarray(ids.astype(bool) if mode == "1" else ids)
+    if mode == "P":
+        stored.putpalette([9, 9, 9, 0, 0, 0])
+    assert stored.mode == mode
+    exif = Image.Exif()
+    exif[ORIENTATION] = orientation
+    found = decode_mask(_encode(stored, "PNG", exif=exif))
+    turn = images._UPRIGHT.get(orientation)
+    shown = stored if turn is None else stored.transpose(turn)
+    np.testing.assert_array_equal(found, np.array(shown))
+    image = Image.fromarray(np.where(ids, 255, 0).astype(np.uint8))
+    np.testing.assert_array_equal(found > 0, decode_image(_encode(image, "PNG", exif=exif))[..., 0] > 0)
+
+
 @pytest.mark.parametrize("color", [0, 3], ids=["grey", "palette"])
 @pytest.mark.parametrize(
     ("depth", "packed", "ids"),
