@@ -2,31 +2,40 @@
 
 Shapes: ``H W`` pixels, after the EXIF orientation is applied.
 
-Kinds of error: ``Empty`` (no bytes), ``Unreadable`` (not an image that this package reads),
-``Truncated`` (begins like an image, but the file ends early or its codec fails), ``TooLarge`` (more
-pixels than allowed, or than memory holds) and ``NotAMask`` (an image, but not one of class ids).
+Kinds of error: ``Empty`` (no bytes), ``Unreadable`` (not an image that this package reads, or of a sort that its
+codecs do not know), ``Truncated`` (begins like an image, but the file ends early or its codec fails), ``TooLarge``
+(more pixels than allowed, or than memory holds) and ``NotAMask`` (an image, but not one of class ids).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-import struct
-from collections.abc import Callable, Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from pspnet_core.errors import ImageError
+from pspnet_core.images import png_chunks
+from pspnet_core.images.orientation import TAG, orientation_of
 
 # Pillow's own guard against decompression bombs warns at a fixed size and raises at twice that. The
 # `max_pixels` of the functions below replaces it: it is checked for every image, from the
 # header, and may be raised by the caller. Switched off once, here, since the switch is a global and
 # changing it per call would not be thread safe.
 Image.MAX_IMAGE_PIXELS = None
+
+# TIFFs that are not compressed are read by libtiff, too: Pillow's own way mixes up planes of 16 bits, and knows no
+# subsampled colours. A switch of the same sort.
+TiffImagePlugin.READ_LIBTIFF = True
+
+T = TypeVar("T")
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
 """The file name endings, in lower case, that are taken for images."""
@@ -48,9 +57,19 @@ _JPEGS = ("JPEG", "MPO")
 _SCAN_OF_JPEG, _END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
 
 # How files of these formats begin. BMP's "BM" is left out: too short to tell from text.
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"II*\0", b"MM\0*", b"GIF87a", b"GIF89a")
+_SIGNATURES = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(re.escape(png_chunks.SIGNATURE)),
+    "WEBP": re.compile(rb"RIFF(.{4}WEBP|(.{0,3}|.{4}W?E?B?)\Z)", re.DOTALL),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0\*"),
+    "GIF": re.compile(rb"GIF8[79]a"),
+}
 
-_EXIF_ORIENTATION = 0x0112
+# What Pillow says of files that are whole, but of a sort that it does not know, such as 12-bit JPEGs.
+_UNKNOWN_SORT = re.compile("cannot handle|unknown (pixel mode|data organi)|[Uu]nsupported|not (yet )?supported")
+
+# What goes into the scan of a JPEG that lacks its end, also where one with restarts waits for the next of these.
+_NOISE = b"".join(b"\x5a\xa5\x36" * 40 + bytes([0xFF, 0xD0 + number]) for number in range(8)) + b"\x5a\xa5\x36" * 40
 
 # What to do with the pixels for each EXIF orientation; 1 is upright (CIPA DC-008, tag 274).
 _UPRIGHT: dict[int, Image.Transpose] = {
@@ -63,6 +82,12 @@ _UPRIGHT: dict[int, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Numbers of a TIFF as they lie in the file, and as libtiff gives them: in the machine's own order.
+_NATIVE = {"F;32BF": "F;32NF", "F;32F": "F;32NF", "I;32BS": "I;32NS", "I;32S": "I;32NS"}
+_NATIVE |= {"I;16BS": "I;16NS", "I;16S": "I;16NS"}
+
+_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of a TIFF, and a value
+
 # Premultiplied alpha, which Pillow converts to RGB only by way of the plain kind.
 _PLAIN_ALPHA = {"RGBa": "RGBA", "La": "LA"}
 
@@ -71,10 +96,11 @@ _GREY_STEPS = {"L;2": 85, "L;4": 17}
 
 
 class ImageFile(NamedTuple):
-    """An image file of which the header has been read: see ``open_image``."""
+    """An image file of which the header has been read: see ``open_image``; ``orientation`` is to be applied yet."""
 
     data: bytes
     header: Image.Image
+    orientation: int
 
     @property
     def nbytes(self) -> int:
@@ -95,10 +121,7 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
     """
     if not data:
         raise ImageError("Empty", "the file has no bytes")
-    # A file that begins like an image is one, only damaged; anything else is something else.
-    kind = "Truncated" if data.startswith(_SIGNATURES) else "Unreadable"
-    with _codec(kind, "the header cannot be read"):
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    data, image = _header(data)
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError("Unreadable", f"an image of {width} x {height} pixels")
@@ -108,15 +131,16 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
         scans = data.count(_SCAN_OF_JPEG)
         if scans > min(_MOST_SCANS, max(16, _MOST_SCANNED // (width * height))):
             raise ImageError("TooLarge", f"{scans} scans of {width} x {height} pixels")
-    return ImageFile(data, image)
+    return ImageFile(data, image, _orientation(image))
 
 
 def decode_image(file: bytes | ImageFile, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode a JPEG, PNG, WebP, TIFF, BMP or GIF file.
 
     Whatever the file holds becomes RGB: palettes and CMYK are converted, grey is repeated, alpha is
-    dropped, 16-bit grey is scaled by 1/257, floats are clipped to 0 to 255, and of an animation the
-    first frame is taken. The EXIF orientation is applied. Thread safe; the codecs release the GIL.
+    dropped, 16-bit grey is scaled by 1/257, and of an animation the first frame is taken. Floats are
+    fractions of white where none is above 1, and else clipped to 0 to 255. The orientation that EXIF or
+    XMP tells is applied. Thread safe; the codecs release the GIL.
 
     Args:
         file: the whole file, or what ``open_image`` made of it.
@@ -129,13 +153,15 @@ def decode_image(file: bytes | ImageFile, *, max_pixels: int = MAX_PIXELS) -> ND
     Raises:
         ImageError: ``Empty``, ``Unreadable``, ``Truncated`` or ``TooLarge``.
     """
-    data, image = _opened(file, max_pixels)
-    pixels = _plain_jpeg(image, data)
+    return _even_without_end(_decoded, _opened(file, max_pixels))
+
+
+def _decoded(file: ImageFile) -> NDArray[np.uint8]:
+    pixels = _plain_jpeg(file)
     if pixels is not None:
         return pixels
-    _load(image)
-    # After the pixels, since a PNG may carry its EXIF data behind them.
-    return _upright(_to_rgb(image), _orientation(image))
+    _load(file.header)
+    return _upright(_to_rgb(file.header), file.orientation)
 
 
 def picture_to_array(picture: Image.Image) -> NDArray[np.uint8]:
@@ -145,7 +171,8 @@ def picture_to_array(picture: Image.Image) -> NDArray[np.uint8]:
         ImageError: ``Truncated`` or ``Unreadable``, for a picture whose file is damaged or has no conversion to RGB.
     """
     _load(picture)
-    return _upright(_to_rgb(picture.copy()), _orientation(picture))
+    # After the pixels, since a PNG may carry its EXIF data behind them; a TIFF is upright by now.
+    return _upright(_to_rgb(picture), _orientation(picture))
 
 
 class Views(NamedTuple):
@@ -177,13 +204,17 @@ def decode_views(
     Raises:
         ImageError: as ``decode_image``.
     """
-    _, image = _opened(file, max_pixels)
-    size, box = _load_for(image, sizes)
-    orientation = _orientation(image)
-    height, width = _swapped(size, orientation)
-    rgb = _to_rgb(image)
+    return _even_without_end(lambda opened: _viewed(opened, sizes), _opened(file, max_pixels))
+
+
+def _viewed(file: ImageFile, sizes: Callable[[int, int], Sequence[tuple[int, int]]]) -> Views:
+    size, box = _load_for(file, sizes)
+    height, width = _swapped(size, file.orientation)
+    rgb = _to_rgb(file.header)
     views = [
-        _upright(rgb.resize(_swapped(view, orientation)[::-1], Image.Resampling.BILINEAR, box=box), orientation)
+        _upright(
+            rgb.resize(_swapped(view, file.orientation)[::-1], Image.Resampling.BILINEAR, box=box), file.orientation
+        )
         for view in sizes(height, width)
     ]
     return Views(height, width, tuple(views))
@@ -221,14 +252,55 @@ def _opened(file: bytes | ImageFile, max_pixels: int) -> ImageFile:
     return file if isinstance(file, ImageFile) else open_image(file, max_pixels=max_pixels)
 
 
-def _plain_jpeg(image: Image.Image, data: bytes) -> NDArray[np.uint8] | None:
+def _header(data: bytes) -> tuple[bytes, Image.Image]:
+    """Read the header of an image file; of a PNG what its pixels do not need is left out."""
+    found = next((name for name, signature in _SIGNATURES.items() if signature.match(data)), None)
+    extra: dict[str, bytes] = {}
+    if found == "PNG":
+        data, extra = png_chunks.without_extras(data)
+    # A file that begins like an image is one, only damaged; anything else is something else.
+    with _codec("Truncated" if found else "Unreadable", "the header cannot be read"):
+        try:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except UnidentifiedImageError:
+            if found:
+                Image.OPEN[found][0](io.BytesIO(data), "")  # says what is wrong
+            raise
+    image.info.update(extra)
+    return data, image
+
+
+def _even_without_end(decode: Callable[[ImageFile], T], file: ImageFile) -> T:
+    """Decode a file; of a JPEG the mark of its end may be missing."""
+    try:
+        return decode(file)
+    except ImageError as error:
+        image, data = file.header, file.data.removesuffix(_END_OF_JPEG[:1])
+        may_be_sound = error.kind == "Truncated" and image.format in _JPEGS and "progressive" not in image.info
+        if not may_be_sound or data.endswith(_END_OF_JPEG) or not _is_complete(data):
+            raise
+    return decode(open_image(data + _END_OF_JPEG, max_pixels=image.width * image.height))
+
+
+def _is_complete(data: bytes) -> bool:
+    """Return whether the pixels of a JPEG are the same whatever follows its data."""
+    return len({_digest(data + more + _END_OF_JPEG) for more in (b"", _NOISE)}) == 1
+
+
+def _digest(data: bytes) -> bytes:
+    with _codec("Truncated", "the pixels cannot be decoded"):
+        return hashlib.blake2b(Image.open(io.BytesIO(data), formats=_JPEGS).tobytes()).digest()
+
+
+def _plain_jpeg(file: ImageFile) -> NDArray[np.uint8] | None:
     """Decode the commonest sort of file, an upright, whole RGB JPEG, to Pillow's pixels in less time.
 
     Returns:
         None for all others, and where the codec fails, since Pillow's errors say what is wrong.
     """
-    upright_rgb = image.format in _JPEGS and image.mode == "RGB" and _orientation(image) == 1
-    if not upright_rgb or "progressive" in image.info or not _is_one_whole_scan(data):
+    data, image, orientation = file
+    upright_rgb = image.format in _JPEGS and image.mode == "RGB" and orientation == 1
+    if not upright_rgb or "progressive" in image.info or not _is_one_whole_scan(data, _read_so_far(image)):
         return None
     try:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -238,26 +310,39 @@ def _plain_jpeg(image: Image.Image, data: bytes) -> NDArray[np.uint8] | None:
     return None if pixels is None else pixels.astype(np.uint8, copy=False)
 
 
-def _is_one_whole_scan(data: bytes) -> bool:
-    """Return whether a JPEG has one scan up to its end with no marker in between; OpenCV passes over damage there.
+def _read_so_far(image: Image.Image) -> int:
+    """Return at which byte the scan of a JPEG begins, of which the header has been read."""
+    stream = getattr(image, "fp", None)
+    return stream.tell() if stream else 0
+
+
+def _is_one_whole_scan(data: bytes, start: int) -> bool:
+    """Return whether a JPEG's scan goes up to its end with no marker in between; OpenCV passes over damage there.
 
     In a scan a byte 0xff is followed by a zero (ITU-T T.81, B.1.1.5), or else it begins a marker.
     """
     if not data.endswith(_END_OF_JPEG):
         return False
-    scan = np.frombuffer(data, np.uint8)[data.find(_SCAN_OF_JPEG) + len(_SCAN_OF_JPEG) :]
+    scan = np.frombuffer(data, np.uint8)[start:]
     followed = np.flatnonzero(scan[: -len(_END_OF_JPEG)] == 0xFF)
     return not scan[followed + 1].any()
 
 
 def _load(image: Image.Image) -> None:
     """Decode the pixels, in place."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        image.tile = [tile._replace(args=_in_native_order(tile.args)) for tile in image.tile]
     with _codec("Truncated", "the pixels cannot be decoded"):
         image.load()
 
 
+def _in_native_order(arguments: Any) -> Any:
+    """Return the arguments of libtiff's decoder, of which the first says how the numbers lie."""
+    return (_NATIVE.get(arguments[0], arguments[0]), *arguments[1:])
+
+
 def _load_for(
-    image: Image.Image, sizes: Callable[[int, int], Sequence[tuple[int, int]]]
+    file: ImageFile, sizes: Callable[[int, int], Sequence[tuple[int, int]]]
 ) -> tuple[tuple[int, int], tuple[float, float, float, float]]:
     """Decode the pixels, in place; of a JPEG no more than ``decode_views`` needs.
 
@@ -265,12 +350,11 @@ def _load_for(
         Height and width of the whole image as it is stored, and the box of it in the pixels that were decoded, whose
         last row and column may stand for fewer rows and columns of the image than the others.
     """
-    box: tuple[float, float, float, float] | None = None
+    image, box = file.header, None
     size = image.size[::-1]
     if image.format in _JPEGS:
-        orientation = _orientation(image)  # in a JPEG it comes before the pixels
-        views = sizes(*_swapped(size, orientation))
-        height, width = _swapped((max(view[0] for view in views), max(view[1] for view in views)), orientation)
+        views = sizes(*_swapped(size, file.orientation))
+        height, width = _swapped((max(view[0] for view in views), max(view[1] for view in views)), file.orientation)
         drafted = image.draft(image.mode, (width, height))
         box = drafted[1] if drafted else None
     _load(image)
@@ -293,8 +377,11 @@ def _codec(kind: str, what: str) -> Iterator[None]:
         raise ImageError("TooLarge", f"{what}: out of memory") from error
     except Exception as error:
         detail = str(error) if isinstance(error, OSError | SyntaxError | ValueError) else repr(error)
+        # Pillow looks up in tables what a TIFF may be.
+        is_known = not (_UNKNOWN_SORT.search(detail) or isinstance(error.__cause__, KeyError))
+        kind = kind if is_known else "Unreadable"
         # Pillow's words here are the address of our buffer.
-        if detail.startswith("cannot identify image file"):
+        if detail.startswith(("cannot identify image file", "not identified by this driver")):
             detail = f"not one of {', '.join(_FORMATS)}" if kind == "Unreadable" else "cut off or damaged"
         raise ImageError(kind, f"{what}: {detail}") from error
 
@@ -314,19 +401,30 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_grey_to_bytes(np.asarray(image))).convert("RGB")
+        return Image.fromarray(_grey_to_bytes(np.asarray(image), _tags(image))).convert("RGB")
     # Transparency is dropped anyway; left in place, Pillow would convert it and warn.
+    image = image.copy() if "transparency" in image.info else image
     image.info.pop("transparency", None)
     with _codec("Unreadable", f"mode {image.mode} has no conversion to RGB"):
         return image.convert(_PLAIN_ALPHA.get(image.mode, "RGB")).convert("RGB")
 
 
-def _grey_to_bytes(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Bring (H, W) grey of 16 bits (also kept in 32) to 0..255 by 1/257, and floats by clipping."""
+def _grey_to_bytes(grey: NDArray[Any], tags: Mapping[int, Any]) -> NDArray[np.uint8]:
+    """Bring (H, W) grey of 16 bits (also kept in 32, or fewer of a TIFF) or floats to 0..255."""
     if grey.dtype.kind == "f":
-        return np.nan_to_num(grey.astype(np.float32), nan=0.0).clip(0, 255).round().astype(np.uint8)
-    # 257 = 65535 / 255; half of it is added to round. In 32 bits, where neither step overflows.
-    return ((grey.astype(np.int32).clip(0, 65535) + 128) // 257).astype(np.uint8)
+        return _floats_to_bytes(grey.astype(np.float32))
+    is_short = grey.dtype.itemsize == 2
+    most = 2 ** (tags.get(_BITS, (16,))[0] if is_short else 16) - 1
+    values = grey.astype(np.int32).clip(0, most)  # in 32 bits, where no step overflows
+    if is_short and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
+        values = most - values
+    return ((values * 255 + most // 2) // most).astype(np.uint8)
+
+
+def _floats_to_bytes(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """Bring floats to 0..255; they are fractions of white where none is above 1."""
+    white = np.float32(1 if grey.max(where=np.isfinite(grey), initial=0) <= 1 else 255)
+    return (np.nan_to_num(grey).clip(0, white) * (255 / white)).round().astype(np.uint8)
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -336,27 +434,14 @@ def _raw_mode(image: Image.Image) -> str:
     return arguments if isinstance(arguments, str) else ""
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where there is none, or none that can be read.
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """Return the tags of a TIFF; none of another picture."""
+    return getattr(image, "tag_v2", {})
 
-    Read here and not by ``ImageOps.exif_transpose``: this reads one tag, costs nothing where there is
-    no EXIF, and never fails or warns on damaged metadata of a sound image. A TIFF's orientation is a
-    tag of its own, which Pillow has applied by the time the pixels are loaded.
-    """
-    exif = image.info.get("exif")
-    if not isinstance(exif, bytes):
-        return 1
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
-        return 1
-    try:
-        (directory,) = struct.unpack_from(order + "I", tiff, 4)
-        (entries,) = struct.unpack_from(order + "H", tiff, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
-            tag, kind, count, value = struct.unpack_from(order + "HHIH", tiff, entry)
-            if tag == _EXIF_ORIENTATION:
-                return int(value) if (kind, count) == (3, 1) and 1 <= value <= 8 else 1
-    except struct.error:
-        pass  # The directory points out of the data: metadata is damaged, the pixels are not.
-    return 1
+
+def _orientation(image: Image.Image) -> int:
+    """Return the orientation that is to be applied; a TIFF's Pillow applies with its pixels, unless it is a byte."""
+    if image.format != "TIFF":
+        return orientation_of(image.info)
+    told = _tags(image).get(TAG)
+    return told[0] if isinstance(told, bytes) and told[:1] in bytes(range(1, 9)) else 1

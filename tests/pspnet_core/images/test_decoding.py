@@ -198,7 +198,7 @@ def test_exif_of_either_byte_order(order: str) -> None:
         b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
         b"Exif\0\0XX*\0\x08\0\0\0\x01\0",
         b"Exif\0\0" + struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, ORIENTATION, 3, 1, 9, 0, 0),
-        b"Exif\0\0" + struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, ORIENTATION, 4, 1, 6, 0, 0),
+        b"Exif\0\0" + struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, ORIENTATION, 2, 1, 6, 0, 0),
     ],
     ids=["none", "short", "far away", "no entries", "no order", "no such orientation", "wrong type"],
 )
