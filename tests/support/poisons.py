@@ -270,8 +270,8 @@ def _maps_of_sparse_files(ground: Ground) -> Left:
 
 
 def records(content: bytes) -> bytes:
-    """An archive that begins with an extended header of this content, which becomes 2^20 bytes."""
-    return header("x", 2**20, tarfile.XHDTYPE) + (content * (2**20 // len(content) + 1))[: 2**20] + tar([])
+    """An archive that begins with an extended header of this content, which becomes 2^20 bytes with an end of ``=``."""
+    return header("x", 2**20, tarfile.XHDTYPE) + (content * 2**20)[: 2**20 - 1] + b"=" + tar([])
 
 
 def _names_without_end(ground: Ground) -> Left:
