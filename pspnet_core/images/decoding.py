@@ -46,6 +46,9 @@ MAX_PIXELS = 100_000_000
 _MOST_SCANS, _MOST_SCANNED = 1000, 4_000_000_000
 """Scans of a progressive JPEG, and their number times its pixels: each takes the time of a whole image."""
 
+_MOST_SEGMENTS, _LONG_JPEG = 2**16, 2**20
+"""Segments of a JPEG, each of which Pillow keeps, and bytes of one that has room for too many of them."""
+
 _PIXEL_BYTES, _WEBP_BYTES = 11, 21
 """Bytes per pixel while an image is decoded: 4 in Pillow, 4 more where it is converted, 3 of the array; WebP's decoder
 hands over two copies of 4 more, and keeps 2 of its own."""
@@ -67,6 +70,9 @@ _SIGNATURES = {
 
 # What Pillow says of files that are whole, but of a sort that it does not know, such as 12-bit JPEGs.
 _UNKNOWN_SORT = re.compile("cannot handle|unknown (pixel mode|data organi)|[Uu]nsupported|not (yet )?supported")
+
+# Markers of a JPEG after which no length follows: restarts, begin and end, and those of its extensions.
+_WITHOUT_LENGTH = frozenset({*range(0xD0, 0xDA), 0xC8, *range(0xF0, 0xFE)})
 
 # What goes into the scan of a JPEG that lacks its end, also where one with restarts waits for the next of these.
 _NOISE = b"".join(b"\x5a\xa5\x36" * 40 + bytes([0xFF, 0xD0 + number]) for number in range(8)) + b"\x5a\xa5\x36" * 40
@@ -258,6 +264,8 @@ def _header(data: bytes) -> tuple[bytes, Image.Image]:
     extra: dict[str, bytes] = {}
     if found == "PNG":
         data, extra = png_chunks.without_extras(data)
+    if found == "JPEG" and len(data) > _LONG_JPEG:
+        _check_segments(data)
     # A file that begins like an image is one, only damaged; anything else is something else.
     with _codec("Truncated" if found else "Unreadable", "the header cannot be read"):
         try:
@@ -268,6 +276,23 @@ def _header(data: bytes) -> tuple[bytes, Image.Image]:
             raise
     image.info.update(extra)
     return data, image
+
+
+def _check_segments(data: bytes) -> None:
+    """Raise an ImageError for a JPEG with too many segments before its scan; Pillow reads them in the same way."""
+    at = 0
+    for _ in range(_MOST_SEGMENTS):
+        at = data.find(b"\xff", at)
+        marker = data[at + 1] if 0 <= at < len(data) - 1 else _SCAN_OF_JPEG[1]
+        if marker == _SCAN_OF_JPEG[1]:
+            return
+        if marker in (0x00, 0xFF):
+            at += 1
+        elif marker in _WITHOUT_LENGTH:
+            at += 2
+        else:
+            at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
+    raise ImageError("TooLarge", f"a JPEG with more than {_MOST_SEGMENTS} segments")
 
 
 def _even_without_end(decode: Callable[[ImageFile], T], file: ImageFile) -> T:

@@ -6,6 +6,7 @@ and say nothing of the pixels. Of a chunk that is needed, the checksum has to be
 
 from __future__ import annotations
 
+import io
 import struct
 import zlib
 from typing import NamedTuple
@@ -13,6 +14,8 @@ from typing import NamedTuple
 from pspnet_core.errors import ImageError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
+
+MOST_CHUNKS = 2**20
 
 _NEEDED = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _END = b"IEND"
@@ -37,26 +40,32 @@ def without_extras(data: bytes) -> Png:
     """Leave out of a PNG file all chunks that its pixels do not need. What follows damage is kept for the codec.
 
     Raises:
-        ImageError: ``Truncated`` for a wrong checksum, ``Unreadable`` for a needed chunk that nobody knows.
+        ImageError: ``Truncated`` for a wrong checksum, ``Unreadable`` for a needed chunk that nobody knows,
+            ``TooLarge`` for more than ``MOST_CHUNKS``.
     """
-    view, kept, info = memoryview(data), [memoryview(SIGNATURE)], dict[str, bytes]()
-    at, name = len(SIGNATURE), b""
-    while name != _END and at + _AROUND <= len(data):
+    view, kept, info = memoryview(data), io.BytesIO(), dict[str, bytes]()
+    start, at, name = 0, len(SIGNATURE), b""  # from `start` on all is kept
+    for _ in range(MOST_CHUNKS):
+        if name == _END or at + _AROUND > len(data):
+            break
         size, name = struct.unpack_from(">I4s", data, at)
         after = at + _AROUND + size
-        is_whole = name.isalpha() and after <= len(data)
-        if is_whole and name[:1].isupper():
-            _check(name, view[at:after])
-        if not name[:1].islower():
-            kept.append(view[at : after if is_whole else None])
-        if not is_whole:
+        if not name.isalpha() or after > len(data):
+            at = at if name[:1].islower() else len(data)
             break
-        if name == b"eXIf":
-            info["exif"] = data[at + 8 : after - 4]
-        elif name == b"iTXt" and data.startswith(_XMP, at + 8):
-            info["xmp"] = _xmp(data[at + 8 + len(_XMP) : after - 4])
+        if name[:1].isupper():
+            _check(name, view[at:after])
+        else:
+            info |= _told(name, view[at + 8 : after - 4])
+            kept.write(view[start:at])
+            start = after
         at = after
-    return Png(data if sum(map(len, kept)) == len(data) else b"".join(kept), info)
+    else:
+        raise ImageError("TooLarge", f"more than {MOST_CHUNKS} chunks")
+    if start == 0 and at == len(data):
+        return Png(data, info)
+    kept.write(view[start:at])
+    return Png(kept.getvalue(), info)
 
 
 def _check(name: bytes, chunk: memoryview) -> None:
@@ -65,6 +74,15 @@ def _check(name: bytes, chunk: memoryview) -> None:
         raise ImageError("Truncated", f"a wrong checksum of the chunk {name.decode()}")
     if name not in _NEEDED:
         raise ImageError("Unreadable", f"a PNG with a chunk {name.decode()}, which is not known")
+
+
+def _told(name: bytes, content: memoryview) -> dict[str, bytes]:
+    """What a chunk says of the orientation."""
+    if name == b"eXIf":
+        return {"exif": bytes(content)}
+    if name == b"iTXt" and content[: len(_XMP)] == _XMP:
+        return {"xmp": _xmp(bytes(content[len(_XMP) :]))}
+    return {}
 
 
 def _xmp(content: bytes) -> bytes:

@@ -414,8 +414,8 @@ TABLES: dict[str, Poison] = {
     "a large value": _large_value,
 }
 ENTRIES: dict[str, Poison] = {
-    "a zero byte": entry("/dev/x\0y.jpg", "Failed: ValueError: "),
-    "a zero byte, to be looked up": entry("/dev/x\0z.jpg", "Failed: ", told=False),
+    "a zero byte": entry("/dev/x\0y.jpg", "Missing: "),
+    "a zero byte, to be looked up": entry("/dev/x\0z.jpg", "Missing: ", told=False),
     "an unknown scheme": entry("tape://a/b.jpg", "Denied: "),
     "an unknown scheme, to be looked up": entry("tape://a/c.jpg", "Denied: ", told=False),
     "no ftp server": entry("ftp://127.0.0.1:{closed}/a.jpg", "Failed: TransientStorageError: "),
