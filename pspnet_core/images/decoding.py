@@ -49,9 +49,12 @@ _MOST_SCANS, _MOST_SCANNED = 1000, 4_000_000_000
 _MOST_SEGMENTS, _LONG_JPEG = 2**16, 2**20
 """Segments of a JPEG, each of which Pillow keeps, and bytes of one that has room for too many of them."""
 
-_PIXEL_BYTES, _WEBP_BYTES = 11, 21
-"""Bytes per pixel while an image is decoded: 4 in Pillow, 4 more where it is converted, 3 of the array; WebP's decoder
-hands over two copies of 4 more, and keeps 2 of its own."""
+_PIXEL_BYTES, _CONVERTED_BYTES, _WEBP_BYTES = 11, 15, 21
+"""Bytes per pixel while an image is decoded: 4 in Pillow and twice 3 of the array; 4 more where it is converted; WebP's
+decoder hands over two copies of 4, and keeps 2 of its own."""
+
+_ROWS = 256
+"""Rows of deep grey that are converted at a time."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 
@@ -112,7 +115,8 @@ class ImageFile(NamedTuple):
     def nbytes(self) -> int:
         """Most bytes that decoding it takes at a time: the codec's, the picture's and the array's."""
         width, height = self.header.size
-        return (_WEBP_BYTES if self.header.format == "WEBP" else _PIXEL_BYTES) * width * height
+        per_pixel = _PIXEL_BYTES if self.header.mode in ("1", "L", "P", "RGB") else _CONVERTED_BYTES
+        return (_WEBP_BYTES if self.header.format == "WEBP" else per_pixel) * width * height
 
 
 def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
@@ -435,21 +439,31 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def _grey_to_bytes(grey: NDArray[Any], tags: Mapping[int, Any]) -> NDArray[np.uint8]:
-    """Bring (H, W) grey of 16 bits (also kept in 32, or fewer of a TIFF) or floats to 0..255."""
-    if grey.dtype.kind == "f":
-        return _floats_to_bytes(grey.astype(np.float32))
+    """Bring (H, W) grey of 16 bits (also kept in 32, or fewer of a TIFF) or floats to 0..255, some rows at a time."""
+    levels = np.empty(grey.shape, np.uint8)
+    convert = _floats(grey) if grey.dtype.kind == "f" else _integers(grey, tags)
+    for top in range(0, len(grey), _ROWS):
+        levels[top : top + _ROWS] = convert(grey[top : top + _ROWS])
+    return levels
+
+
+def _integers(grey: NDArray[Any], tags: Mapping[int, Any]) -> Callable[[NDArray[Any]], NDArray[np.generic]]:
+    """Return what converts whole numbers of as many bits as the tags tell."""
     is_short = grey.dtype.itemsize == 2
     most = 2 ** (tags.get(_BITS, (16,))[0] if is_short else 16) - 1
-    values = grey.astype(np.int32).clip(0, most)  # in 32 bits, where no step overflows
-    if is_short and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
-        values = most - values
-    return ((values * 255 + most // 2) // most).astype(np.uint8)
+    is_inverted = is_short and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
+
+    def convert(rows: NDArray[Any]) -> NDArray[np.generic]:
+        values: NDArray[np.int32] = rows.astype(np.int32).clip(0, most)  # in 32 bits, where no step overflows
+        return ((most - values if is_inverted else values) * 255 + most // 2) // most
+
+    return convert
 
 
-def _floats_to_bytes(grey: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Bring floats to 0..255; they are fractions of white where none is above 1."""
-    white = np.float32(1 if grey.max(where=np.isfinite(grey), initial=0) <= 1 else 255)
-    return (np.nan_to_num(grey).clip(0, white) * (255 / white)).round().astype(np.uint8)
+def _floats(grey: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[np.generic]]:
+    """Return what converts floats, which are fractions of white where none is above 1."""
+    white = 1 if grey.max(where=np.isfinite(grey), initial=0) <= 1 else 255
+    return lambda rows: np.round(np.nan_to_num(rows.astype(np.float32)).clip(0, white) * (255 / white))
 
 
 def _raw_mode(image: Image.Image) -> str:
