@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import io
 import re
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -22,7 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from pspnet_core.errors import ImageError
-from pspnet_core.images import png_chunks
+from pspnet_core.images import deep_grey, jpeg_scans, png_chunks
 from pspnet_core.images.orientation import TAG, orientation_of
 
 # Pillow's own guard against decompression bombs warns at a fixed size and raises at twice that. The
@@ -43,24 +44,14 @@ IMAGE_SUFFIXES: frozenset[str] = frozenset({".jpg", ".jpeg", ".png", ".webp", ".
 MAX_PIXELS = 100_000_000
 """The largest image decoded by default, in pixels (300 MB as an array)."""
 
-_MOST_SCANS, _MOST_SCANNED = 1000, 4_000_000_000
-"""Scans of a progressive JPEG, and their number times its pixels: each takes the time of a whole image."""
-
-_MOST_SEGMENTS, _LONG_JPEG = 2**16, 2**20
-"""Segments of a JPEG, each of which Pillow keeps, and bytes of one that has room for too many of them."""
+_MOST_SCANNED = 4_000_000_000
+"""Scans of a progressive JPEG times its pixels: each takes the time of a whole image."""
 
 _PIXEL_BYTES, _CONVERTED_BYTES, _WEBP_BYTES = 11, 15, 21
 """Bytes per pixel while an image is decoded: 4 in Pillow and twice 3 of the array; 4 more where it is converted; WebP's
 decoder hands over two copies of 4, and keeps 2 of its own."""
 
-_ROWS = 256
-"""Rows of deep grey that are converted at a time."""
-
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
-
-_JPEGS = ("JPEG", "MPO")
-
-_SCAN_OF_JPEG, _END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
 
 # How files of these formats begin. BMP's "BM" is left out: too short to tell from text.
 _SIGNATURES = {
@@ -73,12 +64,6 @@ _SIGNATURES = {
 
 # What Pillow says of files that are whole, but of a sort that it does not know, such as 12-bit JPEGs.
 _UNKNOWN_SORT = re.compile("cannot handle|unknown (pixel mode|data organi)|[Uu]nsupported|not (yet )?supported")
-
-# Markers of a JPEG after which no length follows: restarts, begin and end, and those of its extensions.
-_WITHOUT_LENGTH = frozenset({*range(0xD0, 0xDA), 0xC8, *range(0xF0, 0xFE)})
-
-# What goes into the scan of a JPEG that lacks its end, also where one with restarts waits for the next of these.
-_NOISE = b"".join(b"\x5a\xa5\x36" * 40 + bytes([0xFF, 0xD0 + number]) for number in range(8)) + b"\x5a\xa5\x36" * 40
 
 # What to do with the pixels for each EXIF orientation; 1 is upright (CIPA DC-008, tag 274).
 _UPRIGHT: dict[int, Image.Transpose] = {
@@ -94,8 +79,6 @@ _UPRIGHT: dict[int, Image.Transpose] = {
 # Numbers of a TIFF as they lie in the file, and as libtiff gives them: in the machine's own order.
 _NATIVE = {"F;32BF": "F;32NF", "F;32F": "F;32NF", "I;32BS": "I;32NS", "I;32S": "I;32NS"}
 _NATIVE |= {"I;16BS": "I;16NS", "I;16S": "I;16NS"}
-
-_BITS, _PHOTOMETRIC, _WHITE_IS_ZERO = 258, 262, 0  # tags of a TIFF, and a value
 
 # Premultiplied alpha, which Pillow converts to RGB only by way of the plain kind.
 _PLAIN_ALPHA = {"RGBa": "RGBA", "La": "LA"}
@@ -138,8 +121,8 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
     if width * height > max_pixels:
         raise ImageError("TooLarge", f"{width} x {height} pixels; at most {max_pixels} are decoded")
     if "progressive" in image.info:
-        scans = data.count(_SCAN_OF_JPEG)
-        if scans > min(_MOST_SCANS, max(16, _MOST_SCANNED // (width * height))):
+        scans = data.count(jpeg_scans.SCAN)
+        if scans > min(jpeg_scans.MOST_SCANS, max(16, _MOST_SCANNED // (width * height))):
             raise ImageError("TooLarge", f"{scans} scans of {width} x {height} pixels")
     return ImageFile(data, image, _orientation(image))
 
@@ -268,8 +251,8 @@ def _header(data: bytes) -> tuple[bytes, Image.Image]:
     extra: dict[str, bytes] = {}
     if found == "PNG":
         data, extra = png_chunks.without_extras(data)
-    if found == "JPEG" and len(data) > _LONG_JPEG:
-        _check_segments(data)
+    if found == "JPEG":
+        jpeg_scans.check_segments(data)
     # A file that begins like an image is one, only damaged; anything else is something else.
     with _codec("Truncated" if found else "Unreadable", "the header cannot be read"):
         try:
@@ -282,43 +265,25 @@ def _header(data: bytes) -> tuple[bytes, Image.Image]:
     return data, image
 
 
-def _check_segments(data: bytes) -> None:
-    """Raise an ImageError for a JPEG with too many segments before its scan; Pillow reads them in the same way."""
-    at = 0
-    for _ in range(_MOST_SEGMENTS):
-        at = data.find(b"\xff", at)
-        marker = data[at + 1] if 0 <= at < len(data) - 1 else _SCAN_OF_JPEG[1]
-        if marker == _SCAN_OF_JPEG[1]:
-            return
-        if marker in (0x00, 0xFF):
-            at += 1
-        elif marker in _WITHOUT_LENGTH:
-            at += 2
-        else:
-            at += 2 + max(2, int.from_bytes(data[at + 2 : at + 4], "big"))
-    raise ImageError("TooLarge", f"a JPEG with more than {_MOST_SEGMENTS} segments")
-
-
 def _even_without_end(decode: Callable[[ImageFile], T], file: ImageFile) -> T:
     """Decode a file; of a JPEG the mark of its end may be missing."""
     try:
         return decode(file)
     except ImageError as error:
-        image, data = file.header, file.data.removesuffix(_END_OF_JPEG[:1])
-        may_be_sound = error.kind == "Truncated" and image.format in _JPEGS and "progressive" not in image.info
-        if not may_be_sound or data.endswith(_END_OF_JPEG) or not _is_complete(data):
+        data = file.data.removesuffix(jpeg_scans.END[:1])
+        is_jpeg = error.kind == "Truncated" and file.header.format in jpeg_scans.FORMATS
+        if not is_jpeg or data.endswith(jpeg_scans.END):
             raise
-    return decode(open_image(data + _END_OF_JPEG, max_pixels=image.width * image.height))
-
-
-def _is_complete(data: bytes) -> bool:
-    """Return whether the pixels of a JPEG are the same whatever follows its data."""
-    return len({_digest(data + more + _END_OF_JPEG) for more in (b"", _NOISE)}) == 1
+        ended, noisy = jpeg_scans.with_ends(data)
+        again = open_image(ended, max_pixels=sys.maxsize)  # it has passed already
+        if not jpeg_scans.has_all_scans(again.header, data) or _digest(ended) != _digest(noisy):
+            raise
+    return decode(again)
 
 
 def _digest(data: bytes) -> bytes:
     with _codec("Truncated", "the pixels cannot be decoded"):
-        return hashlib.blake2b(Image.open(io.BytesIO(data), formats=_JPEGS).tobytes()).digest()
+        return hashlib.blake2b(Image.open(io.BytesIO(data), formats=jpeg_scans.FORMATS).tobytes()).digest()
 
 
 def _plain_jpeg(file: ImageFile) -> NDArray[np.uint8] | None:
@@ -328,8 +293,8 @@ def _plain_jpeg(file: ImageFile) -> NDArray[np.uint8] | None:
         None for all others, and where the codec fails, since Pillow's errors say what is wrong.
     """
     data, image, orientation = file
-    upright_rgb = image.format in _JPEGS and image.mode == "RGB" and orientation == 1
-    if not upright_rgb or "progressive" in image.info or not _is_one_whole_scan(data, _read_so_far(image)):
+    upright_rgb = image.format in jpeg_scans.FORMATS and image.mode == "RGB" and orientation == 1
+    if not upright_rgb or "progressive" in image.info or not jpeg_scans.is_one_whole_scan(image, data):
         return None
     try:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -337,24 +302,6 @@ def _plain_jpeg(file: ImageFile) -> NDArray[np.uint8] | None:
     except cv2.error:  # such as one of its own limits on size
         return None
     return None if pixels is None else pixels.astype(np.uint8, copy=False)
-
-
-def _read_so_far(image: Image.Image) -> int:
-    """Return at which byte the scan of a JPEG begins, of which the header has been read."""
-    stream = getattr(image, "fp", None)
-    return stream.tell() if stream else 0
-
-
-def _is_one_whole_scan(data: bytes, start: int) -> bool:
-    """Return whether a JPEG's scan goes up to its end with no marker in between; OpenCV passes over damage there.
-
-    In a scan a byte 0xff is followed by a zero (ITU-T T.81, B.1.1.5), or else it begins a marker.
-    """
-    if not data.endswith(_END_OF_JPEG):
-        return False
-    scan = np.frombuffer(data, np.uint8)[start:]
-    followed = np.flatnonzero(scan[: -len(_END_OF_JPEG)] == 0xFF)
-    return not scan[followed + 1].any()
 
 
 def _load(image: Image.Image) -> None:
@@ -381,7 +328,7 @@ def _load_for(
     """
     image, box = file.header, None
     size = image.size[::-1]
-    if image.format in _JPEGS:
+    if image.format in jpeg_scans.FORMATS:
         views = sizes(*_swapped(size, file.orientation))
         height, width = _swapped((max(view[0] for view in views), max(view[1] for view in views)), file.orientation)
         drafted = image.draft(image.mode, (width, height))
@@ -430,40 +377,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_grey_to_bytes(np.asarray(image), _tags(image))).convert("RGB")
+        return Image.fromarray(deep_grey.grey_to_bytes(np.asarray(image), _tags(image))).convert("RGB")
     # Transparency is dropped anyway; left in place, Pillow would convert it and warn.
     image = image.copy() if "transparency" in image.info else image
     image.info.pop("transparency", None)
     with _codec("Unreadable", f"mode {image.mode} has no conversion to RGB"):
         return image.convert(_PLAIN_ALPHA.get(image.mode, "RGB")).convert("RGB")
-
-
-def _grey_to_bytes(grey: NDArray[Any], tags: Mapping[int, Any]) -> NDArray[np.uint8]:
-    """Bring (H, W) grey of 16 bits (also kept in 32, or fewer of a TIFF) or floats to 0..255, some rows at a time."""
-    levels = np.empty(grey.shape, np.uint8)
-    convert = _floats(grey) if grey.dtype.kind == "f" else _integers(grey, tags)
-    for top in range(0, len(grey), _ROWS):
-        levels[top : top + _ROWS] = convert(grey[top : top + _ROWS])
-    return levels
-
-
-def _integers(grey: NDArray[Any], tags: Mapping[int, Any]) -> Callable[[NDArray[Any]], NDArray[np.generic]]:
-    """Return what converts whole numbers of as many bits as the tags tell."""
-    is_short = grey.dtype.itemsize == 2
-    most = 2 ** (tags.get(_BITS, (16,))[0] if is_short else 16) - 1
-    is_inverted = is_short and tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO
-
-    def convert(rows: NDArray[Any]) -> NDArray[np.generic]:
-        values: NDArray[np.int32] = rows.astype(np.int32).clip(0, most)  # in 32 bits, where no step overflows
-        return ((most - values if is_inverted else values) * 255 + most // 2) // most
-
-    return convert
-
-
-def _floats(grey: NDArray[Any]) -> Callable[[NDArray[Any]], NDArray[np.generic]]:
-    """Return what converts floats, which are fractions of white where none is above 1."""
-    white = 1 if grey.max(where=np.isfinite(grey), initial=0) <= 1 else 255
-    return lambda rows: np.round(np.nan_to_num(rows.astype(np.float32)).clip(0, white) * (255 / white))
 
 
 def _raw_mode(image: Image.Image) -> str:

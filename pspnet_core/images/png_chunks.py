@@ -15,7 +15,7 @@ from pspnet_core.errors import ImageError
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 
-MOST_CHUNKS = 2**20
+MOST_CHUNKS = 2**18
 
 _NEEDED = frozenset({b"IHDR", b"PLTE", b"IDAT", b"IEND"})
 _END = b"IEND"

@@ -146,6 +146,9 @@ JPEGS: Mapping[str, Callable[[], Sound]] = {
     "a film behind": lambda: Sound(jpeg() + bytes(4096) + b"ftypmp42", RGB, within=_J),
     "garbage in front": lambda: Sound(b"\r\n" + jpeg(), kind="Unreadable"),
     "no end": lambda: Sound(jpeg()[:-2], RGB, within=_J),
+    "no end, progressive": lambda: Sound(jpeg(progressive=True)[:-2], RGB, within=_J),
+    "cut between scans": lambda: Sound(_cut_at_scan(), kind="Truncated"),
+    "cut in a scan": lambda: Sound(jpeg(progressive=True)[:-30], kind="Truncated"),
     "half an end": lambda: Sound(jpeg()[:-1], RGB, within=_J),
     "no end, grey": lambda: Sound(encoded(GREY, "JPEG", quality=98)[:-2], spread(GREY), within=_J),
     "no end, but restarts": lambda: Sound(jpeg(restart_marker_blocks=1)[:-2], RGB, within=_J),
@@ -183,6 +186,12 @@ def _cut_at_restart() -> bytes:
     """A JPEG up to its last restart."""
     data = jpeg(restart_marker_blocks=1)
     return data[: max(data.rindex(bytes([0xFF, 0xD0 + number])) for number in range(8) if number in _restarts(data))]
+
+
+def _cut_at_scan() -> bytes:
+    """A progressive JPEG up to its last scan."""
+    data = jpeg(progressive=True)
+    return data[: data.rindex(b"\xff\xda")]
 
 
 def _restarts(data: bytes) -> set[int]:
@@ -251,7 +260,7 @@ PNGS: Mapping[str, Callable[[], Sound]] = {
     "XMP that inflates": lambda: Sound(png(_itxt(XMP + bytes(_MEGABYTES), compressed=True)), TURNED),
     "text without end": lambda: Sound(png(*[chunk(b"zTXt", _KEY + inflating(2**30))] * 4), RGB),
     "text of many megabytes": lambda: Sound(png(*[chunk(b"tEXt", b"a\0" + b"b" * 2**20)] * 70), RGB),
-    "chunks without end": lambda: Sound(png(chunk(b"tEXt", b"") * 2**20), kind="TooLarge"),
+    "chunks without end": lambda: Sound(png(chunk(b"tEXt", b"") * 2**18), kind="TooLarge"),
     "text of an unknown method": lambda: Sound(png(chunk(b"zTXt", b"Comment\0\7abc")), RGB),
     "a damaged profile": lambda: Sound(png(chunk(b"iCCP", b"profile\0\0abc")), RGB),
     "a profile without a name's end": lambda: Sound(png(chunk(b"iCCP", b"profile")), RGB),

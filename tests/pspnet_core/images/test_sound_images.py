@@ -47,3 +47,12 @@ def test_pictures_that_pillow_has_opened_become_the_same(name: str) -> None:
     sound = SOUND[name]()
     if sound.pixels is not None and name != "tif orientation as byte":
         _pixels(lambda data: picture_to_array(Image.open(io.BytesIO(data))), sound)
+
+
+@pytest.mark.parametrize("name", [name for name in SOUND if name.startswith("jpg no end")])
+def test_a_small_view_needs_no_end_either(name: str) -> None:
+    sound = SOUND[name]()
+    assert sound.pixels is not None
+    height, width, _ = sound.pixels.shape
+    found = decode_views(sound.data, lambda height, width: [(5, 6)])
+    assert (found.height, found.width, found.views[0].shape) == (height, width, (5, 6, 3))
