@@ -9,7 +9,7 @@ STAMP := .venv/.stamp
 
 # Demo and tests start what they need themselves: a Ray cluster that happens to run on this machine, or a
 # tracking server that this shell happens to know, must not see their data.
-demo test test-all poison mutants: export RAY_ADDRESS := local
+demo test test-all poison fuzz mutants: export RAY_ADDRESS := local
 ifneq ($(MAKECMDGOALS),nightly)
 unexport MLFLOW_TRACKING_URI
 unexport MLFLOW_REGISTRY_URI
@@ -26,7 +26,7 @@ SINCE ?=
 ROUNDS ?= 10
 
 .DEFAULT_GOAL := help
-.PHONY: setup demo nightly test test-all chaos poison mutants lint bench s3 clean help
+.PHONY: setup demo nightly test test-all chaos poison fuzz mutants lint bench s3 clean help
 
 help: ## show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "make %-8s %s\n", $$1, $$2}' Makefile
@@ -52,6 +52,9 @@ chaos: $(STAMP) ## kill, freeze and cut off labelling at random; ARGS='--rounds 
 
 poison: $(STAMP) ## label inputs that must not stop a night, drawn at random; ROUNDS=20 ARGS='--seed 7'
 	@$(BIN)/python -m tests.poison --rounds $(ROUNDS) $(ARGS)
+
+fuzz: $(STAMP) ## label files that are damaged at random; ARGS='--images 10000 --containers 2000 --seed 7'
+	@$(BIN)/python -m tests.fuzz $(ARGS)
 
 mutants: $(STAMP) ## break the code on purpose, and count how often the tests notice; ARGS='masks --each 20'
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c requirements.lock -e '.[dev,mutants]'

@@ -18,7 +18,7 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -49,9 +49,7 @@ class Place:
     def __init__(self, folder: Path, server: S3Server, proxy: FaultProxy, web: str) -> None:
         self.folder, self.proxy, self.web = folder, proxy, web
         server.create_bucket(BUCKET)
-        torch.manual_seed(0)
-        network = PSPNet(PSPNetConfig(classes=len(SCENE_CLASSES), backbone="resnet18", output_stride=32))
-        save_checkpoint(network, folder / "model", name="scenes", classes=SCENE_CLASSES)
+        save_model(folder / "model")
         self.usual = self._usual_bytes()
 
     def _usual_bytes(self) -> int:
@@ -64,14 +62,7 @@ class Place:
         """The result line of a run, and the most bytes of one of its processes."""
         flags = {"input": ground.input, "output": self.folder / output, "model": self.folder / "model"}
         flags |= {"source": source, "chunk": chunk, "local": "true", "allow": ",".join(ground.allow)}
-        command = [sys.executable, str(ROOT / "jobs/label.py"), *(f"--{name}={value}" for name, value in flags.items())]
-        log = self.folder / "log"
-        with log.open("wb") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process:
-            most = _watched(process)
-            said = process.stdout.read() if process.stdout else b""
-        assert process.returncode == 0, f"exit code {process.returncode}\n{log.read_text(errors='replace')[-3000:]}"
-        result: dict[str, Any] = json.loads(said.splitlines()[-1])
-        return result, most
+        return run_label_job(flags, self.folder / "log")
 
     def play(self, number: int, chance: random.Random) -> str:
         """One round; returns what it was."""
@@ -98,10 +89,30 @@ class Place:
         return f"{what}; {most / 2**20:.0f} MiB, {time.monotonic() - started:.0f} s"
 
 
+def save_model(folder: Path) -> None:
+    """A small checkpoint for the scene classes."""
+    torch.manual_seed(0)
+    network = PSPNet(PSPNetConfig(classes=len(SCENE_CLASSES), backbone="resnet18", output_stride=32))
+    save_checkpoint(network, folder, name="scenes", classes=SCENE_CLASSES)
+
+
+def run_label_job(flags: Mapping[str, object], log: Path) -> tuple[dict[str, Any], int]:
+    """The result line of a run in processes of its own, and the most bytes of one of them; raises where it fails."""
+    command = [sys.executable, str(ROOT / "jobs/label.py"), *(f"--{name}={value}" for name, value in flags.items())]
+    with log.open("wb") as errors, subprocess.Popen(command, stdout=subprocess.PIPE, stderr=errors) as process:
+        most = _watched(process)
+        said = process.stdout.read() if process.stdout else b""
+    assert process.returncode == 0, f"exit code {process.returncode}\n{log.read_text(errors='replace')[-3000:]}"
+    result: dict[str, Any] = json.loads(said.splitlines()[-1])
+    return result, most
+
+
 def _watched(process: subprocess.Popen[bytes]) -> int:
     """The most bytes that the process, or one that it has started, holds until it ends."""
-    most, own = 0, psutil.Process(process.pid)
+    most, own, started = 0, psutil.Process(process.pid), time.monotonic()
     while process.poll() is None:
+        if time.monotonic() - started > LONGEST_S:
+            process.kill()  # its exit code then says so
         try:
             most = max(most, *(each.memory_info().rss for each in (own, *own.children(recursive=True))))
         except psutil.NoSuchProcess:  # ended meanwhile

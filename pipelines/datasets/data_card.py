@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipelines.datasets.dataset import SHOWN, Dataset, Mask, Pair, Sample, first
-from pspnet_core.images.decoding import orientation_of
+from pspnet_core.images.decoding import open_image
 from pspnet_core.threads import map_ahead
 
 log = logging.getLogger(__name__)
@@ -219,9 +219,9 @@ def measure(dataset: Dataset, pair: Pair, sample: Sample) -> tuple[SplitCard, Ma
 
 def _is_turned_alone(sample: Sample, *, square: bool) -> bool:
     """Whether EXIF turns the image and not its mask, and their sizes are the same either way."""
-    if not isinstance(sample.mask, bytes) or orientation_of(sample.mask) > 1:
+    if not isinstance(sample.mask, bytes) or open_image(sample.mask).orientation > 1:
         return False
-    return orientation_of(sample.image) in (range(2, 9) if square else range(2, 5))
+    return open_image(sample.image).orientation in (range(2, 9) if square else range(2, 5))
 
 
 def check(dataset: Dataset, pairs: Iterable[Pair], *, threads: int = 8) -> DataCard:

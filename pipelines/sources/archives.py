@@ -11,11 +11,12 @@ import functools
 import gzip
 import io
 import logging
+import re
 import tarfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO, NamedTuple, cast
+from typing import Any, BinaryIO, NamedTuple, cast
 
 import pyarrow as pa
 
@@ -44,7 +45,14 @@ MOST_IMAGES = 2**20
 LONGEST_NAME = 1024
 """Characters of a member's name, as of a key of S3."""
 LONGEST_HEADER = 2**20
-"""Bytes of a header that describes the next one, such as a long name."""
+"""Bytes of headers that describe the next member, such as a long name."""
+LONGEST_SHARED = 2**16
+"""Bytes of headers that describe all members that follow; each of these gets a copy."""
+LONGEST_MAP = 2**26
+"""Bytes of the map of a sparse file."""
+_DESCRIBING = (*tarfile.GNU_TYPES[:2], tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
+_RECORD = re.compile(rb"([0-9]{1,9}) [^=\n]+=")
+_MANY_DIGITS = re.compile(rb"[0-9]{100}")
 _OVERRUNS = (RecursionError, OverflowError, MemoryError)
 """What reading headers raises that are chained, or claim absurd sizes."""
 
@@ -204,7 +212,7 @@ def _fetched(store: Store, path: str, span: Mapping[str, _Place]) -> dict[str, R
     return results
 
 
-def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfile.TarFile]]:
+def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, "_Archive"]]:
     """Name and header of each file and link in an archive, in its order.
 
     Raises:
@@ -221,10 +229,9 @@ def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfi
         with _damage_told():
             # "r|" never seeks back; "r:" skips what it need not read. Names that are no UTF-8 are spelt out.
             archive = stack.enter_context(
-                tarfile.open(
+                _Archive.open(
                     fileobj=cast(io.BufferedReader, stream),
                     mode="r|" if compressed else "r:",
-                    tarinfo=_Header,
                     encoding="utf-8",
                     errors="backslashreplace",
                 )
@@ -237,6 +244,7 @@ def _walk(store: Store, path: str) -> Iterator[tuple[str, tarfile.TarInfo, tarfi
             if member is None:
                 return
             archive.members = []  # type: ignore[attr-defined]  # or all headers would be kept
+            archive.described = 0
             if not member.isdir():
                 yield member.name.removeprefix("./").lstrip("/"), member, archive
 
@@ -253,10 +261,95 @@ class _Header(tarfile.TarInfo):
                 raise  # the mark that ends an archive
             raise tarfile.ReadError(f"{error} in place of a header") from error
         # Of a header that describes the next one, all that follows would be read as that, or all memory be filled.
-        describes = header.type in (*tarfile.GNU_TYPES[:2], tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-        if header.size < 0 or (describes and header.size > LONGEST_HEADER):
+        if header.size < 0 or (header.type in _DESCRIBING and header.size > LONGEST_HEADER):
             raise tarfile.ReadError(f"a header of {header.size} bytes")
         return header
+
+    def _proc_member(self, archive: "_Archive") -> tarfile.TarInfo:
+        if self.type in _DESCRIBING:
+            archive.count(self)
+        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+        return member
+
+    def _proc_pax(self, archive: "_Archive") -> tarfile.TarInfo:
+        stream = archive.fileobj
+        records = stream.read(self._block(self.size))  # type: ignore[attr-defined]
+        _check_records(records)
+        archive.fileobj = _Again(records, stream)
+        try:
+            member: tarfile.TarInfo = super()._proc_pax(archive)  # type: ignore[misc]
+            return member
+        finally:
+            archive.fileobj = stream
+
+    def _proc_sparse(self, archive: "_Archive") -> tarfile.TarInfo:
+        """Skip the map of a sparse file, which is left out; ``TarFile`` would keep it."""
+        _, is_extended, size = self._sparse_structs  # type: ignore[attr-defined]
+        for _ in range(0, LONGEST_MAP, tarfile.BLOCKSIZE):
+            if not is_extended:
+                break
+            block = archive.fileobj.read(tarfile.BLOCKSIZE)
+            is_extended = len(block) == tarfile.BLOCKSIZE and block[504]
+        else:
+            raise tarfile.ReadError(f"a sparse file with a map of more than {LONGEST_MAP} bytes")
+        self.sparse = b""  # which says that it is one
+        self.offset_data = archive.fileobj.tell()
+        archive.offset = self.offset_data + self._block(self.size)  # type: ignore[attr-defined]
+        self.size = size
+        return self
+
+    def _proc_gnusparse_10(self, member: tarfile.TarInfo, *_: object) -> None:
+        """As ``_proc_sparse``; here the map is a part of the content, which is skipped as a whole."""
+        member.sparse = b""
+
+
+class _Archive(tarfile.TarFile):
+    """An archive whose headers are bounded together, as those of a compressed one cost nothing.
+
+    Attributes:
+        described: bytes of headers that describe the next member.
+        shared: bytes of those that describe all that follow.
+    """
+
+    tarinfo = _Header
+    described = shared = 0
+
+    def count(self, header: tarfile.TarInfo) -> None:
+        """Count a header that describes others; raises ReadError for one too many."""
+        self.described += header.size
+        self.shared += header.size * (header.type == tarfile.XGLTYPE)
+        if self.described > LONGEST_HEADER or self.shared > LONGEST_SHARED:
+            raise tarfile.ReadError("too many headers that describe others")
+
+
+class _Again:
+    """A stream from which something has been read, which it gives once more."""
+
+    def __init__(self, data: bytes, stream: Any) -> None:
+        self.data, self.stream = data, stream
+
+    def read(self, size: int) -> bytes:
+        """What was read, and then what follows."""
+        data, self.data = self.data, b""
+        return data or cast(bytes, self.stream.read(size))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.stream, name)
+
+
+def _check_records(records: bytes) -> None:
+    """Raise ReadError for an extended header of damaged records, with which ``tarfile`` may take hours or all memory.
+
+    A record is ``<its length> <keyword>=<value>`` and a line break (POSIX.1-2008, pax).
+    """
+    place = 0
+    while place < len(records) and records[place]:
+        match = _RECORD.match(records, place)
+        place += int(match[1]) if match else 0
+        if not match or place < match.end() or records[place - 1 : place] != b"\n":
+            raise tarfile.ReadError("a damaged extended header")
+    if _MANY_DIGITS.search(records):
+        raise tarfile.ReadError("an extended header with a number of many digits")
 
 
 class _Ending:

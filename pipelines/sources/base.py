@@ -13,7 +13,7 @@ import pyarrow.compute as pc
 from pipelines.label_table.schema import LISTING
 from pipelines.process.redaction import without_secrets
 from pipelines.sources.inputs import Inputs
-from pipelines.storage import Store, open_store
+from pipelines.storage import ObjectMissing, Store, open_store
 from pipelines.storage.arrow import damage_told
 from pipelines.storage.base import Request, split_scheme
 from pspnet_core.errors import ImageError
@@ -135,11 +135,17 @@ def place_of(uri: str, key: str) -> tuple[Store, str]:
     """Where an object lies: the folder that its key is relative to, and its path there.
 
     What a manifest names has its own URI for a key, and is looked up from the top of its bucket, host or disk.
+
+    Raises:
+        ConfigError: the URI names no place.
+        ObjectMissing: no file can have such a name.
     """
     if not is_named(uri, key):
         return _store(uri[: -len(key) - 1] or "/"), key
     scheme, rest = split_scheme(key)
     if scheme == "file":
+        if "\0" in rest:
+            raise ObjectMissing(uri, f"{uri} is the name of no file")
         return _store("/"), rest.lstrip("/")
     top, _, path = rest.partition("/")
     return _store(f"{scheme}://{top}"), path

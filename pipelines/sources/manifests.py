@@ -41,7 +41,15 @@ from pipelines.sources.base import (
 )
 from pipelines.sources.containers import members_of
 from pipelines.sources.inputs import FIELD, Inputs
-from pipelines.storage import THREADS, ObjectDenied, Store, StoredObject, TransientStorageError, open_store
+from pipelines.storage import (
+    THREADS,
+    ObjectDenied,
+    ObjectMissing,
+    Store,
+    StoredObject,
+    TransientStorageError,
+    open_store,
+)
 from pipelines.storage.base import split_scheme
 from pspnet_core.errors import ConfigError, as_image_error, one_line
 
@@ -175,6 +183,8 @@ class _LookUps:
             found = self._look_up(store, path)
         except ObjectDenied:
             return named(uri, DENIED, 0)
+        except ObjectMissing:
+            return named(uri, ABSENT, 0)
         except Exception as error:  # also of a URI that names no place, or that its driver does not take
             log.warning("%s cannot be looked up: %s", one_line(uri), as_image_error(error).message)
             return unknown

@@ -2,25 +2,29 @@
 
 Shapes: ``H W`` pixels, after the EXIF orientation is applied.
 
-Kinds of error: ``Empty`` (no bytes), ``Unreadable`` (not an image that this package reads),
-``Truncated`` (begins like an image, but the file ends early or its codec fails), ``TooLarge`` (more
-pixels than allowed, or than memory holds) and ``NotAMask`` (an image, but not one of class ids).
+Kinds of error: ``Empty`` (no bytes), ``Unreadable`` (not an image that this package reads, or of a sort that its
+codecs do not know), ``Truncated`` (begins like an image, but the file ends early or its codec fails), ``TooLarge``
+(more pixels than allowed, or than memory holds) and ``NotAMask`` (an image, but not one of class ids).
 """
 
 from __future__ import annotations
 
+import hashlib
 import io
-import struct
-from collections.abc import Callable, Iterator, Sequence
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from pspnet_core.errors import ImageError
+from pspnet_core.images import deep_grey, jpeg_scans, png_chunks
+from pspnet_core.images.orientation import TAG, orientation_of
 
 # Pillow's own guard against decompression bombs warns at a fixed size and raises at twice that. The
 # `max_pixels` of the functions below replaces it: it is checked for every image, from the
@@ -28,29 +32,38 @@ from pspnet_core.errors import ImageError
 # changing it per call would not be thread safe.
 Image.MAX_IMAGE_PIXELS = None
 
+# TIFFs that are not compressed are read by libtiff, too: Pillow's own way mixes up planes of 16 bits, and knows no
+# subsampled colours. A switch of the same sort.
+TiffImagePlugin.READ_LIBTIFF = True
+
+T = TypeVar("T")
+
 IMAGE_SUFFIXES: frozenset[str] = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
 """The file name endings, in lower case, that are taken for images."""
 
 MAX_PIXELS = 100_000_000
 """The largest image decoded by default, in pixels (300 MB as an array)."""
 
-_MOST_SCANS, _MOST_SCANNED = 1000, 4_000_000_000
-"""Scans of a progressive JPEG, and their number times its pixels: each takes the time of a whole image."""
+_MOST_SCANNED = 4_000_000_000
+"""Scans of a progressive JPEG times its pixels: each takes the time of a whole image."""
 
-_PIXEL_BYTES, _WEBP_BYTES = 11, 21
-"""Bytes per pixel while an image is decoded: 4 in Pillow, 4 more where it is converted, 3 of the array; WebP's decoder
-hands over two copies of 4 more, and keeps 2 of its own."""
+_PIXEL_BYTES, _CONVERTED_BYTES, _WEBP_BYTES = 11, 15, 21
+"""Bytes per pixel while an image is decoded: 4 in Pillow and twice 3 of the array; 4 more where it is converted; WebP's
+decoder hands over two copies of 4, and keeps 2 of its own."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 
-_JPEGS = ("JPEG", "MPO")
-
-_SCAN_OF_JPEG, _END_OF_JPEG = b"\xff\xda", b"\xff\xd9"
-
 # How files of these formats begin. BMP's "BM" is left out: too short to tell from text.
-_SIGNATURES = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"RIFF", b"II*\0", b"MM\0*", b"GIF87a", b"GIF89a")
+_SIGNATURES = {
+    "JPEG": re.compile(rb"\xff\xd8\xff"),
+    "PNG": re.compile(re.escape(png_chunks.SIGNATURE)),
+    "WEBP": re.compile(rb"RIFF(.{4}WEBP|(.{0,3}|.{4}W?E?B?)\Z)", re.DOTALL),
+    "TIFF": re.compile(rb"II[*+]\0|MM\0\*"),
+    "GIF": re.compile(rb"GIF8[79]a"),
+}
 
-_EXIF_ORIENTATION = 0x0112
+# What Pillow says of files that are whole, but of a sort that it does not know, such as 12-bit JPEGs.
+_UNKNOWN_SORT = re.compile("cannot handle|unknown (pixel mode|data organi)|[Uu]nsupported|not (yet )?supported")
 
 # What to do with the pixels for each EXIF orientation; 1 is upright (CIPA DC-008, tag 274).
 _UPRIGHT: dict[int, Image.Transpose] = {
@@ -63,6 +76,10 @@ _UPRIGHT: dict[int, Image.Transpose] = {
     8: Image.Transpose.ROTATE_90,
 }
 
+# Numbers of a TIFF as they lie in the file, and as libtiff gives them: in the machine's own order.
+_NATIVE = {"F;32BF": "F;32NF", "F;32F": "F;32NF", "I;32BS": "I;32NS", "I;32S": "I;32NS"}
+_NATIVE |= {"I;16BS": "I;16NS", "I;16S": "I;16NS"}
+
 # Premultiplied alpha, which Pillow converts to RGB only by way of the plain kind.
 _PLAIN_ALPHA = {"RGBa": "RGBA", "La": "LA"}
 
@@ -71,16 +88,18 @@ _GREY_STEPS = {"L;2": 85, "L;4": 17}
 
 
 class ImageFile(NamedTuple):
-    """An image file of which the header has been read: see ``open_image``."""
+    """An image file of which the header has been read: see ``open_image``; ``orientation`` is to be applied yet."""
 
     data: bytes
     header: Image.Image
+    orientation: int
 
     @property
     def nbytes(self) -> int:
         """Most bytes that decoding it takes at a time: the codec's, the picture's and the array's."""
         width, height = self.header.size
-        return (_WEBP_BYTES if self.header.format == "WEBP" else _PIXEL_BYTES) * width * height
+        per_pixel = _PIXEL_BYTES if self.header.mode in ("1", "L", "P", "RGB") else _CONVERTED_BYTES
+        return (_WEBP_BYTES if self.header.format == "WEBP" else per_pixel) * width * height
 
 
 def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
@@ -95,28 +114,26 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
     """
     if not data:
         raise ImageError("Empty", "the file has no bytes")
-    # A file that begins like an image is one, only damaged; anything else is something else.
-    kind = "Truncated" if data.startswith(_SIGNATURES) else "Unreadable"
-    with _codec(kind, "the header cannot be read"):
-        image = Image.open(io.BytesIO(data), formats=_FORMATS)
+    data, image = _header(data)
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError("Unreadable", f"an image of {width} x {height} pixels")
     if width * height > max_pixels:
         raise ImageError("TooLarge", f"{width} x {height} pixels; at most {max_pixels} are decoded")
     if "progressive" in image.info:
-        scans = data.count(_SCAN_OF_JPEG)
-        if scans > min(_MOST_SCANS, max(16, _MOST_SCANNED // (width * height))):
+        scans = data.count(jpeg_scans.SCAN)
+        if scans > min(jpeg_scans.MOST_SCANS, max(16, _MOST_SCANNED // (width * height))):
             raise ImageError("TooLarge", f"{scans} scans of {width} x {height} pixels")
-    return ImageFile(data, image)
+    return ImageFile(data, image, _orientation(image))
 
 
 def decode_image(file: bytes | ImageFile, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
     """Decode a JPEG, PNG, WebP, TIFF, BMP or GIF file.
 
     Whatever the file holds becomes RGB: palettes and CMYK are converted, grey is repeated, alpha is
-    dropped, 16-bit grey is scaled by 1/257, floats are clipped to 0 to 255, and of an animation the
-    first frame is taken. The EXIF orientation is applied. Thread safe; the codecs release the GIL.
+    dropped, 16-bit grey is scaled by 1/257, and of an animation the first frame is taken. Floats are
+    fractions of white where none is above 1, and else clipped to 0 to 255. The orientation that EXIF or
+    XMP tells is applied. Thread safe; the codecs release the GIL.
 
     Args:
         file: the whole file, or what ``open_image`` made of it.
@@ -129,13 +146,15 @@ def decode_image(file: bytes | ImageFile, *, max_pixels: int = MAX_PIXELS) -> ND
     Raises:
         ImageError: ``Empty``, ``Unreadable``, ``Truncated`` or ``TooLarge``.
     """
-    data, image = _opened(file, max_pixels)
-    pixels = _plain_jpeg(image, data)
+    return _even_without_end(_decoded, _opened(file, max_pixels))
+
+
+def _decoded(file: ImageFile) -> NDArray[np.uint8]:
+    pixels = _plain_jpeg(file)
     if pixels is not None:
         return pixels
-    _load(image)
-    # After the pixels, since a PNG may carry its EXIF data behind them.
-    return _upright(_to_rgb(image), _orientation(image))
+    _load(file.header)
+    return _upright(_to_rgb(file.header), file.orientation)
 
 
 def picture_to_array(picture: Image.Image) -> NDArray[np.uint8]:
@@ -145,7 +164,8 @@ def picture_to_array(picture: Image.Image) -> NDArray[np.uint8]:
         ImageError: ``Truncated`` or ``Unreadable``, for a picture whose file is damaged or has no conversion to RGB.
     """
     _load(picture)
-    return _upright(_to_rgb(picture.copy()), _orientation(picture))
+    # After the pixels, since a PNG may carry its EXIF data behind them; a TIFF is upright by now.
+    return _upright(_to_rgb(picture), _orientation(picture))
 
 
 class Views(NamedTuple):
@@ -177,13 +197,17 @@ def decode_views(
     Raises:
         ImageError: as ``decode_image``.
     """
-    _, image = _opened(file, max_pixels)
-    size, box = _load_for(image, sizes)
-    orientation = _orientation(image)
-    height, width = _swapped(size, orientation)
-    rgb = _to_rgb(image)
+    return _even_without_end(lambda opened: _viewed(opened, sizes), _opened(file, max_pixels))
+
+
+def _viewed(file: ImageFile, sizes: Callable[[int, int], Sequence[tuple[int, int]]]) -> Views:
+    size, box = _load_for(file, sizes)
+    height, width = _swapped(size, file.orientation)
+    rgb = _to_rgb(file.header)
     views = [
-        _upright(rgb.resize(_swapped(view, orientation)[::-1], Image.Resampling.BILINEAR, box=box), orientation)
+        _upright(
+            rgb.resize(_swapped(view, file.orientation)[::-1], Image.Resampling.BILINEAR, box=box), file.orientation
+        )
         for view in sizes(height, width)
     ]
     return Views(height, width, tuple(views))
@@ -205,35 +229,73 @@ def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.unsi
     Raises:
         ImageError: as :func:`decode_image`, and ``NotAMask`` for another format or several channels.
     """
-    image = open_image(data, max_pixels=max_pixels).header
+    file = open_image(data, max_pixels=max_pixels)
+    image = file.header
     if image.format != "PNG" or image.mode not in ("1", "L", "P", "I;16", "I"):
         raise ImageError("NotAMask", f"{image.format} of mode {image.mode}; a mask is a single-channel PNG")
     step = _GREY_STEPS.get(_raw_mode(image), 1)
     _load(image)
-    ids: NDArray[np.generic] = _upright(image, _orientation(image))
+    ids: NDArray[np.generic] = _upright(image, file.orientation)
     if ids.dtype.itemsize > 1:
         return ids.astype(np.uint16, copy=False)
     small = ids.astype(np.uint8, copy=False)
     return small // np.uint8(step) if step > 1 else small
 
 
-def orientation_of(data: bytes) -> int:
-    """Return the EXIF orientation in a file's header, 1 to 8; 1 is upright. Raises as :func:`open_image`."""
-    return _orientation(open_image(data).header)
-
-
 def _opened(file: bytes | ImageFile, max_pixels: int) -> ImageFile:
     return file if isinstance(file, ImageFile) else open_image(file, max_pixels=max_pixels)
 
 
-def _plain_jpeg(image: Image.Image, data: bytes) -> NDArray[np.uint8] | None:
+def _header(data: bytes) -> tuple[bytes, Image.Image]:
+    """Read the header of an image file; of a PNG what its pixels do not need is left out."""
+    found = next((name for name, signature in _SIGNATURES.items() if signature.match(data)), None)
+    extra: dict[str, bytes] = {}
+    if found == "PNG":
+        data, extra = png_chunks.without_extras(data)
+    if found == "JPEG":
+        jpeg_scans.check_segments(data)
+    # A file that begins like an image is one, only damaged; anything else is something else.
+    with _codec("Truncated" if found else "Unreadable", "the header cannot be read"):
+        try:
+            image = Image.open(io.BytesIO(data), formats=_FORMATS)
+        except UnidentifiedImageError:
+            if found:
+                Image.OPEN[found][0](io.BytesIO(data), "")  # says what is wrong
+            raise
+    image.info.update(extra)
+    return data, image
+
+
+def _even_without_end(decode: Callable[[ImageFile], T], file: ImageFile) -> T:
+    """Decode a file; of a JPEG the mark of its end may be missing."""
+    try:
+        return decode(file)
+    except ImageError as error:
+        data = file.data.removesuffix(jpeg_scans.END[:1])
+        is_jpeg = error.kind == "Truncated" and file.header.format in jpeg_scans.FORMATS
+        if not is_jpeg or data.endswith(jpeg_scans.END):
+            raise
+        ended, noisy = jpeg_scans.with_ends(data)
+        again = open_image(ended, max_pixels=sys.maxsize)  # it has passed already
+        if not jpeg_scans.has_all_scans(again.header, data) or _digest(ended) != _digest(noisy):
+            raise
+    return decode(again)
+
+
+def _digest(data: bytes) -> bytes:
+    with _codec("Truncated", "the pixels cannot be decoded"):
+        return hashlib.blake2b(Image.open(io.BytesIO(data), formats=jpeg_scans.FORMATS).tobytes()).digest()
+
+
+def _plain_jpeg(file: ImageFile) -> NDArray[np.uint8] | None:
     """Decode the commonest sort of file, an upright, whole RGB JPEG, to Pillow's pixels in less time.
 
     Returns:
         None for all others, and where the codec fails, since Pillow's errors say what is wrong.
     """
-    upright_rgb = image.format in _JPEGS and image.mode == "RGB" and _orientation(image) == 1
-    if not upright_rgb or "progressive" in image.info or not _is_one_whole_scan(data):
+    data, image, orientation = file
+    upright_rgb = image.format in jpeg_scans.FORMATS and image.mode == "RGB" and orientation == 1
+    if not upright_rgb or "progressive" in image.info or not jpeg_scans.is_one_whole_scan(image, data):
         return None
     try:
         flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION
@@ -243,26 +305,21 @@ def _plain_jpeg(image: Image.Image, data: bytes) -> NDArray[np.uint8] | None:
     return None if pixels is None else pixels.astype(np.uint8, copy=False)
 
 
-def _is_one_whole_scan(data: bytes) -> bool:
-    """Return whether a JPEG has one scan up to its end with no marker in between; OpenCV passes over damage there.
-
-    In a scan a byte 0xff is followed by a zero (ITU-T T.81, B.1.1.5), or else it begins a marker.
-    """
-    if not data.endswith(_END_OF_JPEG):
-        return False
-    scan = np.frombuffer(data, np.uint8)[data.find(_SCAN_OF_JPEG) + len(_SCAN_OF_JPEG) :]
-    followed = np.flatnonzero(scan[: -len(_END_OF_JPEG)] == 0xFF)
-    return not scan[followed + 1].any()
-
-
 def _load(image: Image.Image) -> None:
     """Decode the pixels, in place."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        image.tile = [tile._replace(args=_in_native_order(tile.args)) for tile in image.tile]
     with _codec("Truncated", "the pixels cannot be decoded"):
         image.load()
 
 
+def _in_native_order(arguments: Any) -> Any:
+    """Return the arguments of libtiff's decoder, of which the first says how the numbers lie."""
+    return (_NATIVE.get(arguments[0], arguments[0]), *arguments[1:])
+
+
 def _load_for(
-    image: Image.Image, sizes: Callable[[int, int], Sequence[tuple[int, int]]]
+    file: ImageFile, sizes: Callable[[int, int], Sequence[tuple[int, int]]]
 ) -> tuple[tuple[int, int], tuple[float, float, float, float]]:
     """Decode the pixels, in place; of a JPEG no more than ``decode_views`` needs.
 
@@ -270,12 +327,11 @@ def _load_for(
         Height and width of the whole image as it is stored, and the box of it in the pixels that were decoded, whose
         last row and column may stand for fewer rows and columns of the image than the others.
     """
-    box: tuple[float, float, float, float] | None = None
+    image, box = file.header, None
     size = image.size[::-1]
-    if image.format in _JPEGS:
-        orientation = _orientation(image)  # in a JPEG it comes before the pixels
-        views = sizes(*_swapped(size, orientation))
-        height, width = _swapped((max(view[0] for view in views), max(view[1] for view in views)), orientation)
+    if image.format in jpeg_scans.FORMATS:
+        views = sizes(*_swapped(size, file.orientation))
+        height, width = _swapped((max(view[0] for view in views), max(view[1] for view in views)), file.orientation)
         drafted = image.draft(image.mode, (width, height))
         box = drafted[1] if drafted else None
     _load(image)
@@ -298,8 +354,11 @@ def _codec(kind: str, what: str) -> Iterator[None]:
         raise ImageError("TooLarge", f"{what}: out of memory") from error
     except Exception as error:
         detail = str(error) if isinstance(error, OSError | SyntaxError | ValueError) else repr(error)
+        # Pillow looks up in tables what a TIFF may be.
+        is_known = not (_UNKNOWN_SORT.search(detail) or isinstance(error.__cause__, KeyError))
+        kind = kind if is_known else "Unreadable"
         # Pillow's words here are the address of our buffer.
-        if detail.startswith("cannot identify image file"):
+        if detail.startswith(("cannot identify image file", "not identified by this driver")):
             detail = f"not one of {', '.join(_FORMATS)}" if kind == "Unreadable" else "cut off or damaged"
         raise ImageError(kind, f"{what}: {detail}") from error
 
@@ -319,19 +378,12 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     if image.mode == "RGB":
         return image
     if image.mode.startswith(("I", "F")):
-        return Image.fromarray(_grey_to_bytes(np.asarray(image))).convert("RGB")
+        return Image.fromarray(deep_grey.grey_to_bytes(np.asarray(image), _tags(image))).convert("RGB")
     # Transparency is dropped anyway; left in place, Pillow would convert it and warn.
+    image = image.copy() if "transparency" in image.info else image
     image.info.pop("transparency", None)
     with _codec("Unreadable", f"mode {image.mode} has no conversion to RGB"):
         return image.convert(_PLAIN_ALPHA.get(image.mode, "RGB")).convert("RGB")
-
-
-def _grey_to_bytes(grey: NDArray[np.generic]) -> NDArray[np.uint8]:
-    """Bring (H, W) grey of 16 bits (also kept in 32) to 0..255 by 1/257, and floats by clipping."""
-    if grey.dtype.kind == "f":
-        return np.nan_to_num(grey.astype(np.float32), nan=0.0).clip(0, 255).round().astype(np.uint8)
-    # 257 = 65535 / 255; half of it is added to round. In 32 bits, where neither step overflows.
-    return ((grey.astype(np.int32).clip(0, 65535) + 128) // 257).astype(np.uint8)
 
 
 def _raw_mode(image: Image.Image) -> str:
@@ -341,27 +393,14 @@ def _raw_mode(image: Image.Image) -> str:
     return arguments if isinstance(arguments, str) else ""
 
 
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, 1 to 8; 1 where there is none, or none that can be read.
+def _tags(image: Image.Image) -> Mapping[int, Any]:
+    """Return the tags of a TIFF; none of another picture."""
+    return getattr(image, "tag_v2", {})
 
-    Read here and not by ``ImageOps.exif_transpose``: this reads one tag, costs nothing where there is
-    no EXIF, and never fails or warns on damaged metadata of a sound image. A TIFF's orientation is a
-    tag of its own, which Pillow has applied by the time the pixels are loaded.
-    """
-    exif = image.info.get("exif")
-    if not isinstance(exif, bytes):
-        return 1
-    tiff = exif.removeprefix(b"Exif\0\0")
-    order = {b"II*\0": "<", b"MM\0*": ">"}.get(tiff[:4])
-    if order is None:
-        return 1
-    try:
-        (directory,) = struct.unpack_from(order + "I", tiff, 4)
-        (entries,) = struct.unpack_from(order + "H", tiff, directory)
-        for entry in range(directory + 2, directory + 2 + 12 * entries, 12):
-            tag, kind, count, value = struct.unpack_from(order + "HHIH", tiff, entry)
-            if tag == _EXIF_ORIENTATION:
-                return int(value) if (kind, count) == (3, 1) and 1 <= value <= 8 else 1
-    except struct.error:
-        pass  # The directory points out of the data: metadata is damaged, the pixels are not.
-    return 1
+
+def _orientation(image: Image.Image) -> int:
+    """Return the orientation that is to be applied; a TIFF's Pillow applies with its pixels, unless it is a byte."""
+    if image.format != "TIFF":
+        return orientation_of(image.info)
+    told = _tags(image).get(TAG)
+    return told[0] if isinstance(told, bytes) and told[:1] in bytes(range(1, 9)) else 1

@@ -32,6 +32,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from pipelines.storage import Store
+from tests.support import sound_images
 from tests.support.buckets import parquet, put, tar
 from tests.support.faultproxy import FaultProxy, Rule, refusal
 from tests.support.webserver import serving
@@ -246,6 +247,33 @@ def _sparse_and_plain(ground: Ground) -> Left:
     return Left(rows={"sparse.tar/twice.jpg": "", "sparse.tgz/twice.jpg": ""})
 
 
+def sparse(name: str, blocks: int, data: bytes) -> bytes:
+    """A sparse file of an archive whose map goes on for so many blocks."""
+    head = bytearray(header(name, len(data), tarfile.GNUTYPE_SPARSE))
+    head[482], head[483:495], head[148:156] = 1, b"%011o\0" % len(data), b" " * 8
+    head[148:156] = b"%06o\0 " % sum(head)
+    block = (b"%011o\0" % 512 * 42).ljust(tarfile.BLOCKSIZE - 8, b"\0") + b"\1".ljust(8, b"\0")
+    return bytes(head) + block * (blocks - 1) + block[:504] + bytes(8) + data.ljust(-len(data) % 512 + len(data), b"\0")
+
+
+def _maps_of_sparse_files(ground: Ground) -> Left:
+    """In the form of old GNU tar, and in that of pax, whose map lies in the content."""
+    map_ = b"1000000000\n" + b"1\n" * 10_000
+    told = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "b.jpg", "GNU.sparse.realsize": "9"}
+    info = tarfile.TarInfo("GNUSparseFile.0/b.jpg")
+    info.size, info.pax_headers = len(map_), told
+    content = sparse("a.jpg", 300, b"x" * 700) + info.tobuf(tarfile.PAX_FORMAT)
+    content += map_.ljust(-len(map_) % 512 + len(map_), b"\0") + tar([("behind.jpg", photo(62))])
+    ground.put("maps.tar", content)
+    ground.put("maps.tgz", gzip.compress(content))
+    return Left(rows={"maps.tar/behind.jpg": "", "maps.tgz/behind.jpg": ""})
+
+
+def records(content: bytes) -> bytes:
+    """An archive that begins with an extended header of this content, which becomes 2^20 bytes with an end of ``=``."""
+    return header("x", 2**20, tarfile.XHDTYPE) + (content * 2**20)[: 2**20 - 1] + b"=" + tar([])
+
+
 def _names_without_end(ground: Ground) -> Left:
     """Some kilobytes for many megabytes of names."""
     names = [(f"{'n' * 2**19}{number}.jpg", b"x") for number in range(40)]
@@ -334,6 +362,9 @@ IMAGES: dict[str, Poison] = {
     "a huge claim": image("claims.png", png(2**31 - 1, 2**31 - 1), "TooLarge: "),
     "no pixels": image("none.png", png(10, 10), "Truncated: "),
     "a scan again and again": image("scans.jpg", scans(2000), "TooLarge: .* scans"),
+    "text without end": image("text.png", sound_images.SOUND["png text without end"]().data, ""),
+    "a damaged text": image("checksum.png", sound_images.SOUND["png a wrong checksum of a text"]().data, ""),
+    "a sound": image("sound.jpg", sound_images.WAVE, "Unreadable: "),
     "an escape sequence in a name": image("a\x1b[31m\nb.jpg", b"hello", "Unreadable: "),
 }
 IMAGES_ON_DISK: dict[str, Poison] = {
@@ -362,6 +393,16 @@ ARCHIVES: dict[str, Poison] = {
     "a sparse file and a plain one": _sparse_and_plain,
     "names without end": _names_without_end,
     "a member that leads out": _member_that_leads_out,
+    "maps of sparse files": _maps_of_sparse_files,
+    "a map of a sparse file without end": archive("map.tgz", gzip.compress(sparse("x.jpg", 2**17 + 9, b""), 1)),
+    "records in records": archive("records.tgz", gzip.compress(records(b"2 "), 1)),
+    "a number without end": archive("digits.tgz", gzip.compress(records(b"1"), 1)),
+    "large headers that describe one member": archive(
+        "chain.tgz", gzip.compress((header("x", 2**19, tarfile.GNUTYPE_LONGNAME) + b"x" * 2**19) * 9, 1)
+    ),
+    "headers that describe all": archive(
+        "shared.tgz", gzip.compress((header("x", 9, tarfile.XGLTYPE) + b"9 a=bcde\n".ljust(512, b"\0")) * 9000, 1)
+    ),
 }
 TABLES: dict[str, Poison] = {
     "no table": archive("text.parquet", b"hello"),
@@ -373,8 +414,8 @@ TABLES: dict[str, Poison] = {
     "a large value": _large_value,
 }
 ENTRIES: dict[str, Poison] = {
-    "a zero byte": entry("/dev/x\0y.jpg", "Failed: ValueError: "),
-    "a zero byte, to be looked up": entry("/dev/x\0z.jpg", "Failed: ", told=False),
+    "a zero byte": entry("/dev/x\0y.jpg", "Missing: "),
+    "a zero byte, to be looked up": entry("/dev/x\0z.jpg", "Missing: ", told=False),
     "an unknown scheme": entry("tape://a/b.jpg", "Denied: "),
     "an unknown scheme, to be looked up": entry("tape://a/c.jpg", "Denied: ", told=False),
     "no ftp server": entry("ftp://127.0.0.1:{closed}/a.jpg", "Failed: TransientStorageError: "),

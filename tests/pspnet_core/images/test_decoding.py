@@ -198,7 +198,7 @@ def test_exif_of_either_byte_order(order: str) -> None:
         b"Exif\0\0II*\0\x08\0\0\0\xff\xff",
         b"Exif\0\0XX*\0\x08\0\0\0\x01\0",
         b"Exif\0\0" + struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, ORIENTATION, 3, 1, 9, 0, 0),
-        b"Exif\0\0" + struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, ORIENTATION, 4, 1, 6, 0, 0),
+        b"Exif\0\0" + struct.pack("<2sHIHHHIHHI", b"II", 42, 8, 1, ORIENTATION, 2, 1, 6, 0, 0),
     ],
     ids=["none", "short", "far away", "no entries", "no order", "no such orientation", "wrong type"],
 )
@@ -386,15 +386,23 @@ def test_jpeg_pixels_are_those_of_pillow_whatever_its_settings(sort: str) -> Non
 @settings(max_examples=150)
 def test_of_a_damaged_jpeg_the_pixels_are_those_of_pillow_too(sort: str, place: int, value: bytes) -> None:
     data, pixels = _edit(JPEGS[sort], [("set", place, value)]), 97 * 61
-    try:
-        image = Image.open(io.BytesIO(data), formats=["JPEG", "MPO"])
-        expected = np.asarray(image.convert("RGB"))
-    except Exception:  # Pillow raises almost anything
-        with pytest.raises(ImageError):
-            decode_image(data, max_pixels=pixels)
-        return
-    if expected.size <= 3 * pixels:
+    expected = _pillows(data)
+    if expected is not None and expected.size <= 3 * pixels:
         np.testing.assert_array_equal(decode_image(data, max_pixels=pixels), expected)
+        return
+    try:
+        found = decode_image(data, max_pixels=pixels)
+    except ImageError:
+        return
+    # Nothing but the mark of its end was damaged.
+    np.testing.assert_array_equal(found, _pillows(JPEGS[sort]))
+
+
+def _pillows(data: bytes) -> NDArray[np.uint8] | None:
+    try:
+        return np.asarray(Image.open(io.BytesIO(data), formats=["JPEG", "MPO"]).convert("RGB"))
+    except Exception:  # Pillow raises almost anything
+        return None
 
 
 @given(st.binary(max_size=200))
