@@ -275,24 +275,12 @@ def test_mistakes_in_a_file(text: str, line: str, capfd: pytest.CaptureFixture[s
     assert err.startswith("error: " + line.format(path=path))
 
 
-class WrappedError(ConfigError):
-    """As Ray raises a worker's error in the driver: of the same class, with a long text and the original."""
-
-    def __init__(self, cause: ConfigError) -> None:
-        super().__init__(cause.field, cause.value, cause.remedy)
-        self.cause = cause
-
-    def __str__(self) -> str:
-        return "a worker's traceback\nof many lines"
-
-
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
         (ConfigError("model", "x", "no such folder"), 2, "error: model=x: no such folder"),
         (ImageError("Empty", "no bytes"), 1, "error: Empty: no bytes"),
         (PspnetError("two\nlines"), 1, "error: two lines"),
-        (WrappedError(ConfigError("model", "x", "no such folder")), 2, "error: model=x: no such folder"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
