@@ -12,12 +12,13 @@ from typing import Any
 
 import ray
 from ray._private import ray_constants, services
+from ray._private.ray_logging import global_worker_stdstream_dispatcher
 from ray.exceptions import RayError
 
 from pipelines.cluster.failures import in_plain_words
 from pipelines.cluster.machine import machine_cpus
-from pipelines.process.redaction import first_line
-from pspnet_core.errors import ConfigError, Terminated
+from pipelines.process.redaction import first_line, redacted
+from pspnet_core.errors import ConfigError, Terminated, printable
 
 log = logging.getLogger(__name__)
 KEEP_IDLE = ("RAY_idle_worker_killing_time_threshold_ms", "600000")
@@ -122,11 +123,18 @@ def _refused() -> Iterator[None]:
 
 
 def _init(**options: Any) -> None:
-    """``ray.init`` without its handler of SIGTERM, which would take the place of ours."""
+    """``ray.init`` that shows lines of workers as our log does its own, and leaves our handler of SIGTERM in force."""
+    global_worker_stdstream_dispatcher.remove_handler(_escape.__name__)
+    global_worker_stdstream_dispatcher.add_handler(_escape.__name__, _escape)  # before the one that prints them
     handler = signal.getsignal(signal.SIGTERM)
     ray.init(logging_level=logging.WARNING, **options)
     if callable(handler):
         signal.signal(signal.SIGTERM, handler)
+
+
+def _escape(batch: dict[str, Any]) -> None:
+    """Make what a worker, or a library in it, has printed fit for the driver's log."""
+    batch["lines"] = [printable(redacted(line)) for line in batch["lines"]]
 
 
 @contextlib.contextmanager

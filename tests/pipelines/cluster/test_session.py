@@ -13,8 +13,9 @@ from pipelines.cluster.session import KEEP_IDLE, LONGEST_FOLDER, make_folder
 from pspnet_core.errors import ConfigError
 
 OWN_RAY = """
-import json, logging, os, psutil, ray, signal, stat
+import json, logging, os, psutil, ray, signal, stat, threading
 from pathlib import Path
+from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
 from pipelines.cluster.session import KEEP_IDLE, ray_session
 from pipelines.process.logs import log_to_stderr
 
@@ -28,9 +29,13 @@ with ray_session():
     class Worker:
         def work(self):
             logging.getLogger("pipelines.test").warning("a.jpg\\n{\\"forged\\": 1} \\x1b[31m" + os.environ["A_SECRET"])
+            print("printed \\x1b[31m" + os.environ["A_SECRET"], flush=True)
 
+    shown = threading.Semaphore(0)  # once for each of the worker's streams
+    dispatcher.add_handler("shown", lambda batch: "***" in "".join(batch["lines"]) and shown.release())
     worker = Worker.remote()
     ray.get(worker.work.remote())
+    assert shown.acquire(timeout=60) and shown.acquire(timeout=60)
     processes = [psutil.Process(), *psutil.Process().children(recursive=True)]
     listening = [
         (process.name(), each.laddr.ip)
@@ -64,12 +69,14 @@ def test_a_ray_of_our_own_is_for_this_user_alone(tmp_path: Path) -> None:
             OWN_RAY, RAY_ADDRESS="local", HOME=str(tmp_path / "home"), RAY_TMPDIR=short, A_SECRET="0123456789abcdef"
         )
     assert job.returncode == 0, job.stderr
-    found = json.loads(job.stdout)
+    *_, last = job.stdout.splitlines()
+    found = json.loads(last)
     assert {"gcs_server", "raylet"} <= {name for name, _ in found["listening"]}
     assert {address.removeprefix("::ffff:") for _, address in found["listening"]} == {"127.0.0.1"}
     assert found["mode"] == 0o700
     assert found["left"] == []
     assert (found["handled"], found["kept"]) == (["SIGTERM"], [KEEP_IDLE[1]])
+    assert r"printed \x1b[31m***" in job.stdout
     assert r'WARNING a.jpg\n{"forged": 1} \x1b[31m***' in job.stderr  # a worker's log, as the driver shows it
 
 
