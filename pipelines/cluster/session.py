@@ -6,6 +6,7 @@ import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 from collections.abc import Iterator
 from typing import Any
@@ -29,6 +30,9 @@ written, at a second or two of CPU time each."""
 LONGEST_FOLDER = 28
 """Bytes of the folder below which Ray may put its sockets, whose paths the system bounds."""
 SHORT_FOLDER = "/tmp"
+
+LOOPBACK = {name: "lo0" if sys.platform == "darwin" else "lo" for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
+"""Variables for the environment of a Ray of one machine: where training's workers talk to each other."""
 
 HOOK = "pipelines.process.logs.log_to_stderr"
 """How each of the job's worker processes begins: what it logs is for people, too."""
@@ -68,7 +72,8 @@ def own_ray(**options: Any) -> Iterator[None]:
     Raises:
         ConfigError: there is no folder for it.
     """
-    os.environ.setdefault(*KEEP_IDLE)
+    for variable in (KEEP_IDLE, *LOOPBACK.items()):
+        os.environ.setdefault(*variable)
     os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # stays, as Ray remembers it
     # In a runtime environment the hook would cost the processes that Ray has ready, and so seconds.
     os.environ.setdefault(ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR, HOOK)

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from pipelines.cluster.session import KEEP_IDLE, LONGEST_FOLDER, make_folder
+from pipelines.cluster.session import KEEP_IDLE, LONGEST_FOLDER, LOOPBACK, make_folder
 from pspnet_core.errors import ConfigError
 
 OWN_RAY = """
 import json, logging, os, psutil, ray, signal, stat, threading
 from pathlib import Path
 from ray._private.ray_logging import global_worker_stdstream_dispatcher as dispatcher
-from pipelines.cluster.session import KEEP_IDLE, ray_session
+from pipelines.cluster.session import KEEP_IDLE, LOOPBACK, ray_session
 from pipelines.process.logs import log_to_stderr
 
 log_to_stderr()
@@ -45,18 +45,16 @@ with ray_session():
     ]
     (folder,) = Path(os.environ["RAY_TMPDIR"]).iterdir()
     mode = stat.S_IMODE(folder.stat().st_mode)
-    kept = [process.environ().get(KEEP_IDLE[0]) for process in processes if process.name() == "raylet"]
-    url = ray.get_runtime_context().gcs_address
+    (raylet,) = [process.environ() for process in processes if process.name() == "raylet"]
 left = [str(path) for path in (*Path(os.environ["RAY_TMPDIR"]).iterdir(), *Path(os.environ["HOME"]).iterdir())]
-print(json.dumps({
-    "handled": handled, "listening": listening, "mode": mode, "kept": kept, "left": left, "url": url
-}))
+kept = {name: raylet.get(name) for name in (KEEP_IDLE[0], *LOOPBACK)}
+print(json.dumps({"handled": handled, "listening": listening, "mode": mode, "kept": kept, "left": left}))
 """
 
 
 def child(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
     """Run a script in a process of its own, as this one may be connected to Ray already."""
-    without = (KEEP_IDLE[0], "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
+    without = (KEEP_IDLE[0], *LOOPBACK, "RAY_AUTH_TOKEN", "RAY_AUTH_MODE")
     environment = {name: value for name, value in os.environ.items() if name not in without} | variables
     return subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True)
 
@@ -75,7 +73,8 @@ def test_a_ray_of_our_own_is_for_this_user_alone(tmp_path: Path) -> None:
     assert {address.removeprefix("::ffff:") for _, address in found["listening"]} == {"127.0.0.1"}
     assert found["mode"] == 0o700
     assert found["left"] == []
-    assert (found["handled"], found["kept"]) == (["SIGTERM"], [KEEP_IDLE[1]])
+    assert found["handled"] == ["SIGTERM"]
+    assert found["kept"] == LOOPBACK | dict([KEEP_IDLE])
     assert r"printed \x1b[31m***" in job.stdout
     assert r'WARNING a.jpg\n{"forged": 1} \x1b[31m***' in job.stderr  # a worker's log, as the driver shows it
 
