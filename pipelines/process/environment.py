@@ -21,6 +21,8 @@ from pspnet_core.errors import ConfigError
 log = logging.getLogger(__name__)
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 """Hosts that no proxy leads to."""
+PRIVATE = "pspnet-"
+"""How the names of private folders begin."""
 
 
 def variables() -> dict[str, str]:
@@ -39,7 +41,8 @@ def child_environment() -> dict[str, str]:
 
 
 def complete_environment() -> None:
-    """Set the variables without which libraries fail, or talk to themselves through a proxy."""
+    """Set the variables without which libraries fail, or talk to themselves through a proxy; open what is closed."""
+    _open_standard_streams()
     if _home() is None:
         os.environ["HOME"] = str(_private_folder_or_root())
     elif not os.access(Path.home(), os.W_OK):  # it may still hold settings, such as ~/.aws
@@ -78,7 +81,7 @@ def data_folder() -> Path:
     if not os.access(folder, os.W_OK):
         folder = private_folder() / ".pspnet"
         folder.mkdir(exist_ok=True)
-    if folder.parent == private_folder():
+    if folder.parent.name.startswith(PRIVATE):
         _tell_of(folder)
     return folder
 
@@ -98,7 +101,7 @@ def private_folder() -> Path:
     Raises:
         FileNotFoundError: no temporary folder can be written.
     """
-    folder = Path(tempfile.gettempdir(), f"pspnet-{os.getuid()}")
+    folder = Path(tempfile.gettempdir(), f"{PRIVATE}{os.getuid()}")
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
@@ -110,7 +113,17 @@ def private_folder() -> Path:
 
 @functools.cache
 def _unique_private_folder() -> Path:
-    return Path(tempfile.mkdtemp(prefix="pspnet-"))
+    return Path(tempfile.mkdtemp(prefix=PRIVATE))
+
+
+def _open_standard_streams() -> None:
+    """Let no file or socket take the number of a standard stream that the caller has closed."""
+    for number, (name, mode) in enumerate((("stdin", "r"), ("stdout", "w"), ("stderr", "w"))):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest number that is free, which is this
+            setattr(sys, name, os.fdopen(number, mode, encoding="utf-8"))
 
 
 def _private_folder_or_root() -> Path:

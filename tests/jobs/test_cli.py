@@ -382,6 +382,22 @@ def test_standard_output_holds_the_line_and_nothing_else(tmp_path: Path) -> None
     assert "chatter" not in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("closed", "line"),
+    [("<&-", '{"coats": 2}\n'), (">&-", ""), ("2>&-", '{"coats": 2}\n'), ("<&- >&- 2>&-", "")],
+)
+def test_a_stream_that_is_closed_harms_nobody(closed: str, line: str, tmp_path: Path) -> None:
+    """A file that is opened in its place would get what is printed."""
+    script = tmp_path / "noisy.py"
+    script.write_text(NOISY_JOB, encoding="utf-8")
+    start = ["bash", "-c", f'exec "$@" {closed}', "bash", sys.executable, str(script)]
+    done = subprocess.run(
+        start, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, line)
+    assert "Traceback" not in done.stderr
+
+
 @pytest.mark.parametrize("job", COMMANDS)
 def test_every_script_has_help(job: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr("sys.argv", [job, "--help"])

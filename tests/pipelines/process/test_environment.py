@@ -58,6 +58,7 @@ def test_a_home_that_can_be_written_stays(bare: pytest.MonkeyPatch, tmp_path: Pa
     complete_environment()
     assert dict(os.environ) == before
     assert data_folder() == tmp_path / ".pspnet"
+    assert [path.name for path in tmp_path.iterdir()] == [".pspnet"]
 
 
 def plant_link(place: Path) -> None:
