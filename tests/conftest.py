@@ -126,11 +126,21 @@ def s3_proxy(s3_server: S3Server, s3_bucket: str, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """One Ray for all tests that need one; logical CPUs, more than a small machine has, so that stages overlap."""
-    from pipelines.cluster.session import own_ray
+    import ray
 
+    from pipelines.cluster.session import KEEP_IDLE
+
+    os.environ.setdefault(*KEEP_IDLE)
     # A cluster that happens to run on this machine must not see the tests, nor the jobs that they start.
-    with own_ray(num_cpus=4, log_to_driver=False, object_store_memory=512 * 2**20):
-        yield
+    ray.init(
+        address="local",
+        num_cpus=4,
+        include_dashboard=False,
+        log_to_driver=False,
+        object_store_memory=512 * 2**20,
+    )
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="session")
