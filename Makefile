@@ -15,13 +15,15 @@ unexport MLFLOW_TRACKING_URI
 unexport MLFLOW_REGISTRY_URI
 endif
 
-# What `make nightly` labels; from the environment or the command line.
-INPUT ?=
-OUTPUT ?=
-MODEL ?=
+# What `make nightly` labels; from the environment or the command line. Its recipe finds the values in its environment as
+# they were written: `value` keeps make from expanding what looks like its own variables and functions.
 SOURCE ?= images
 DATE ?= today
-SINCE ?=
+ifeq ($(MAKECMDGOALS),nightly)
+NIGHTLY := INPUT OUTPUT MODEL SOURCE DATE SINCE ARGS
+export $(NIGHTLY)
+$(foreach name,$(NIGHTLY),$(eval override $(name) := $$(value $(name))))
+endif
 # How many rounds `make poison` plays.
 ROUNDS ?= 10
 
@@ -38,7 +40,11 @@ demo: $(STAMP) ## draw scenes, train, label a bucket twice, query the labels; al
 	@$(BIN)/python jobs/demo.py $(ARGS)
 
 nightly: $(STAMP) ## label what is new: INPUT=... OUTPUT=... MODEL=...; also SOURCE, DATE, SINCE, ARGS (docs/labelling.md)
-	@exec $(BIN)/python jobs/label.py --input '$(INPUT)' --output '$(OUTPUT)' --model '$(MODEL)' --source '$(SOURCE)' --date '$(DATE)' $(if $(SINCE),--since '$(SINCE)') $(ARGS)
+	@case "$$ARGS" in *[\"\'\\]*) \
+	    echo "error: ARGS=$$ARGS: is cut at blanks and knows no quotes; leave them out, or start jobs/label.py itself" >&2; \
+	    exit 2;; esac; \
+	set -f; exec $(BIN)/python jobs/label.py "--input=$$INPUT" "--output=$$OUTPUT" "--model=$$MODEL" \
+	    "--source=$$SOURCE" "--date=$$DATE" $${SINCE:+"--since=$$SINCE"} $$ARGS
 
 test: $(STAMP) ## lint, types and tests: every unit, every job, one kill of each kind
 	@exec $(BIN)/python -m tests.run --beside '$(MAKE) --no-print-directory lint' $(ARGS)

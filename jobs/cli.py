@@ -35,6 +35,7 @@ import docstring_parser
 import yaml
 
 from pipelines.process.config_tree import KIND, build, leaves, parts
+from pipelines.process.environment import check_environment
 from pipelines.process.logs import log_to_stderr
 from pipelines.process.redaction import redacted
 from pspnet_core.errors import ConfigError, PspnetError, Terminated, one_line
@@ -63,6 +64,7 @@ def main(
     os.environ.setdefault("NO_COLOR", "1")  # output is kept in logs and read by programs
     _log_to_stderr()
     try:
+        check_environment()
         config = parse_config(config_class, sys.argv[1:] if argv is None else argv)
         with _reserved_stdout() as stdout:
             try:
@@ -74,9 +76,8 @@ def main(
         print("interrupted", file=sys.stderr)
         return 130
     except PspnetError as error:
-        cause = _origin(error)
-        print("error:", redacted(one_line(str(cause))), file=sys.stderr)
-        return 2 if isinstance(cause, ConfigError) else 1
+        print("error:", redacted(one_line(str(error))), file=sys.stderr)
+        return 2 if isinstance(error, ConfigError) else 1
     except Exception:
         traceback.print_exc()
         return 1
@@ -316,13 +317,3 @@ def _log_to_stderr() -> None:
     log_to_stderr()
     for room in ("jobs", "pipelines", "pspnet_core"):
         logging.getLogger(room).setLevel(logging.INFO)
-
-
-def _origin(error: BaseException) -> BaseException:
-    """Unwrap an error that was raised in another process.
-
-    Ray raises such an error as an instance of both its class and the original's, whose text is the worker's
-    whole traceback; the original is its ``cause``.
-    """
-    cause = getattr(error, "cause", None)
-    return _origin(cause) if isinstance(cause, PspnetError) else error

@@ -11,27 +11,21 @@ from typing import Any
 import ray
 import ray.data
 from ray.data.block import Block, BlockAccessor
-from ray.exceptions import RayTaskError
 
+from pipelines.cluster.failures import in_plain_words
 from pipelines.cluster.machine import LONGEST_SILENCE_S
-from pspnet_core.errors import PspnetError
 
 
 def blocks_of(dataset: ray.data.Dataset) -> Generator[Block, None, None]:
     """The dataset's blocks as they are made. Closing the generator ends the execution.
 
     Raises:
-        PspnetError: one that travelled inside an error of Ray's comes out as itself.
-        RayError: any other failure.
+        PspnetError: as ``in_plain_words``.
     """
-    try:
+    with in_plain_words():
         for bundle in dataset.iter_internal_ref_bundles():
             for block in bundle.block_refs:
                 yield ray.get(block)
-    except RayTaskError as error:
-        if isinstance(error.cause, PspnetError):
-            raise error.cause from error
-        raise
 
 
 def rows_of(dataset: ray.data.Dataset) -> Generator[dict[str, Any], None, None]:
@@ -40,12 +34,18 @@ def rows_of(dataset: ray.data.Dataset) -> Generator[dict[str, Any], None, None]:
         yield from BlockAccessor.for_block(block).iter_rows(public_row_format=True)
 
 
+REPORTERS = ("ray.data.exceptions", "ray.data._internal.execution.streaming_executor_state")
+"""Loggers that write the traceback and some advice before the error of a stage is raised."""
+
+
 def quiet_ray_data() -> None:
-    """Leave progress to us: Ray Data's own bars and lines would stand beside ours."""
+    """Leave progress and errors to us: Ray Data's own bars, lines and tracebacks would stand beside ours."""
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
     context.execution_no_progress_timeout_s = LONGEST_SILENCE_S
-    context.raise_original_map_exception = True  # so that blocks_of finds ours
+    context.raise_original_map_exception = True  # so that in_plain_words finds ours
     logging.getLogger("ray.data").setLevel(logging.WARNING)
     logging.getLogger("ray.data._internal.progress").setLevel(logging.ERROR)
+    for name in REPORTERS:
+        logging.getLogger(name).setLevel(logging.CRITICAL)

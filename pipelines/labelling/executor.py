@@ -4,6 +4,7 @@ import contextlib
 import functools
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import ray
 import ray.data
@@ -38,9 +39,9 @@ class RayExecutor(contextlib.AbstractContextManager["RayExecutor"]):
         self._context = contextlib.ExitStack()
         self._connection: _Connected | None = None
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, *error: Any) -> None:
         self._connection = None
-        self._context.close()
+        self._context.__exit__(*error)
 
     def start(self) -> Coordinator:
         """As ``Executor.start``; connects to Ray and waits for room on the cluster.

@@ -214,6 +214,8 @@ class DriverStore(Store):
             return ObjectDenied(name, f"may not read {name}: {error if status == 0 else 'check the credentials'}")
         if HTTPStatus.BAD_REQUEST <= status < HTTPStatus.INTERNAL_SERVER_ERROR and status not in _MAY_PASS:
             return ObjectDenied(name, f"the server refused to give {name} ({status})")
+        if isinstance(error, aiohttp.ClientConnectorCertificateError):
+            return ObjectDenied(name, f"the certificate of its server cannot be verified: set SSL_CERT_FILE ({error})")
         if isinstance(error, HTTPError | ConnectionError | TimeoutError | asyncio.TimeoutError):
             tried = f"after {self.retries.attempts} attempts ({type(error).__name__})"
             return TransientStorageError(f"{name}: no good answer {tried}: check the server")

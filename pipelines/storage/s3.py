@@ -327,6 +327,9 @@ class S3Store(Store):
     def _translate(self, error: Exception, operation: str, path: str, endpoint: str) -> Exception:
         if isinstance(error, boto.ClientError):
             return self._translate_answer(error, operation, path, endpoint)
+        if "CERTIFICATE_VERIFY_FAILED" in str(error):  # of several classes, by the version of the client
+            remedy = f"the certificate of {redacted(endpoint)} cannot be verified: set AWS_CA_BUNDLE to its authority's"
+            return ConfigError(self.field, self.root, remedy)
         if isinstance(error, _NO_ANSWER):
             return self._unreachable(path, endpoint, type(error).__name__)
         if isinstance(error, boto.NoCredentialsError | boto.PartialCredentialsError):

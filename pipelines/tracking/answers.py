@@ -1,8 +1,13 @@
 """Errors of MLflow: outages, which pass, and refusals, which do not, with a remedy for each."""
 
+import re
+import socket
+import ssl
 import traceback
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from mlflow.exceptions import MlflowException
 
@@ -22,13 +27,86 @@ _CLIENTS = {"mlflow", "requests", "urllib3", "botocore", "sqlalchemy"}
 """Packages whose errors are raised while they handle those of what they use."""
 
 _UNKNOWN = "INTERNAL_ERROR"
-_REMEDIES: dict[int | None, str] = {
-    400: "it takes no such request; check what is logged, and that MLFLOW_TRACKING_URI is an MLflow server",
-    401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
-    403: "let this user do that; if it refuses the Host header, start it with --allowed-hosts",
-    404: "check MLFLOW_TRACKING_URI, and that the server is MLflow 3 or later",
-    413: "let the proxy before it take larger requests (nginx: client_max_body_size)",
-}
+_TOO_MANY = re.compile(r"too many (\d{3}) error responses")
+"""How urllib3 tells of an answer that it would have repeated the request after."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An error of MLflow as the kinds look at it.
+
+    Attributes:
+        status: HTTP status that was answered, or that the error stands for; None where nothing was.
+        text: of the error, with the beginning of the answer's body.
+        causes: the error and those that it was raised for, outermost first.
+    """
+
+    status: int | None
+    text: str
+    causes: tuple[BaseException, ...]
+
+    def has(self, kind: type[BaseException]) -> bool:
+        """Whether an error of this class is among the causes."""
+        return any(isinstance(cause, kind) for cause in self.causes)
+
+
+class Kind(NamedTuple):
+    """A kind of failure: how it is known, what a user may do, and whether another attempt may go better."""
+
+    fits: Callable[[Failure], bool]
+    remedy: str
+    passes: bool = False
+
+
+def _answered(*statuses: int) -> Callable[[Failure], bool]:
+    return lambda failure: failure.status in statuses
+
+
+KINDS: tuple[Kind, ...] = (
+    Kind(lambda failure: failure.has(ImportError), "install {missing} on this machine"),
+    Kind(
+        lambda failure: "CERTIFICATE_VERIFY_FAILED" in failure.text or failure.has(ssl.SSLCertVerificationError),
+        "its certificate cannot be verified: set REQUESTS_CA_BUNDLE, or MLFLOW_TRACKING_SERVER_CERT_PATH for MLflow "
+        "alone, to the file of its authority",
+    ),
+    Kind(lambda failure: "WRONG_VERSION_NUMBER" in failure.text, "it speaks no TLS: give MLFLOW_TRACKING_URI http://"),
+    Kind(
+        lambda failure: "Invalid url" in failure.text or "unsupported URI" in failure.text,
+        "check MLFLOW_TRACKING_URI: it is no address of a server or database",
+    ),
+    Kind(
+        lambda failure: "ProxyError" in failure.text, "the proxy does not lead there: set NO_PROXY to this host", True
+    ),
+    Kind(lambda failure: failure.has(socket.gaierror), "no such host: correct the name in MLFLOW_TRACKING_URI", True),
+    Kind(
+        lambda failure: failure.has(ConnectionRefusedError), "nobody listens there: start it, or correct the port", True
+    ),
+    Kind(
+        lambda failure: failure.status == 403 and "Invalid Host header" in failure.text,
+        "start the server with --allowed-hosts and the name by which it is reached (docs/mlflow.md)",
+    ),
+    Kind(_answered(401), "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"),
+    Kind(
+        _answered(403),
+        "let this user do that, or give the credentials of another: MLFLOW_TRACKING_USERNAME and "
+        "MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+    ),
+    Kind(
+        lambda failure: "not in a valid JSON format" in failure.text,
+        "that is no answer of MLflow's, perhaps a proxy's page: check MLFLOW_TRACKING_URI",
+    ),
+    Kind(
+        _answered(400),
+        "it takes no such request; check what is logged, and that MLFLOW_TRACKING_URI is an MLflow server",
+    ),
+    Kind(_answered(404), "check MLFLOW_TRACKING_URI, and that the server is MLflow 3 or later"),
+    Kind(_answered(413), "let the proxy before it take larger requests (nginx: client_max_body_size)"),
+    Kind(_answered(*_MAY_PASS, 502, 503, 504), "it is busy, or starts: try again later", True),
+    Kind(_answered(*range(300, 500), 501), "check MLFLOW_TRACKING_URI"),
+    Kind(lambda failure: failure.status is not None, "it is out of order: look into its log", True),
+    Kind(lambda failure: True, "start it, or set MLFLOW_TRACKING_URI to another", True),
+)
+"""Of an error the first kind that fits counts."""
 
 
 class Suppress(AbstractContextManager["Suppress"]):
@@ -43,10 +121,9 @@ class Suppress(AbstractContextManager["Suppress"]):
 
 def may_pass(error: BaseException) -> bool:
     """Whether another attempt may go better: not after a refusal, nor after a mistake of the program."""
-    if not isinstance(error, Exception) or isinstance(error, _MISTAKES) or _missing_module(error):
+    if not isinstance(error, Exception) or isinstance(error, _MISTAKES):
         return False
-    status = status_of(error)
-    return status is None or status in _MAY_PASS or (status >= 500 and status != 501)
+    return _kind_of(_failure(error)).passes
 
 
 def status_of(error: BaseException) -> int | None:
@@ -56,13 +133,23 @@ def status_of(error: BaseException) -> int | None:
 
 def remedy_of(error: BaseException) -> str:
     """What a user may do about it."""
-    if missing := _missing_module(error):
-        return f"install {missing.name or 'what is missing'} on this machine"
-    return _REMEDIES.get(status_of(error), "start it, or set MLFLOW_TRACKING_URI to another")
+    failure = _failure(error)
+    missing = next((cause.name for cause in failure.causes if isinstance(cause, ImportError)), None)
+    return _kind_of(failure).remedy.format(missing=missing or "what is missing")
 
 
-def _missing_module(error: BaseException) -> ImportError | None:
-    return next((cause for cause in _causes(error) if isinstance(cause, ImportError)), None)
+def reason_of(error: BaseException) -> BaseException:
+    """The error that says most shortly what happened: the system's own where there was no answer."""
+    *_, innermost = _causes(error)
+    return innermost if isinstance(innermost, OSError) and status_of(error) is None else error
+
+
+def _failure(error: BaseException) -> Failure:
+    return Failure(status=status_of(error), text=str(error), causes=tuple(_causes(error)))
+
+
+def _kind_of(failure: Failure) -> Kind:
+    return next(kind for kind in KINDS if kind.fits(failure))
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -78,6 +165,8 @@ def _own_status(error: BaseException) -> int | None:
         return int(error.get_http_status_code())
     if isinstance(answer := getattr(error, "response", None), dict):  # botocore's ClientError
         return int(answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)) or None
+    if found := _TOO_MANY.search(str(error)):
+        return int(found[1])
     # An answer without a code that MLflow knows, such as a proxy's: its status is not in the error.
     answers = [answer, *(frame.f_locals.get("response") for frame, _ in traceback.walk_tb(error.__traceback__))]
     return next((code for answer in answers if isinstance(code := getattr(answer, "status_code", None), int)), None)

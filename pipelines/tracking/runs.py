@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
-from mlflow.entities import Metric, Param, RunTag
+from mlflow.entities import LifecycleStage, Metric, Param, RunTag
 from mlflow.tracking import MlflowClient
 from mlflow.tracking.context.registry import resolve_tags
 
@@ -189,7 +189,7 @@ def _reopen(client: MlflowClient, run_id: str) -> bool:
 
 
 def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
-    """The id of an experiment, which is made if need be."""
+    """The id of an experiment, which is made if need be; TrackingError for one that was deleted."""
     found = client.get_experiment_by_name(name)
     if found is None:
         # Beside the SQLite file, not in the current folder as MLflow would have it: that one may be temporary.
@@ -198,6 +198,9 @@ def experiment_id(client: MlflowClient, uri: str, name: str) -> str:
             return client.create_experiment(name, artifact_location=place)
         found = client.get_experiment_by_name(name)
     assert found is not None
+    if found.lifecycle_stage == LifecycleStage.DELETED:
+        remedy = f"restore it (mlflow experiments restore --experiment-id {found.experiment_id}), or give another name"
+        raise TrackingError(f"the experiment {name} of MLflow at {redacted(uri)} was deleted: {remedy}")
     return found.experiment_id
 
 

@@ -11,13 +11,13 @@ from typing import TypeVar
 
 from mlflow.tracking import MlflowClient
 
+from pipelines.process.environment import data_folder
 from pipelines.process.redaction import first_line, redacted
 from pipelines.process.retrying import Outage, Retries
-from pipelines.tracking.answers import may_pass, remedy_of
+from pipelines.tracking.answers import may_pass, reason_of, remedy_of
 from pspnet_core.errors import PspnetError
 
 T = TypeVar("T")
-HOME = Path.home() / ".pspnet"
 SQLITE = "sqlite:///"
 
 START_S = 2.0
@@ -42,8 +42,7 @@ def tracking_uri() -> str:
     given = os.environ.get("MLFLOW_TRACKING_URI")
     if given:
         return given
-    HOME.mkdir(parents=True, exist_ok=True)
-    return f"{SQLITE}{HOME / 'mlflow.db'}"
+    return f"{SQLITE}{data_folder() / 'mlflow.db'}"
 
 
 @contextlib.contextmanager
@@ -127,4 +126,4 @@ class Server:
 
     def explain(self, error: BaseException) -> TrackingError:
         """The error that says in one line what went wrong, with a remedy."""
-        return TrackingError(f"{self} cannot be used ({first_line(error)}); {remedy_of(error)}")
+        return TrackingError(f"{self} cannot be used ({first_line(reason_of(error))}); {remedy_of(error)}")

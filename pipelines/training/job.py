@@ -11,9 +11,11 @@ from typing import Any
 
 import pyarrow.fs
 import ray
+from ray.exceptions import RayError
 from ray.train import FailureConfig, LoggingConfig, RunConfig, UserCallback
 from ray.train.torch import TorchTrainer
 
+from pipelines.cluster.failures import plain
 from pipelines.cluster.session import ray_session
 from pipelines.process.config_tree import flatten
 from pipelines.process.sigterm import own_sigint
@@ -98,7 +100,8 @@ def _torch_trainer(setup: Setup, scaling: Scaling, folder: CheckpointFolder, run
 def _cause(error: ray.train.TrainingFailedError) -> str:
     """Quote the first worker's error."""
     failures = getattr(error, "worker_failures", None) or {}
-    return " ".join(str(next(iter(failures.values()), error)).strip().splitlines()[-1:])
+    first = next(iter(failures.values()), error)
+    return str(plain(first)) if isinstance(first, RayError) else " ".join(str(first).strip().splitlines()[-1:])
 
 
 class EpochPrinter(UserCallback):

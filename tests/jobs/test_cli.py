@@ -275,24 +275,12 @@ def test_mistakes_in_a_file(text: str, line: str, capfd: pytest.CaptureFixture[s
     assert err.startswith("error: " + line.format(path=path))
 
 
-class WrappedError(ConfigError):
-    """As Ray raises a worker's error in the driver: of the same class, with a long text and the original."""
-
-    def __init__(self, cause: ConfigError) -> None:
-        super().__init__(cause.field, cause.value, cause.remedy)
-        self.cause = cause
-
-    def __str__(self) -> str:
-        return "a worker's traceback\nof many lines"
-
-
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
         (ConfigError("model", "x", "no such folder"), 2, "error: model=x: no such folder"),
         (ImageError("Empty", "no bytes"), 1, "error: Empty: no bytes"),
         (PspnetError("two\nlines"), 1, "error: two lines"),
-        (WrappedError(ConfigError("model", "x", "no such folder")), 2, "error: model=x: no such folder"),
         (KeyboardInterrupt(), 130, "interrupted"),
     ],
 )
@@ -392,6 +380,22 @@ def test_standard_output_holds_the_line_and_nothing_else(tmp_path: Path) -> None
     for text in ("python", "log line", "INFO progress", "descriptor", "from C", "child", "late thread", "at exit"):
         assert text in done.stderr
     assert "chatter" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("closed", "line"),
+    [("<&-", '{"coats": 2}\n'), (">&-", ""), ("2>&-", '{"coats": 2}\n'), ("<&- >&- 2>&-", "")],
+)
+def test_a_stream_that_is_closed_harms_nobody(closed: str, line: str, tmp_path: Path) -> None:
+    """A file that is opened in its place would get what is printed."""
+    script = tmp_path / "noisy.py"
+    script.write_text(NOISY_JOB, encoding="utf-8")
+    start = ["bash", "-c", f'exec "$@" {closed}', "bash", sys.executable, str(script)]
+    done = subprocess.run(
+        start, env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stdout) == (0, line)
+    assert "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize("job", COMMANDS)

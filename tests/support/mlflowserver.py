@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import os
 import random
+import re
 import signal
 import socket
 import subprocess
@@ -16,6 +17,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.support.paths import ROOT
 from tests.support.servers import started, wait_until_healthy
 
 QUIET = {
@@ -84,8 +86,14 @@ class MlflowServer:
         return [
             *(sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(self.port)),
             *("--workers", "1", "--backend-store-uri", f"sqlite:///{self.folder / 'mlflow.db'}"),
-            *("--artifacts-destination", self.artifacts),
+            *("--artifacts-destination", self.artifacts, "--allowed-hosts", allowed_hosts()),
         ]
+
+
+def allowed_hosts() -> str:
+    """What the command in ``docs/mlflow.md`` allows."""
+    (hosts,) = re.findall("--allowed-hosts '(.+)'", (ROOT / "docs" / "mlflow.md").read_text())
+    return str(hosts)
 
 
 @contextlib.contextmanager

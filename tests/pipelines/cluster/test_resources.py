@@ -1,15 +1,10 @@
 """How workers and actors share a cluster: refused with a remedy when they do not fit."""
 
-import os
-import subprocess
-import sys
-
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pipelines.cluster.resources import WorkerRange, divide
-from pipelines.cluster.session import KEEP_IDLE, choose_folder
 from pspnet_core.errors import ConfigError
 
 GIB = 2**30
@@ -74,44 +69,3 @@ def test_logical_gpus_divide_the_machine() -> None:
 
 def test_gpus_may_be_asked_for_before_the_autoscaler_has_brought_them() -> None:
     assert divide(2, 1.0, reserve=0.5, resources={"CPU": 8}).gpus == 1.0
-
-
-def child(script: str, **variables: str) -> subprocess.CompletedProcess[str]:
-    """Run a script in a process of its own, as this one may be connected to Ray already."""
-    environment = {name: value for name, value in os.environ.items() if name != KEEP_IDLE[0]} | variables
-    return subprocess.run([sys.executable, "-c", script], env=environment, text=True, capture_output=True)
-
-
-def test_a_session_keeps_the_handler_of_sigterm_and_processes_that_are_idle_for_a_moment() -> None:
-    """Ray would put a handler of its own in its place, and end idle processes after a second."""
-    script = """
-import os, psutil, signal
-from pipelines.cluster.session import KEEP_IDLE, ray_session
-signal.signal(signal.SIGTERM, lambda number, frame: print("handled"))
-with ray_session():
-    os.kill(os.getpid(), signal.SIGTERM)
-    started = psutil.Process().children(recursive=True)
-    print([process.environ().get(KEEP_IDLE[0]) for process in started if process.name() == "raylet"])
-"""
-    job = child(script, RAY_ADDRESS="local")
-    assert (job.returncode, job.stdout) == (0, f"handled\n{[KEEP_IDLE[1]]}\n"), job.stderr
-
-
-def test_ray_gets_a_folder_that_is_short_enough(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("TMPDIR", "RAY_TMPDIR"):
-        monkeypatch.delenv(name, raising=False)
-    monkeypatch.setenv("TMPDIR", f"/tmp/{'x' * 34}")
-    choose_folder()
-    assert "RAY_TMPDIR" not in os.environ
-    monkeypatch.setenv("TMPDIR", f"/tmp/{'x' * 35}")
-    choose_folder()
-    assert os.environ["RAY_TMPDIR"] == "/tmp"
-    monkeypatch.setenv("RAY_TMPDIR", "x" * 40)
-    with pytest.raises(ConfigError, match=r"^RAY_TMPDIR=x+: too long for Ray"):
-        choose_folder()
-
-
-def test_a_cluster_address_that_is_none_is_reported() -> None:
-    job = child("from pipelines.cluster.session import ray_session\nwith ray_session(): pass", RAY_ADDRESS="nonsense")
-    assert job.returncode == 1
-    assert "ConfigError: RAY_ADDRESS=nonsense: cannot connect (" in job.stderr

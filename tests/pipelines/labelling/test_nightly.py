@@ -5,6 +5,7 @@ import json
 import os
 import shlex
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -227,40 +228,95 @@ VARIABLES = {
 }
 
 
-def nightly(variables: dict[str, str], *arguments: str) -> list[str]:
-    """The flags with which `make nightly` starts the job."""
+STAND_IN = (
+    "#!/bin/sh\nexec "
+    + shlex.quote(sys.executable)
+    + " -c 'import json, sys; print(json.dumps(sys.argv[1:]))' \"$@\"\n"
+)
+"""In place of the Python that starts the job: prints its arguments."""
+
+
+def make_nightly(folder: Path, variables: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
+    """`make nightly` with a Python that only prints its arguments."""
+    (folder / "python").write_text(STAND_IN)
+    (folder / "python").chmod(0o755)
     # Without what belongs to a make that runs the tests, such as its ARGS.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("MAKE") and name != "ARGS"}
     # The stamp is taken for new: nothing shall be installed here.
-    command = ["make", "--no-print-directory", "-n", "-o", ".venv/.stamp", "nightly", *arguments]
-    done = subprocess.run(command, cwd=ROOT, env=inherited | variables, text=True, capture_output=True, check=True)
-    words = shlex.split(done.stdout)
-    return words[words.index("jobs/label.py") + 1 :]
+    command = [
+        "make",
+        "--no-print-directory",
+        "-o",
+        ".venv/.stamp",
+        "nightly",
+        f"BIN={folder}",
+        "STAMP=.venv/.stamp",
+        *arguments,
+    ]
+    return subprocess.run(command, cwd=ROOT, env=inherited | variables, text=True, capture_output=True)
 
 
-def test_make_nightly_takes_its_flags_from_the_environment() -> None:
-    config = parse_config(LabelConfig, nightly(VARIABLES))
+def nightly(folder: Path, variables: dict[str, str], *arguments: str) -> list[str]:
+    """The flags with which `make nightly` starts the job."""
+    done = make_nightly(folder, variables, *arguments)
+    assert done.returncode == 0, done.stderr
+    words: list[str] = json.loads(done.stdout)
+    assert words[0] == "jobs/label.py"
+    return words[1:]
+
+
+def test_make_nightly_takes_its_flags_from_the_environment(tmp_path: Path) -> None:
+    config = parse_config(LabelConfig, nightly(tmp_path, VARIABLES))
     expected = LabelConfig(
         input=VARIABLES["INPUT"], output=VARIABLES["OUTPUT"], model=VARIABLES["MODEL"], date="today", source="images"
     )
     assert config == expected
     more = VARIABLES | {"DATE": "yesterday", "SINCE": "36h", "SOURCE": "manifest"}
-    config = parse_config(LabelConfig, nightly(more, "ARGS=--workers 1:4 --chunk 64"))
+    config = parse_config(LabelConfig, nightly(tmp_path, more, "ARGS=--workers 1:4 --chunk 64"))
     assert (config.date, config.since, config.source) == ("yesterday", "36h", "manifest")
     assert (config.actors.workers, config.chunk) == ("1:4", 64)
 
 
-def test_make_nightly_tells_what_is_missing() -> None:
+ODD_VALUES = [
+    *("it's", "a$b", "a$$b", "$(shell touch EVIL)x", "${HOME}", "`touch EVIL`", 'a"b;c|d&e>f', "a\\b", "a#b", "a b "),
+    *("*", "~/x", "a$", "%d", "two\nlines", "ä=1", "--x"),
+]
+
+
+@pytest.mark.parametrize("value", ODD_VALUES)
+@pytest.mark.parametrize("by", ["environment", "command line"])
+def test_make_nightly_hands_every_value_on_as_it_is(value: str, by: str, tmp_path: Path) -> None:
+    """Neither make nor the shell interprets any of it."""
+    value = value.replace("EVIL", str(tmp_path / "evil"))
+    given = dict.fromkeys(["INPUT", "OUTPUT", "MODEL", "SOURCE", "DATE", "SINCE"], value)
+    if by == "environment":
+        found = nightly(tmp_path, given)
+    else:
+        found = nightly(tmp_path, {}, *(f"{name}={value}" for name in given))
+    assert found == [f"--{name.lower()}={value}" for name in given]
+    assert not (tmp_path / "evil").exists()
+
+
+def test_what_args_holds_is_cut_at_blanks_and_nothing_else(tmp_path: Path) -> None:
+    assert nightly(tmp_path, {"ARGS": "--exclude *  --limit=$(x)`y`"})[-3:] == ["--exclude", "*", "--limit=$(x)`y`"]
+    refused = make_nightly(tmp_path, {"ARGS": "--exclude 'a b'"})
+    assert refused.returncode == 2
+    assert refused.stderr.startswith(
+        "error: ARGS=--exclude 'a b': is cut at blanks and knows no quotes; leave them out"
+    )
+
+
+def test_make_nightly_tells_what_is_missing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"^input='': give a folder"):
-        parse_config(LabelConfig, nightly({}))
+        parse_config(LabelConfig, nightly(tmp_path, {}))
 
 
-def test_the_kubernetes_example_starts_the_same() -> None:
+def test_the_kubernetes_example_starts_the_same(tmp_path: Path) -> None:
     job = yaml.safe_load((ROOT / "docs" / "nightly.yaml").read_text())
     assert (job["kind"], job["spec"]["concurrencyPolicy"]) == ("CronJob", "Forbid")
     (container,) = job["spec"]["jobTemplate"]["spec"]["template"]["spec"]["containers"]
     assert container["command"] == ["make", "nightly"]
     variables = {entry["name"]: entry["value"] for entry in container["env"] if "value" in entry}
-    config = parse_config(LabelConfig, nightly(variables))
+    config = parse_config(LabelConfig, nightly(tmp_path, variables))
     assert config.input == variables["INPUT"]
     assert config.date == "yesterday"

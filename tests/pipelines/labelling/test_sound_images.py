@@ -33,4 +33,4 @@ def test_the_job_labels_what_viewers_show(tmp_path: Path, scene_model: Path) -> 
 
 def test_the_quarantine_passes_all_of_them() -> None:
     images = [make().data for make in SOUND.values()]
-    assert list(survivors(enumerate(images), max_pixels=10**6)) == list(enumerate(images))
+    assert list(survivors(enumerate(images), max_pixels=10**6, threads=2)) == list(enumerate(images))

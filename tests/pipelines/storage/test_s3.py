@@ -12,6 +12,7 @@ from typing import cast
 
 import pytest
 
+from pipelines.process.retrying import Retries
 from pipelines.storage import (
     ObjectArchived,
     ObjectChanged,
@@ -40,6 +41,7 @@ from tests.support.faultproxy import (
     truncate,
 )
 from tests.support.s3server import S3Server
+from tests.support.webserver import Answers, serving, untrusted
 
 
 def with_header(name: str, fault: Fault) -> Fault:
@@ -363,3 +365,13 @@ class TestFaults:
             keys(store)
         assert "AWS_ENDPOINT_URL" in str(caught.value)
         assert "hidden" not in str(caught.value)
+
+
+def test_a_certificate_that_cannot_be_verified_is_told_at_once(s3_bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    patient = Retries(attempts=12, first_wait=60.0)
+    with serving(Answers, untrusted()) as url:
+        monkeypatch.setenv("AWS_ENDPOINT_URL", url)
+        store = open_store(s3_bucket, field="input", retries=patient)
+        for act in (lambda: list(store.list()), lambda: store.read("a.jpg")):
+            with pytest.raises(ConfigError, match=r"^input=s3:.*certificate of https://127.*set AWS_CA_BUNDLE"):
+                act()

@@ -42,7 +42,7 @@ from pspnet_core.errors import ConfigError
 from pspnet_core.paths import inside
 from tests.support.buckets import parquet
 from tests.support.poisons import web_server
-from tests.support.webserver import serving
+from tests.support.webserver import Answers, serving, untrusted
 
 QUICK = Retries(attempts=3, first_wait=0, longest_wait=0, jitter=0)
 AWKWARD = ["plain.jpg", "a b/c d.jpg", "ä/日本.jpg", "100%/%41.jpg", "x#y/z?versionId=1.jpg", "a+b=c&d;e,f@g!.jpg"]
@@ -529,6 +529,12 @@ class TestOtherDrivers:
                 monkeypatch.setenv("NETRC", str(tmp_path / file))
                 (result,) = open_store(url, field="input", retries=QUICK).read_many([("a", None)])
                 assert str(result).startswith(expected)
+
+    def test_a_certificate_that_cannot_be_verified_is_told_at_once(self) -> None:
+        patient = Retries(attempts=12, first_wait=60.0)
+        with serving(Answers, untrusted()) as url:
+            (result,) = open_store(url, field="input", retries=patient).read_many([("a.jpg", None)])
+        assert re.match("Denied: the certificate of its server cannot be verified: set SSL_CERT_FILE", str(result))
 
     def test_a_folder_must_be_there_and_be_listed(self, memory: str) -> None:
         with mistake("memory://nothing", "no such folder"):

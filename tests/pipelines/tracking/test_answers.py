@@ -12,8 +12,9 @@ from pipelines.tracking.answers import may_pass, remedy_of, status_of
 from pipelines.tracking.background_run import background_run
 from pipelines.tracking.metrics_log import MetricsLog
 from pipelines.tracking.runs import Run, upload
-from pipelines.tracking.server import Server, TrackingError
+from pipelines.tracking.server import PATIENCE_S, Server, TrackingError
 from tests.support.faultproxy import FaultProxy, Rule, answer
+from tests.support.webserver import Answers, serving, untrusted
 
 SECONDS = 60.0  # a busy machine takes long
 RUN = "0" * 32
@@ -21,8 +22,9 @@ REFUSALS = [
     pytest.param(400, b"<html>Bad Request</html>", "that MLFLOW_TRACKING_URI is an MLflow server", id="400"),
     pytest.param(401, b"You are not authenticated.", "set MLFLOW_TRACKING_USERNAME and", id="401"),
     pytest.param(401, json.dumps({"message": "Unauthorized"}).encode(), "set MLFLOW_TRACKING_USERNAME", id="401 JSON"),
-    pytest.param(403, b"Invalid Host header", "start it with --allowed-hosts", id="403"),
+    pytest.param(403, b"Invalid Host header - possible", "start the server with --allowed-hosts", id="403 host"),
     pytest.param(403, json.dumps({"error_code": "PERMISSION_DENIED"}).encode(), "let this user do that", id="403 code"),
+    pytest.param(403, b"<html>Forbidden</html>", "give the credentials of another", id="403"),
     pytest.param(404, b"<html>Not Found</html>", "that the server is MLflow 3 or later", id="404"),
     pytest.param(413, b"<html>Request Entity Too Large</html>", "client_max_body_size", id="413"),
 ]
@@ -46,6 +48,52 @@ def test_a_refusal_ends_a_job_at_once(proxy: FaultProxy, status: int, body: byte
     assert len(rule.hits) == 1
 
 
+@pytest.mark.parametrize(
+    ("status", "body", "remedy"), [(200, b"<html>Log in</html>", "perhaps a proxy's page"), (301, b"", "check MLFLOW_")]
+)
+def test_a_page_is_no_answer(proxy: FaultProxy, status: int, body: bytes, remedy: str) -> None:
+    """What a proxy, or a server of another kind, says."""
+    test_a_refusal_ends_a_job_at_once(proxy, status, body, remedy)
+
+
+SILENT: list[tuple[str, str, str, bool]] = [
+    ("http://127.0.0.1:9", "Connection refused", "nobody listens there: start it", True),
+    ("http://mlflow.invalid:5000", "not known", "no such host: correct the name in MLFLOW_TRACKING_URI", True),
+    ("{untrusted}", "self-signed certificate", "set REQUESTS_CA_BUNDLE, or MLFLOW_TRACKING_SERVER_CERT_PATH", False),
+    ("{plain}", "WRONG_VERSION_NUMBER", "it speaks no TLS: give MLFLOW_TRACKING_URI http://", False),
+    ("http://127.0.0.1:99999", "Invalid url", "it is no address of a server or database", False),
+    ("ftp://127.0.0.1", "unsupported URI", "it is no address of a server or database", False),
+]
+"""Addresses without an answer, the reason and the remedy that are told, and whether to wait for one."""
+
+
+@pytest.fixture(scope="module")
+def servers() -> Iterator[dict[str, str]]:
+    with serving(Answers, untrusted()) as secure, serving(Answers) as plain:
+        yield {"untrusted": secure, "plain": plain.replace("http:", "https:")}
+
+
+@pytest.mark.parametrize(("uri", "reason", "remedy", "passes"), SILENT)
+def test_an_address_without_an_answer(
+    servers: dict[str, str], uri: str, reason: str, remedy: str, passes: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_PROXY", "*")
+    server = Server(uri=uri.format(**servers), patience=0.0 if passes else PATIENCE_S)
+    with pytest.raises(TrackingError) as caught:
+        server.call(lambda client: client.get_run(RUN))
+    assert reason in str(caught.value)
+    assert remedy in str(caught.value)
+    assert caught.value.__cause__
+    assert may_pass(caught.value.__cause__) == passes
+
+
+def test_a_proxy_that_leads_nowhere_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", "localhost")
+    with pytest.raises(TrackingError, match="the proxy does not lead there: set NO_PROXY to this host"):
+        Server(uri="http://mlflow.example:5000", patience=0.0).call(lambda client: client.get_run(RUN))
+
+
 @pytest.mark.parametrize(("status", "body", "remedy"), REFUSALS)
 def test_a_file_is_refused_at_once_too(proxy: FaultProxy, status: int, body: bytes, remedy: str) -> None:
     """The run is there, the artifacts are refused: they are sent by other calls, which raise other errors."""
@@ -56,6 +104,13 @@ def test_a_file_is_refused_at_once_too(proxy: FaultProxy, status: int, body: byt
     with pytest.raises(TrackingError, match=remedy):
         Server(uri=proxy.endpoint).call(lambda client: upload(client, run, "a/b.png", b"png"))
     assert len(rule.hits) == 1
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_busy_server_is_told_as_one(proxy: FaultProxy, status: int) -> None:
+    proxy.add(Rule(answer(status, b"later")))
+    with pytest.raises(TrackingError, match="it is busy, or starts: try again later"):
+        Server(uri=proxy.endpoint, patience=0.0).call(lambda client: client.get_run(RUN))
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

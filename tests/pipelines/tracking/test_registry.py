@@ -209,7 +209,8 @@ def test_a_run_without_a_model_is_reported(mlflow_server: MlflowServer) -> None:
 
 def test_without_a_server_the_file_at_home_serves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
-    monkeypatch.setattr("pipelines.tracking.server.HOME", tmp_path / "home")
+    (tmp_path / "home").mkdir()
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     made = small_checkpoint(tmp_path / "small")

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import urllib.error
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from pspnet_core import __version__
 from pspnet_core.errors import Terminated
 from tests.support.mlflowserver import MlflowServer
 from tests.support.paths import ROOT
+from tests.support.servers import request
 
 SECONDS = 120.0  # a busy machine takes long to start a server
 SECRET = "wJalrXUtnFEMI/K7MDENG+bPxRfiCY"
@@ -189,3 +191,25 @@ def test_the_code_is_known_by_its_contents(tmp_path: Path, monkeypatch: pytest.M
     assert code_version() == {key: here[key] for key in ("code.version", "code.sha256")}
     (tmp_path / "jobs/label.py").write_text("changed")
     assert code_version()["code.sha256"] != here["code.sha256"]
+
+
+def test_a_deleted_experiment_is_named_with_what_restores_it(tracking_home: Path) -> None:
+    client = Server().client
+    number = client.create_experiment("nights")
+    client.delete_experiment(number)
+    remedy = (
+        rf"the experiment nights of MLflow at .* was deleted: .*mlflow experiments restore --experiment-id {number}"
+    )
+    with pytest.raises(TrackingError, match=remedy):
+        start_run("nights", "one")
+
+
+def test_the_documented_server_is_reached_by_name(mlflow_server: MlflowServer) -> None:
+    """MLflow 3 refuses names that it was not told of."""
+    port = mlflow_server.uri.rpartition(":")[2]
+    for host in (f"mlflow.example:{port}", "mlflow.example"):
+        request(f"{mlflow_server.uri}/api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": host})
+    with pytest.raises(urllib.error.HTTPError, match="403"):
+        request(
+            f"{mlflow_server.uri}/api/2.0/mlflow/experiments/search?max_results=1", headers={"Host": "evil.example"}
+        )
