@@ -24,7 +24,6 @@ import os
 import re
 import signal
 import sys
-import traceback
 import types
 from argparse import ArgumentParser
 from collections import deque
@@ -43,6 +42,7 @@ from pspnet_core.errors import ConfigError, PspnetError, Terminated, one_line
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
+log = logging.getLogger(__name__)
 ConfigT = TypeVar("ConfigT", bound="DataclassInstance")
 
 CONFIG_HELP = "YAML file with a value for any of the flags below; a flag given as well overrides it."
@@ -79,7 +79,7 @@ def main(
         print("error:", redacted(one_line(str(error))), file=sys.stderr)
         return 2 if isinstance(error, ConfigError) else 1
     except Exception:
-        traceback.print_exc()
+        log.exception("the program failed")
         return 1
     return code
 
