@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import errno
+import fcntl
 import functools
 import http.server
 import os
@@ -322,21 +324,33 @@ class TestWriting:
         assert local.put_if_match("a", b"new", etag) if replaces else local.put_if_absent("b", b"new")
         assert local.read("a" if replaces else "b") == b"new"
 
-    @pytest.mark.skipif(os.geteuid() != 0, reason="only root may become another user")
-    def test_the_lock_of_one_user_does_not_stop_the_next(self, local: Store, tmp_path: Path) -> None:
-        with tempfile.TemporaryDirectory() as folder:
-            shared = open_store(f"{folder}/shared", field="output")
-            etag = fill(shared, {"a": b"old"})["a"].etag
-            assert shared.put_if_match("a", b"mine", etag)
-            for place in (folder, f"{folder}/shared", f"{folder}/shared/.tmp"):
-                os.chmod(place, 0o777)
-            etag = next(shared.list()).etag
-            child = os.fork()
-            if not child:
-                os.setuid(65534)
-                os._exit(0 if shared.put_if_match("a", b"theirs", etag) else 1)
-            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-            assert shared.read("a") == b"theirs"
+    def test_the_lock_of_one_user_does_not_stop_the_next(self, local: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+        etag = fill(local, {"a": b"old"})["a"].etag
+        assert local.put_if_match("a", b"mine", etag)
+        own = os.open
+
+        def of_another_user(path: str, flags: int, *mode: int, **more: int) -> int:
+            if str(path).endswith("replace.lock") and flags & os.O_RDWR:
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+            return own(path, flags, *mode, **more)
+
+        monkeypatch.setattr(os, "open", of_another_user)
+        assert local.put_if_match("a", b"theirs", next(local.list()).etag)
+        assert local.read("a") == b"theirs"
+
+    def test_a_lock_that_a_server_gives_its_owner_only_is_told(
+        self, local: Store, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Over NFS a lock is one of bytes, for which the file has to be open for writing."""
+        etag = fill(local, {"a": b"old"})["a"].etag
+
+        def refuse(file: object, operation: int) -> None:
+            if operation == fcntl.LOCK_EX:
+                raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+
+        monkeypatch.setattr(fcntl, "flock", refuse)
+        with mistake("another user made replace.lock"):
+            local.put_if_match("a", b"new", etag)
 
 
 class TestLocalFolders:
