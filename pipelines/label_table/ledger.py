@@ -26,9 +26,8 @@ from typing import Annotated
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from annotated_types import Lt
 from numpy.typing import NDArray
-from pydantic import AwareDatetime, StringConstraints
+from pydantic import AwareDatetime, Field, StringConstraints
 
 from pipelines.label_table.index import LabelIndex, read_label_file
 from pipelines.label_table.listing import VERSION, Listing
@@ -110,7 +109,7 @@ class _Header:
 
     schema: int
     run_id: Annotated[str, StringConstraints(pattern=r"^[0-9A-Za-z_-]{1,64}$")]
-    made: Annotated[AwareDatetime, Lt(LATEST)]
+    made: Annotated[AwareDatetime, Field(lt=LATEST)]
     spec: PlanSpec
 
 
