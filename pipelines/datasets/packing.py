@@ -37,6 +37,7 @@ from pipelines.datasets.shards import (
     write_index,
 )
 from pipelines.process.progress import Progress
+from pipelines.process.reading_back import read_back
 from pipelines.storage import Store, open_store
 from pspnet_core.errors import ConfigError, PspnetError, check
 from pspnet_core.images.masks import to_png
@@ -140,23 +141,40 @@ def listing_of(dataset: Dataset) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the shards of an output are made of: ``plan.json``. Data and layout are for people; the listing counts."""
+
+    format: int = FORMAT
+    shard: int
+    listing: str
+    data: str
+    layout: str
+
+    def difference(self, there: "Plan") -> str:
+        """Say what keeps shards of this plan out of a folder that has another one; empty where nothing does."""
+        if there.format != self.format:
+            return f"holds shards that another version wrote (format {there.format}, now {self.format})"
+        if there.listing != self.listing:
+            return f"holds shards of {there.data} (layout {there.layout}) as it was listed then"
+        return f"holds shards of {there.shard} MB, not {self.shard}" if there.shard != self.shard else ""
+
+
 def claim(output: Store, config: PrepareConfig, dataset: Dataset) -> None:
     """Write the plan of the output, unless there is one already.
 
     Raises:
         ConfigError: the output is of another input, or of other settings.
     """
-    plan = {"format": FORMAT, "shard": config.shard, "listing": listing_of(dataset)}
-    facts = {"data": dataset.store.root, "layout": config.dataset.layout}
-    if output.put_if_absent(PLAN_FILE, json.dumps(plan | facts, indent=1).encode()):
+    plan = Plan(shard=config.shard, listing=listing_of(dataset), data=dataset.store.root, layout=config.dataset.layout)
+    if output.put_if_absent(PLAN_FILE, json.dumps(asdict(plan), indent=1).encode()):
         return
-    there = json.loads(output.read(PLAN_FILE))
-    if any(there.get(name) != value for name, value in plan.items()):
-        remedy = (
-            f"holds shards of {there.get('data')} (layout {there.get('layout')}, {there.get('shard')} MB each) as it "
-            "was listed then; give an empty folder"
-        )
-        raise ConfigError("output", output.root, remedy)
+    try:
+        difference = plan.difference(read_back(Plan, output.read(PLAN_FILE)))
+    except ValueError as error:
+        raise ConfigError("output", output.uri_of(PLAN_FILE), f"is no plan ({error}); give an empty folder") from error
+    if difference:
+        raise ConfigError("output", output.root, f"{difference}; give an empty folder")
 
 
 @dataclass(frozen=True, kw_only=True)
