@@ -123,8 +123,8 @@ class Dataset:
     Attributes:
         store: the root that relative paths start from.
         classes: the class table; with ``ids`` where masks hold raw ids.
-        last_id: where the classes have raw ids: the largest that a mask may hold beside the ignore id. None for any,
-            as those that the table leaves out are ignored.
+        last_id: of a built-in table with raw ids: the largest that a mask may hold beside the ignore id. None for any,
+            as those that a table of one's own leaves out are ignored.
         faults: why a split that was found is not among ``splits``; only who asks for it is told.
     """
 

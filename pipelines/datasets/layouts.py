@@ -213,11 +213,9 @@ def _dataset(found: Pairing, classes: ClassTable | str, expected: str) -> Datase
     """
     found.check_found(expected)
     found.warn()
-    last_id = None
     if isinstance(classes, str):
-        built_in = not found.store.exists(CLASSES_FILE)
-        classes = class_table(classes) if built_in else read_classes(found.store)
-        last_id = max(classes.ids) if built_in and classes.ids else None
+        classes = read_classes(found.store) if found.store.exists(CLASSES_FILE) else class_table(classes)
+    last_id = max(classes.ids) if classes.ids and classes.is_built_in else None
     return Dataset(store=found.store, classes=classes, splits=found.pairs, faults=found.faults, last_id=last_id)
 
 

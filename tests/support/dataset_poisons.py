@@ -241,6 +241,31 @@ def all_ids_left_out(ground: Ground) -> Told:
     return Told(error=error, packing=NO_LABELS)
 
 
+def _by_name(ground: Ground, mask: Ids, meant: Ids) -> None:
+    """Give all masks the raw ids of a built-in table, which ``classes.json`` names."""
+    ground.classes.clear()
+    ground.classes["table"] = "cityscapes-raw"
+    _everywhere(ground, mask, "train", "val")
+    ground.masks.update(dict.fromkeys(ground.masks, meant))
+
+
+def a_built_in_table(ground: Ground) -> Told:
+    """It leaves out 4 on purpose."""
+    _by_name(ground, ids(7, 8, 4), ids(0, 1, 255))
+    return Told(warning=r"(?s)\A(?!.*classes leave out)", flags={"absent_classes": True})
+
+
+def a_built_in_table_leaves_all_out(ground: Ground) -> Told:
+    _by_name(ground, ids(4), ids(255))
+    return Told(error="none of its 3 masks holds a labelled pixel$", packing=NO_LABELS)
+
+
+def an_id_beyond_a_built_in_table(ground: Ground) -> Told:
+    _by_name(ground, ids(7, 8), ids(0, 1))
+    ground.pair("train", "x", ids(7, 40))
+    return Told(error=r"x\.png: holds id 40; the classes allow 0\.\.33 and ignore 255", flags={"absent_classes": True})
+
+
 def sixteen_bits(ground: Ground) -> Told:
     """As tools write that stretch 8 bits to 16."""
     ground.pair("train", "x", ids(0, 257))
@@ -489,6 +514,7 @@ POISONS: dict[str, tuple[str, Plant]] = {
             a_stray_id,
             an_id_left_out,
         ),
+        *(a_built_in_table, a_built_in_table_leaves_all_out, an_id_beyond_a_built_in_table),
         *(all_ids_left_out, sixteen_bits, scored_on_what_is_learnt),
         *(palette_of_four_bits, turned_mask, turned_image, folder_with_a_suffix, image_of_another_format),
         *(splits_without_masks, split_with_half_its_masks, masks_missing, flat, flat_beside_splits, twin_masks),
