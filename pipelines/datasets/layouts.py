@@ -63,12 +63,11 @@ def read_cityscapes(store: Store, options: LayoutOptions) -> Dataset:
     masks = [item for item in masks if name_of(item, "gtFine").endswith(ending)]
     masks_by_name = by_name(masks, "gtFine")
     found = Pairing(store, masks)
-    for image in _files(store, "leftImg8bit", _MASK_SUFFIXES):
-        name = name_of(image, "leftImg8bit")
-        if name.endswith(_IMAGE_ID):
-            split, key = _split_and_key(name.removesuffix(_IMAGE_ID))
-            wanted = name.removesuffix(_IMAGE_ID) + ending
-            found.add(split, key, image, masks_by_name.get(nfc(wanted), ()), f"gtFine/{wanted}.png")
+    for image in found.files("leftImg8bit", _MASK_SUFFIXES, ending=_IMAGE_ID):
+        name = name_of(image, "leftImg8bit").removesuffix(_IMAGE_ID)
+        split, key = _split_and_key(name)
+        wanted = name + ending
+        found.add(split, key, image, masks_by_name.get(nfc(wanted), ()), f"gtFine/{wanted}.png")
     expected = f"leftImg8bit/train/<city>/*{_IMAGE_ID}.png and gtFine/train/<city>/*{ending}.png"
     return _without_dummies(_dataset(found, "cityscapes-raw" if raw else "cityscapes", expected), "test")
 
@@ -81,10 +80,10 @@ def read_voc2012(store: Store, options: LayoutOptions) -> Dataset:
     of that folder where there is no such list, in both cases without the images of ``val``. Masks of
     ``SegmentationClass``, which are finer, go before those.
     """
-    images = by_name(_files(store, "JPEGImages", IMAGE_SUFFIXES), "JPEGImages")
+    found = Pairing(store)
+    images = by_name(found.files("JPEGImages", IMAGE_SUFFIXES), "JPEGImages")
     fine, wide = (
-        by_name(_files(store, folder, _MASK_SUFFIXES), folder)
-        for folder in ("SegmentationClass", "SegmentationClassAug")
+        by_name(found.files(folder, _MASK_SUFFIXES), folder) for folder in ("SegmentationClass", "SegmentationClassAug")
     )
     lists = {
         name_of(item, "ImageSets/Segmentation"): [_voc_name(fields[0]) for _, fields in _lines(store, item.key)]
@@ -101,8 +100,7 @@ def read_voc2012(store: Store, options: LayoutOptions) -> Dataset:
             *(name for name in wide if name in images and name not in trained),
         ]
         names["train"] = [name for name in wider if name not in held_out]
-    strays = [item for masks in (fine, wide) for name, files in masks.items() if name not in images for item in files]
-    found = Pairing(store, strays)
+    found.masks += [item for masks in (fine, wide) for name in masks.keys() - images.keys() for item in masks[name]]
     for split, name in [(split, name) for split, listed in names.items() for name in listed]:
         if name in images:
             for image in images[name]:

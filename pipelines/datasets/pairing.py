@@ -53,7 +53,7 @@ class Pairing:
 
     Attributes:
         masks: those that were found; a warning counts the ones that are of no image.
-        others: files of other formats, of which a warning tells.
+        others: files of other formats or names, of which a warning tells.
     """
 
     store: Store
@@ -87,10 +87,11 @@ class Pairing:
         else:
             self._again.append(pair.image)
 
-    def files(self, folder: str, suffixes: Collection[str]) -> Iterator[StoredObject]:
-        """List the files of some formats below a folder, and note the others."""
+    def files(self, folder: str, suffixes: Collection[str], *, ending: str = "") -> Iterator[StoredObject]:
+        """List the files of some formats below a folder, whose names have an ending, and note the others."""
         for item in self.store.list(folder):
-            if posixpath.splitext(item.key)[1].lower() in suffixes:
+            name, suffix = posixpath.splitext(item.key)
+            if suffix.lower() in suffixes and name.endswith(ending):
                 yield item
             else:
                 self.others.append(item.key)
@@ -125,7 +126,7 @@ class Pairing:
         images = {pair.image: pair.mask for pairs in self.pairs.values() for pair in pairs}
         shared = [mask for mask, count in Counter(images.values()).items() if count > 1]
         _warn("masks without an image: %d passed over (%s)", {item.key for item in self.masks} - self._used)
-        _warn("files of other formats: %d passed over (%s)", self.others)
+        _warn("files of other formats or names: %d passed over (%s)", self.others)
         _warn("images beside the folders of splits: %d passed over (%s)", (item.key for item in self._flat))
         _warn("images that a split names again: %d, taken once (%s)", self._again)
         _warn("masks that several images share: %d (%s); make sure that each is drawn for its image", shared)

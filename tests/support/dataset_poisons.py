@@ -342,9 +342,10 @@ def folder_with_a_suffix(ground: Ground) -> Told:
 
 
 def image_of_another_format(ground: Ground) -> Told:
-    ground.put("images/train/x.heic", b"ftypheic")
-    ground.put("masks/train/x.png", to_png(np.array(ids(0))))
-    return Told(warning=r"files of other formats: 1 passed over \(images/train/x\.heic\)")
+    path = ground.where(ground.paths.image, "train", "x").replace(".png", ".heic")
+    ground.put(path, b"ftypheic")
+    ground.put(ground.where(ground.paths.mask, "train", "x"), to_png(np.array(ids(ground.paths.ids[0]))))
+    return Told(warning=rf"files of other formats or names: 1 passed over \({path}\)")
 
 
 # Names
@@ -482,6 +483,16 @@ def dummies_that_nobody_asks_for(ground: Ground) -> Told:
     return Told()
 
 
+def image_without_the_ending(ground: Ground) -> Told:
+    ground.put("leftImg8bit/train/x_leftImg8bit_blurred.png", photo("x"))
+    return Told(warning=r"formats or names: 1 passed over \(leftImg8bit/train/x_leftImg8bit_blurred\.png\)")
+
+
+def mask_of_another_format(ground: Ground) -> Told:
+    ground.put("SegmentationClass/x.bmp", photo("x"))
+    return Told(warning=r"formats or names: 1 passed over \(SegmentationClass/x\.bmp\)")
+
+
 def a_labelled_test(ground: Ground) -> Told:
     for number in range(5):
         ground.pair("test", f"{number}", ids(0, 7))
@@ -516,12 +527,15 @@ POISONS: dict[str, tuple[str, Plant]] = {
         ),
         *(a_built_in_table, a_built_in_table_leaves_all_out, an_id_beyond_a_built_in_table),
         *(all_ids_left_out, sixteen_bits, scored_on_what_is_learnt),
-        *(palette_of_four_bits, turned_mask, turned_image, folder_with_a_suffix, image_of_another_format),
+        *(palette_of_four_bits, turned_mask, turned_image, folder_with_a_suffix),
         *(splits_without_masks, split_with_half_its_masks, masks_missing, flat, flat_beside_splits, twin_masks),
         both_forms_of_unicode,
     )
 }
 POISONS |= {f"{each.__name__} in {name}": (name, each) for each in (capital_suffix, dots, folders) for name in PATHS}
+POISONS |= {
+    f"an image of another format in {name}": (name, image_of_another_format) for name in PATHS if name != "list"
+}
 POISONS |= {f"forms_of_unicode in {name}": (name, forms_of_unicode) for name in PATHS}
 POISONS |= {
     "a.jpg beside a.png": ("folder", twin_images("a.jpg")),
@@ -579,6 +593,8 @@ POISONS |= {
     "a list for nobody": ("list", a_list_that_nobody_asks_for),
     "dummies": ("cityscapes", dummies),
     "dummies for nobody": ("cityscapes", dummies_that_nobody_asks_for),
+    "an image without the ending": ("cityscapes", image_without_the_ending),
+    "a mask of another format": ("voc2012", mask_of_another_format),
     "a labelled test": ("cityscapes", a_labelled_test),
     "SBD alone": ("voc2012", sbd_alone),
 }
