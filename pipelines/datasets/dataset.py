@@ -33,7 +33,7 @@ class PairError(ConfigError):
 
 
 class Unlabelled(ConfigError):
-    """A split has images and no masks, as the test splits of benchmarks do."""
+    """A split has no labels, as the test splits of benchmarks do: packing leaves it out."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,9 @@ PROBED = 3
 _MASK_SUFFIXES = frozenset({".png"})
 _IMAGE_ID = "_leftImg8bit"
 
+Listed = tuple[StoredObject, StoredObject]
+"""Image and mask in a line of a list."""
+
 
 def read_folder(store: Store, options: LayoutOptions) -> Dataset:
     """Layout ``folder``.
@@ -86,8 +89,9 @@ def read_voc2012(store: Store, options: LayoutOptions) -> Dataset:
         by_name(found.files(folder, _MASK_SUFFIXES), folder) for folder in ("SegmentationClass", "SegmentationClassAug")
     )
     lists = {
-        name_of(item, "ImageSets/Segmentation"): [_voc_name(fields[0]) for _, fields in _lines(store, item.key)]
+        name: [_voc_name(fields[0]) for _, fields in _lines(store, item.key)]
         for item in _files(store, "ImageSets/Segmentation", {".txt"})
+        if (name := name_of(item, "ImageSets/Segmentation")) in ("train", "val", "trainaug")
     }
     if "train" not in lists or "val" not in lists:
         remedy = "expected ImageSets/Segmentation/train.txt and val.txt, as in the folder VOCdevkit/VOC2012"
@@ -125,6 +129,7 @@ def read_list(store: Store, options: LayoutOptions) -> Dataset:
     """Layout ``list``: ``<split>.txt`` with the paths of an image and its mask in each line, and ``classes.json``.
 
     Paths are relative to the root and hold no blanks, as in the lists of hszhao/semseg. Empty lines are passed over.
+    The lists say which mask is of which image, so names need not.
     """
     classes = read_classes(store)
     exact = {item.key: item for item in store.list()}
@@ -133,10 +138,13 @@ def read_list(store: Store, options: LayoutOptions) -> Dataset:
     for name in sorted(path for path in exact if "/" not in path and path.endswith(".txt")):
         split = name.removesuffix(".txt")
         try:
-            for image, mask in _listed_pairs(store, files, name):
-                found.add(split, _without_suffix(image.key), image, [mask], mask.key)
+            listed = list(_listed_pairs(store, files, name))
         except ConfigError as error:
             found.refuse(split, error)
+            continue
+        keys = _keys(listed)
+        for image, mask in listed:
+            found.add(split, keys[image, mask], image, [mask], mask.key)
     return _dataset(found, classes, "train.txt and val.txt with the paths of an image and its mask in each line")
 
 
@@ -276,14 +284,42 @@ def _split_and_key(name: str) -> tuple[str, str]:
     return (split, key) if slash else ("", name)
 
 
-def _listed_pairs(
-    store: Store, files: Mapping[str, StoredObject], name: str
-) -> Iterator[tuple[StoredObject, StoredObject]]:
-    """Read the files of image and mask in each line of a list."""
-    for number, fields in _lines(store, name):
-        line = f"{store.uri_of(name)} line {number}"
+def _keys(listed: Iterable[Listed]) -> dict[Listed, str]:
+    """Give each pair of a list a key: its image's path without the suffix.
+
+    The suffix stays where images differ in that only, and a number follows where an image has several masks.
+    """
+    pairs = list(dict.fromkeys(listed))
+    stems = Counter(nfc(_without_suffix(path)) for path in {image.key for image, _ in pairs})
+    seen: Counter[str] = Counter()
+    keys = {}
+    for image, mask in pairs:
+        stem = _without_suffix(image.key)
+        key = stem if stems[nfc(stem)] == 1 else image.key
+        seen[nfc(key)] += 1
+        keys[image, mask] = key if seen[nfc(key)] == 1 else f"{key}#{seen[nfc(key)]}"
+    return keys
+
+
+def _listed_pairs(store: Store, files: Mapping[str, StoredObject], name: str) -> Iterator[Listed]:
+    """Read the files of image and mask in each line of a list.
+
+    Raises:
+        Unlabelled: the lines name images without masks, or none of them an image, as in a README.
+        ConfigError: a line names something else.
+    """
+    uri = store.uri_of(name)
+    text = store.read(name).decode("utf-8-sig", "replace")
+    if not any(_without_suffix(path) != path for line in text.splitlines() for path in line.split()[:1]):
+        raise Unlabelled("data", uri, "names no image, as UTF-8 text; remove it, or correct its lines")
+    lines = list(_lines(store, name))
+    if all(len(fields) == 1 for _, fields in lines):
+        raise Unlabelled("data", uri, "names images without masks; remove it, or add the path of its mask to each line")
+    for number, fields in lines:
+        line = f"{uri} line {number}"
         if len(fields) != 2:
-            raise ConfigError("data", line, "expected the path of an image, a blank and the path of its mask")
+            remedy = "expected the path of an image, a blank and the path of its mask; remove it, or correct the line"
+            raise ConfigError("data", line, remedy)
         image, mask = (files.get(_plain(path)) or files.get(nfc(_plain(path))) for path in fields)
         if image is None or mask is None:
             path, what = (fields[0], "image") if image is None else (fields[1], "mask")

@@ -123,12 +123,13 @@ class Pairing:
 
     def warn(self) -> None:
         """Log what is passed over: half-copied data sets and lists that were put together look like that."""
-        images = {pair.image: pair.mask for pairs in self.pairs.values() for pair in pairs}
-        shared = [mask for mask, count in Counter(images.values()).items() if count > 1]
+        pairs = {(pair.image, pair.mask) for split in self.pairs.values() for pair in split}
+        several, shared = (_repeated(paths) for paths in zip(*pairs, strict=True)) if pairs else ([], [])
         _warn("masks without an image: %d passed over (%s)", {item.key for item in self.masks} - self._used)
         _warn("files of other formats or names: %d passed over (%s)", self.others)
         _warn("images beside the folders of splits: %d passed over (%s)", (item.key for item in self._flat))
         _warn("images that a split names again: %d, taken once (%s)", self._again)
+        _warn("images with several masks: %d (%s); each mask makes a pair of its own", several)
         _warn("masks that several images share: %d (%s); make sure that each is drawn for its image", shared)
 
 
@@ -136,6 +137,10 @@ def _twins(image: StoredObject, files: str) -> ConfigError:
     # In ASCII, as names that differ in their form of Unicode look alike.
     named = files.encode("ascii", "backslashreplace").decode()
     return ConfigError("data", image.uri, f"its name leads to the {named}; rename or remove one")
+
+
+def _repeated(paths: Iterable[str]) -> list[str]:
+    return [path for path, count in Counter(paths).items() if count > 1]
 
 
 def _warn(text: str, paths: Iterable[str]) -> None:

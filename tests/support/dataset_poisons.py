@@ -463,9 +463,37 @@ GOOD = "in/a.png out/a.png\nin/b.png out/b.png\nin/c.png out/c.png\n"
 
 
 def a_list_that_nobody_asks_for(ground: Ground) -> Told:
-    ground.put("test.txt", b"in/gone.png out/gone.png\n")
-    ground.put("README.txt", b"These are lists.\n")
-    return Told(packing=r"README\.txt line 1: expected the path of an image")
+    ground.put("test.txt", b"in/a.png out/a.png\nin/d.png\n")
+    return Told(packing=r"test\.txt line 2: expected the path of an image.*; remove it, or correct the line$")
+
+
+def texts_that_are_no_lists(ground: Ground) -> Told:
+    """As hszhao/semseg has its test images, and what else lies about."""
+    ground.put("test.txt", b"in/a.png\n\nin/d.png\n")
+    ground.put("classes.txt", b"sky\nroad\n")
+    ground.put("README.txt", b"These are caf\xe9s.\n")
+    return Told()
+
+
+def a_list_of_images_alone(ground: Ground) -> Told:
+    ground.put("train.txt", b"in/a.png\nin/b.png\n")
+    line = r"train\.txt: names images without masks; remove it, or add"
+    return Told(error=line, packing="split=train: no labelled images there; splits found: val")
+
+
+def suffixes_that_tell_images_apart(ground: Ground) -> Told:
+    ground.pair("train", "1_png", ids(0))
+    ground.pair("train", "1_jpg", ids(1))
+    for suffix in ("png", "jpg"):
+        ground.put(f"in/1.{suffix}", photo(suffix))
+    ground.lists["train"][-2:] = ["in/1.png out/1_png.png", "in/1.jpg out/1_jpg.png"]
+    return Told(masks={"train/in/1.png": ids(0), "train/in/1.jpg": ids(1)})
+
+
+def both_forms_of_unicode_in_a_list(ground: Ground) -> Told:
+    ground.pair("train", COMPOSED, ids(0))
+    ground.pair("train", DECOMPOSED, ids(1))
+    return Told(masks={f"train/in/{COMPOSED}.png": ids(0), f"train/in/{DECOMPOSED}.png#2": ids(1)})
 
 
 # Layouts of their own
@@ -508,6 +536,11 @@ def sbd_alone(ground: Ground) -> Told:
     return Told(
         masks={"train/x": ids(1)}, warning=r"masks without an image: 1 passed over \(SegmentationClassAug/gone\.png\)"
     )
+
+
+def a_readme_among_lists(ground: Ground) -> Told:
+    ground.put("ImageSets/Segmentation/README.txt", b"These are caf\xe9s.\n")
+    return Told()
 
 
 GREY = Image.fromarray(np.array(ids(0, 1), np.uint8))
@@ -569,7 +602,11 @@ POISONS |= {
     "a list of two masks": (
         "list",
         lines(
-            GOOD + "in/a.png out/d.png\n", Told(error=r"in/a\.png: its name leads to the masks out/a\.png and out/d")
+            GOOD + "in/a.png out/d.png\n",
+            Told(
+                warning=r"images with several masks: 1 \(in/a\.png\); each mask makes a pair of its own",
+                masks={"train/in/a": ids(0, 1), "train/in/a#2": ids(0, 1)},
+            ),
         ),
     ),
     "a list of one mask": (
@@ -589,12 +626,29 @@ POISONS |= {
         "list",
         lines(GOOD + "in/A.png out/a.png\n", Told(error=r"train\.txt line 4: names in/A\.png, but there is no such")),
     ),
-    "an empty list": ("list", lines("\n\n", Told(error="split=train: no labelled images there; splits found: val"))),
+    "an empty list": (
+        "list",
+        lines(
+            "\n\n",
+            Told(
+                error=r"train\.txt: names no image, as UTF-8 text; remove it, or correct its lines$",
+                packing="split=train: no labelled images there; splits found: val",
+            ),
+        ),
+    ),
     "a list for nobody": ("list", a_list_that_nobody_asks_for),
+    **{
+        each.__name__: ("list", each)
+        for each in (
+            *(texts_that_are_no_lists, a_list_of_images_alone),
+            *(suffixes_that_tell_images_apart, both_forms_of_unicode_in_a_list),
+        )
+    },
     "dummies": ("cityscapes", dummies),
     "dummies for nobody": ("cityscapes", dummies_that_nobody_asks_for),
     "an image without the ending": ("cityscapes", image_without_the_ending),
     "a mask of another format": ("voc2012", mask_of_another_format),
     "a labelled test": ("cityscapes", a_labelled_test),
+    "a README among the lists of VOC2012": ("voc2012", a_readme_among_lists),
     "SBD alone": ("voc2012", sbd_alone),
 }
