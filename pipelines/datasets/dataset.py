@@ -202,8 +202,8 @@ class Dataset:
             raise PairError("data", self.uri_of(pair.mask), f"the mask is {sizes}; make them the same size")
         return Decoded(image, self.classes.remap(raw), raw)
 
-    def holds_labels(self, pair: Pair, mask: bytes) -> bool:
-        """Whether any pixel of an encoded mask has a class; raises as ``read``."""
+    def holds_labels(self, pair: Pair, mask: bytes | Mask) -> bool:
+        """Whether any pixel of a mask, as ``Sample`` has it, has a class; raises as ``read``."""
         return bool((self.classes.remap(self._decode_mask(pair, mask)) != self.classes.ignore).any())
 
     def _decode_mask(self, pair: Pair, content: bytes | Mask) -> Mask:

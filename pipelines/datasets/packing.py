@@ -80,12 +80,12 @@ def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | N
         are in two splits) and ``card`` (URI of the data card).
 
     Raises:
-        ConfigError: a mistake in the config or the layout, an output that holds something else, or a split of which
-            no pair can be used, or no mask holds a label.
+        ConfigError: a mistake in the config or the layout, an output that holds something else, no split with labels,
+            or one of which no pair can be used.
         PackingFailed: the input changed while it was packed.
     """
-    dataset = config.dataset.open()
-    _refuse_faults(dataset)
+    found = config.dataset.open()
+    dataset = _labelled(found)
     output = open_store(config.output, field="output")
     output.check_writable_atomically()
     claim(output, config, dataset)
@@ -93,7 +93,7 @@ def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | N
     parts = (execute or pack_on_ray)(pack)
     card = card_of_parts(dataset, parts)
     _refuse_unusable(dataset, card)
-    if listing_of(config.dataset.open()) != listing_of(dataset):
+    if listing_of(config.dataset.open()) != listing_of(found):
         raise PackingFailed(f"{dataset.store.root} changed while it was packed; empty {output.root} and start again")
     finish(output, dataset, card, parts)
     card.warn()
@@ -106,13 +106,37 @@ def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | N
     }
 
 
-def _refuse_faults(dataset: Dataset) -> None:
-    """Raise what is wrong with any split; those without masks are left out, unless there are no others."""
-    for name, fault in dataset.faults.items():
-        if not isinstance(fault, Unlabelled) or not dataset.splits:
+def _labelled(dataset: Dataset) -> Dataset:
+    """Leave out the splits without labels, unless there are no others; raise what else is wrong with any split."""
+    for fault in dataset.faults.values():
+        if not isinstance(fault, Unlabelled):
+            raise fault
+    blank = {name: _blank(dataset, name) for name, pairs in dataset.splits.items() if not _hold_labels(dataset, pairs)}
+    splits = {name: pairs for name, pairs in dataset.splits.items() if name not in blank}
+    for name, fault in {**blank, **dataset.faults}.items():
+        if not splits:
             raise fault
         log.warning("split %s is left out: %s", name, fault)
-    check(bool(dataset.splits), "data", dataset.store.root, "holds no labelled images")
+    check(bool(splits), "data", dataset.store.root, "holds no labelled images")
+    return replace(dataset, splits=splits)
+
+
+def _hold_labels(dataset: Dataset, pairs: Sequence[Pair]) -> bool:
+    """Whether any mask holds a labelled pixel, as far as it can be read: most often the first few tell."""
+
+    def holds(pair: Pair) -> bool:
+        try:
+            return dataset.holds_labels(pair, dataset.fetch(pair).mask)
+        except PairError:  # a row of the card
+            return True
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return any(map_ahead(pool, holds, pairs, depth=THREADS))
+
+
+def _blank(dataset: Dataset, split: str) -> Unlabelled:
+    remedy = f"none of the {len(dataset.split(split))} masks of split {split} holds a labelled pixel"
+    return Unlabelled("data", dataset.store.root, f"{remedy}; remove it or label it")
 
 
 def plan_shards(dataset: Dataset, limit: int) -> tuple[tuple[Pair, ...], ...]:
@@ -304,8 +328,9 @@ def _refuse_unusable(dataset: Dataset, card: DataCard) -> None:
         if not split.images:
             first = split.rejected[0]
             remedy = f"none of the {len(split.rejected)} pairs of split {name} can be used; {first.file} {first.reason}"
-            raise ConfigError("data", dataset.store.root, remedy)
-        remedy = f"none of the {split.images} masks of split {name} holds a labelled pixel; remove it or label it"
+            raise ConfigError("data", dataset.store.root, f"{remedy}; mend them, and give an empty --output")
+        remedy = f"none of the {split.images} masks of split {name} that can be used holds a labelled pixel"
+        remedy += "; remove it or label it, and give an empty --output"
         check(bool(split.pixels.any()), "data", dataset.store.root, remedy)
 
 

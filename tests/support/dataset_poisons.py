@@ -201,13 +201,16 @@ def val_of_ignored_pixels(ground: Ground) -> Told:
     _everywhere(ground, ids(255), "val")
     return Told(
         error=r"val=val: none of its 2 masks holds a labelled pixel",
-        packing="none of the 2 masks of split val holds a labelled pixel; remove it or label it$",
+        packing="split=val: no labelled images there; splits found: train$",
     )
 
 
 def train_of_ignored_pixels(ground: Ground) -> Told:
     _everywhere(ground, ids(255), "train")
-    return Told(error=r"train=train: none of its 3 masks holds a labelled pixel", packing=NO_LABELS)
+    return Told(
+        error=r"train=train: none of its 3 masks holds a labelled pixel",
+        packing="split=train: no labelled images there; splits found: val$",
+    )
 
 
 def a_blank_mask(ground: Ground) -> Told:
@@ -506,6 +509,12 @@ def dummies(ground: Ground) -> Told:
     return Told(error=line, packing="split=test: no labelled images there", flags={"val": "test"})
 
 
+def dummies_in_a_folder(ground: Ground) -> Told:
+    for number in range(3):
+        ground.pair("test", f"{number}", ids(255))
+    return Told()
+
+
 def dummies_that_nobody_asks_for(ground: Ground) -> Told:
     dummies(ground)
     return Told()
@@ -562,7 +571,7 @@ POISONS: dict[str, tuple[str, Plant]] = {
         *(all_ids_left_out, sixteen_bits, scored_on_what_is_learnt),
         *(palette_of_four_bits, turned_mask, turned_image, folder_with_a_suffix),
         *(splits_without_masks, split_with_half_its_masks, masks_missing, flat, flat_beside_splits, twin_masks),
-        both_forms_of_unicode,
+        *(both_forms_of_unicode, dummies_in_a_folder),
     )
 }
 POISONS |= {f"{each.__name__} in {name}": (name, each) for each in (capital_suffix, dots, folders) for name in PATHS}

@@ -116,6 +116,18 @@ def test_a_split_without_a_good_pair_is_refused(data: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out/card.json").exists()
 
 
+def test_a_split_without_labels_is_left_out(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(9, 12):
+        write_pair(data, "val", f"{number:02d}", np.full((5, 7), 9, np.uint8))
+    assert prepare(config(data, tmp_path / "out"), in_process)["splits"] == {"train": 9}
+    told = "none of the 3 masks of split val holds a labelled pixel; remove it or label it"
+    assert f"split val is left out: data={data}: {told}" in caplog.messages
+    # The only labels are those of a pair that cannot be used, which packing finds.
+    write_pair(data, "val", "10", np.zeros((5, 7), np.uint8), size=(70, 50))
+    with pytest.raises(ConfigError, match=r"none of the 2 masks .* that can be used .*, and give an empty --output$"):
+        prepare(config(data, tmp_path / "other"), in_process)
+
+
 def test_another_input_or_size_into_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
     prepare(config(data, tmp_path / "out"), in_process)
     before = files(tmp_path / "out")
