@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import ray.data
@@ -40,6 +40,7 @@ from pipelines.process.progress import Progress
 from pipelines.process.reading_back import read_back
 from pipelines.storage import Store, open_store
 from pspnet_core.errors import ConfigError, PspnetError, check
+from pspnet_core.images.decoding import open_image
 from pspnet_core.images.masks import to_png
 from pspnet_core.threads import map_ahead
 
@@ -296,10 +297,14 @@ class Pack:
         except PairError as error:
             row = Rejected(split=pair.split, key=pair.key, file=str(error.value), reason=error.remedy)
             return replace(SplitCard.empty(len(classes)), rejected=[row]), None
-        # A shard holds class ids, so that its readers need no table of raw ones.
-        as_it_is = isinstance(sample.mask, bytes) and classes.ids is None
-        encoded = sample.mask if as_it_is else to_png(mask, classes.palette())
-        return card, (sample.image, cast(bytes, encoded))
+        if not isinstance(sample.mask, bytes):
+            return card, (sample.image, to_png(mask, classes.palette()))
+        if classes.ids is None:
+            return card, (sample.image, sample.mask)
+        # A shard holds class ids, so that its readers need no table of raw ones. The mask keeps its orientation: they
+        # warn of images that are turned unlike their masks.
+        orientation = open_image(sample.mask).orientation
+        return card, (sample.image, to_png(mask, classes.palette(), orientation=orientation))
 
 
 def pack_on_ray(pack: Pack) -> list[Part]:
