@@ -219,9 +219,9 @@ def measure(dataset: Dataset, pair: Pair, sample: Sample) -> tuple[SplitCard, Ma
 
 def _is_turned_alone(sample: Sample, *, square: bool) -> bool:
     """Whether EXIF turns the image and not its mask, and their sizes are the same either way."""
-    if not isinstance(sample.mask, bytes) or open_image(sample.mask).orientation > 1:
+    if not isinstance(sample.mask, bytes) or open_image(sample.mask).told_orientation > 1:
         return False
-    return open_image(sample.image).orientation in (range(2, 9) if square else range(2, 5))
+    return open_image(sample.image).told_orientation in (range(2, 9) if square else range(2, 5))
 
 
 def check(dataset: Dataset, pairs: Iterable[Pair], *, threads: int = 8) -> DataCard:

@@ -33,7 +33,7 @@ class PairError(ConfigError):
 
 
 class Unlabelled(ConfigError):
-    """A split has images and no masks, as the test splits of benchmarks do."""
+    """A split has no labels, as the test splits of benchmarks do: packing leaves it out."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -123,8 +123,8 @@ class Dataset:
     Attributes:
         store: the root that relative paths start from.
         classes: the class table; with ``ids`` where masks hold raw ids.
-        last_id: where the classes have raw ids: the largest that a mask may hold beside the ignore id. None for any,
-            as those that the table leaves out are ignored.
+        last_id: of a built-in table with raw ids: the largest that a mask may hold beside the ignore id. None for any,
+            as those that a table of one's own leaves out are ignored.
         faults: why a split that was found is not among ``splits``; only who asks for it is told.
     """
 
@@ -202,8 +202,8 @@ class Dataset:
             raise PairError("data", self.uri_of(pair.mask), f"the mask is {sizes}; make them the same size")
         return Decoded(image, self.classes.remap(raw), raw)
 
-    def holds_labels(self, pair: Pair, mask: bytes) -> bool:
-        """Whether any pixel of an encoded mask has a class; raises as ``read``."""
+    def holds_labels(self, pair: Pair, mask: bytes | Mask) -> bool:
+        """Whether any pixel of a mask, as ``Sample`` has it, has a class; raises as ``read``."""
         return bool((self.classes.remap(self._decode_mask(pair, mask)) != self.classes.ignore).any())
 
     def _decode_mask(self, pair: Pair, content: bytes | Mask) -> Mask:

@@ -26,6 +26,9 @@ PROBED = 3
 _MASK_SUFFIXES = frozenset({".png"})
 _IMAGE_ID = "_leftImg8bit"
 
+Listed = tuple[StoredObject, StoredObject]
+"""Image and mask in a line of a list."""
+
 
 def read_folder(store: Store, options: LayoutOptions) -> Dataset:
     """Layout ``folder``.
@@ -63,12 +66,11 @@ def read_cityscapes(store: Store, options: LayoutOptions) -> Dataset:
     masks = [item for item in masks if name_of(item, "gtFine").endswith(ending)]
     masks_by_name = by_name(masks, "gtFine")
     found = Pairing(store, masks)
-    for image in _files(store, "leftImg8bit", _MASK_SUFFIXES):
-        name = name_of(image, "leftImg8bit")
-        if name.endswith(_IMAGE_ID):
-            split, key = _split_and_key(name.removesuffix(_IMAGE_ID))
-            wanted = name.removesuffix(_IMAGE_ID) + ending
-            found.add(split, key, image, masks_by_name.get(nfc(wanted), ()), f"gtFine/{wanted}.png")
+    for image in found.files("leftImg8bit", _MASK_SUFFIXES, ending=_IMAGE_ID):
+        name = name_of(image, "leftImg8bit").removesuffix(_IMAGE_ID)
+        split, key = _split_and_key(name)
+        wanted = name + ending
+        found.add(split, key, image, masks_by_name.get(nfc(wanted), ()), f"gtFine/{wanted}.png")
     expected = f"leftImg8bit/train/<city>/*{_IMAGE_ID}.png and gtFine/train/<city>/*{ending}.png"
     return _without_dummies(_dataset(found, "cityscapes-raw" if raw else "cityscapes", expected), "test")
 
@@ -81,14 +83,15 @@ def read_voc2012(store: Store, options: LayoutOptions) -> Dataset:
     of that folder where there is no such list, in both cases without the images of ``val``. Masks of
     ``SegmentationClass``, which are finer, go before those.
     """
-    images = by_name(_files(store, "JPEGImages", IMAGE_SUFFIXES), "JPEGImages")
+    found = Pairing(store)
+    images = by_name(found.files("JPEGImages", IMAGE_SUFFIXES), "JPEGImages")
     fine, wide = (
-        by_name(_files(store, folder, _MASK_SUFFIXES), folder)
-        for folder in ("SegmentationClass", "SegmentationClassAug")
+        by_name(found.files(folder, _MASK_SUFFIXES), folder) for folder in ("SegmentationClass", "SegmentationClassAug")
     )
     lists = {
-        name_of(item, "ImageSets/Segmentation"): [_voc_name(fields[0]) for _, fields in _lines(store, item.key)]
+        name: [_voc_name(fields[0]) for _, fields in _lines(store, item.key)]
         for item in _files(store, "ImageSets/Segmentation", {".txt"})
+        if (name := name_of(item, "ImageSets/Segmentation")) in ("train", "val", "trainaug")
     }
     if "train" not in lists or "val" not in lists:
         remedy = "expected ImageSets/Segmentation/train.txt and val.txt, as in the folder VOCdevkit/VOC2012"
@@ -101,8 +104,7 @@ def read_voc2012(store: Store, options: LayoutOptions) -> Dataset:
             *(name for name in wide if name in images and name not in trained),
         ]
         names["train"] = [name for name in wider if name not in held_out]
-    strays = [item for masks in (fine, wide) for name, files in masks.items() if name not in images for item in files]
-    found = Pairing(store, strays)
+    found.masks += [item for masks in (fine, wide) for name in masks.keys() - images.keys() for item in masks[name]]
     for split, name in [(split, name) for split, listed in names.items() for name in listed]:
         if name in images:
             for image in images[name]:
@@ -127,6 +129,7 @@ def read_list(store: Store, options: LayoutOptions) -> Dataset:
     """Layout ``list``: ``<split>.txt`` with the paths of an image and its mask in each line, and ``classes.json``.
 
     Paths are relative to the root and hold no blanks, as in the lists of hszhao/semseg. Empty lines are passed over.
+    The lists say which mask is of which image, so names need not.
     """
     classes = read_classes(store)
     exact = {item.key: item for item in store.list()}
@@ -135,10 +138,13 @@ def read_list(store: Store, options: LayoutOptions) -> Dataset:
     for name in sorted(path for path in exact if "/" not in path and path.endswith(".txt")):
         split = name.removesuffix(".txt")
         try:
-            for image, mask in _listed_pairs(store, files, name):
-                found.add(split, _without_suffix(image.key), image, [mask], mask.key)
+            listed = list(_listed_pairs(store, files, name))
         except ConfigError as error:
             found.refuse(split, error)
+            continue
+        keys = _keys(listed)
+        for image, mask in listed:
+            found.add(split, keys[image, mask], image, [mask], mask.key)
     return _dataset(found, classes, "train.txt and val.txt with the paths of an image and its mask in each line")
 
 
@@ -213,11 +219,9 @@ def _dataset(found: Pairing, classes: ClassTable | str, expected: str) -> Datase
     """
     found.check_found(expected)
     found.warn()
-    last_id = None
     if isinstance(classes, str):
-        built_in = not found.store.exists(CLASSES_FILE)
-        classes = class_table(classes) if built_in else read_classes(found.store)
-        last_id = max(classes.ids) if built_in and classes.ids else None
+        classes = read_classes(found.store) if found.store.exists(CLASSES_FILE) else class_table(classes)
+    last_id = max(classes.ids) if classes.ids and classes.is_built_in else None
     return Dataset(store=found.store, classes=classes, splits=found.pairs, faults=found.faults, last_id=last_id)
 
 
@@ -280,14 +284,42 @@ def _split_and_key(name: str) -> tuple[str, str]:
     return (split, key) if slash else ("", name)
 
 
-def _listed_pairs(
-    store: Store, files: Mapping[str, StoredObject], name: str
-) -> Iterator[tuple[StoredObject, StoredObject]]:
-    """Read the files of image and mask in each line of a list."""
-    for number, fields in _lines(store, name):
-        line = f"{store.uri_of(name)} line {number}"
+def _keys(listed: Iterable[Listed]) -> dict[Listed, str]:
+    """Give each pair of a list a key: its image's path without the suffix.
+
+    The suffix stays where images differ in that only, and a number follows where an image has several masks.
+    """
+    pairs = list(dict.fromkeys(listed))
+    stems = Counter(nfc(_without_suffix(path)) for path in {image.key for image, _ in pairs})
+    seen: Counter[str] = Counter()
+    keys = {}
+    for image, mask in pairs:
+        stem = _without_suffix(image.key)
+        key = stem if stems[nfc(stem)] == 1 else image.key
+        seen[nfc(key)] += 1
+        keys[image, mask] = key if seen[nfc(key)] == 1 else f"{key}#{seen[nfc(key)]}"
+    return keys
+
+
+def _listed_pairs(store: Store, files: Mapping[str, StoredObject], name: str) -> Iterator[Listed]:
+    """Read the files of image and mask in each line of a list.
+
+    Raises:
+        Unlabelled: the lines name images without masks, or none of them an image, as in a README.
+        ConfigError: a line names something else.
+    """
+    uri = store.uri_of(name)
+    text = store.read(name).decode("utf-8-sig", "replace")
+    if not any(_without_suffix(path) != path for line in text.splitlines() for path in line.split()[:1]):
+        raise Unlabelled("data", uri, "names no image, as UTF-8 text; remove it, or correct its lines")
+    lines = list(_lines(store, name))
+    if all(len(fields) == 1 for _, fields in lines):
+        raise Unlabelled("data", uri, "names images without masks; remove it, or add the path of its mask to each line")
+    for number, fields in lines:
+        line = f"{uri} line {number}"
         if len(fields) != 2:
-            raise ConfigError("data", line, "expected the path of an image, a blank and the path of its mask")
+            remedy = "expected the path of an image, a blank and the path of its mask; remove it, or correct the line"
+            raise ConfigError("data", line, remedy)
         image, mask = (files.get(_plain(path)) or files.get(nfc(_plain(path))) for path in fields)
         if image is None or mask is None:
             path, what = (fields[0], "image") if image is None else (fields[1], "mask")

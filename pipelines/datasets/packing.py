@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import ray.data
@@ -37,8 +37,10 @@ from pipelines.datasets.shards import (
     write_index,
 )
 from pipelines.process.progress import Progress
+from pipelines.process.reading_back import read_back
 from pipelines.storage import Store, open_store
 from pspnet_core.errors import ConfigError, PspnetError, check
+from pspnet_core.images.decoding import open_image
 from pspnet_core.images.masks import to_png
 from pspnet_core.threads import map_ahead
 
@@ -79,12 +81,12 @@ def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | N
         are in two splits) and ``card`` (URI of the data card).
 
     Raises:
-        ConfigError: a mistake in the config or the layout, an output that holds something else, or a split of which
-            no pair can be used, or no mask holds a label.
+        ConfigError: a mistake in the config or the layout, an output that holds something else, no split with labels,
+            or one of which no pair can be used.
         PackingFailed: the input changed while it was packed.
     """
-    dataset = config.dataset.open()
-    _refuse_faults(dataset)
+    found = config.dataset.open()
+    dataset = _labelled(found)
     output = open_store(config.output, field="output")
     output.check_writable_atomically()
     claim(output, config, dataset)
@@ -92,7 +94,7 @@ def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | N
     parts = (execute or pack_on_ray)(pack)
     card = card_of_parts(dataset, parts)
     _refuse_unusable(dataset, card)
-    if listing_of(config.dataset.open()) != listing_of(dataset):
+    if listing_of(config.dataset.open()) != listing_of(found):
         raise PackingFailed(f"{dataset.store.root} changed while it was packed; empty {output.root} and start again")
     finish(output, dataset, card, parts)
     card.warn()
@@ -105,13 +107,37 @@ def prepare(config: PrepareConfig, execute: Callable[["Pack"], list["Part"]] | N
     }
 
 
-def _refuse_faults(dataset: Dataset) -> None:
-    """Raise what is wrong with any split; those without masks are left out, unless there are no others."""
-    for name, fault in dataset.faults.items():
-        if not isinstance(fault, Unlabelled) or not dataset.splits:
+def _labelled(dataset: Dataset) -> Dataset:
+    """Leave out the splits without labels, unless there are no others; raise what else is wrong with any split."""
+    for fault in dataset.faults.values():
+        if not isinstance(fault, Unlabelled):
+            raise fault
+    blank = {name: _blank(dataset, name) for name, pairs in dataset.splits.items() if not _hold_labels(dataset, pairs)}
+    splits = {name: pairs for name, pairs in dataset.splits.items() if name not in blank}
+    for name, fault in {**blank, **dataset.faults}.items():
+        if not splits:
             raise fault
         log.warning("split %s is left out: %s", name, fault)
-    check(bool(dataset.splits), "data", dataset.store.root, "holds no labelled images")
+    check(bool(splits), "data", dataset.store.root, "holds no labelled images")
+    return replace(dataset, splits=splits)
+
+
+def _hold_labels(dataset: Dataset, pairs: Sequence[Pair]) -> bool:
+    """Whether any mask holds a labelled pixel, as far as it can be read: most often the first few tell."""
+
+    def holds(pair: Pair) -> bool:
+        try:
+            return dataset.holds_labels(pair, dataset.fetch(pair).mask)
+        except PairError:  # a row of the card
+            return True
+
+    with ThreadPoolExecutor(THREADS) as pool:
+        return any(map_ahead(pool, holds, pairs, depth=THREADS))
+
+
+def _blank(dataset: Dataset, split: str) -> Unlabelled:
+    remedy = f"none of the {len(dataset.split(split))} masks of split {split} holds a labelled pixel"
+    return Unlabelled("data", dataset.store.root, f"{remedy}; remove it or label it")
 
 
 def plan_shards(dataset: Dataset, limit: int) -> tuple[tuple[Pair, ...], ...]:
@@ -140,23 +166,40 @@ def listing_of(dataset: Dataset) -> str:
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
 
 
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What the shards of an output are made of: ``plan.json``. Data and layout are for people; the listing counts."""
+
+    format: int = FORMAT
+    shard: int
+    listing: str
+    data: str
+    layout: str
+
+    def difference(self, there: "Plan") -> str:
+        """Say what keeps shards of this plan out of a folder that has another one; empty where nothing does."""
+        if there.format != self.format:
+            return f"holds shards that another version wrote (format {there.format}, now {self.format})"
+        if there.listing != self.listing:
+            return f"holds shards of {there.data} (layout {there.layout}) as it was listed then"
+        return f"holds shards of {there.shard} MB, not {self.shard}" if there.shard != self.shard else ""
+
+
 def claim(output: Store, config: PrepareConfig, dataset: Dataset) -> None:
     """Write the plan of the output, unless there is one already.
 
     Raises:
         ConfigError: the output is of another input, or of other settings.
     """
-    plan = {"format": FORMAT, "shard": config.shard, "listing": listing_of(dataset)}
-    facts = {"data": dataset.store.root, "layout": config.dataset.layout}
-    if output.put_if_absent(PLAN_FILE, json.dumps(plan | facts, indent=1).encode()):
+    plan = Plan(shard=config.shard, listing=listing_of(dataset), data=dataset.store.root, layout=config.dataset.layout)
+    if output.put_if_absent(PLAN_FILE, json.dumps(asdict(plan), indent=1).encode()):
         return
-    there = json.loads(output.read(PLAN_FILE))
-    if any(there.get(name) != value for name, value in plan.items()):
-        remedy = (
-            f"holds shards of {there.get('data')} (layout {there.get('layout')}, {there.get('shard')} MB each) as it "
-            "was listed then; give an empty folder"
-        )
-        raise ConfigError("output", output.root, remedy)
+    try:
+        difference = plan.difference(read_back(Plan, output.read(PLAN_FILE)))
+    except ValueError as error:
+        raise ConfigError("output", output.uri_of(PLAN_FILE), f"is no plan ({error}); give an empty folder") from error
+    if difference:
+        raise ConfigError("output", output.root, f"{difference}; give an empty folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -254,10 +297,14 @@ class Pack:
         except PairError as error:
             row = Rejected(split=pair.split, key=pair.key, file=str(error.value), reason=error.remedy)
             return replace(SplitCard.empty(len(classes)), rejected=[row]), None
-        # A shard holds class ids, so that its readers need no table of raw ones.
-        as_it_is = isinstance(sample.mask, bytes) and classes.ids is None
-        encoded = sample.mask if as_it_is else to_png(mask, classes.palette())
-        return card, (sample.image, cast(bytes, encoded))
+        if not isinstance(sample.mask, bytes):
+            return card, (sample.image, to_png(mask, classes.palette()))
+        if classes.ids is None:
+            return card, (sample.image, sample.mask)
+        # A shard holds class ids, so that its readers need no table of raw ones. The mask keeps its orientation: they
+        # warn of images that are turned unlike their masks.
+        orientation = open_image(sample.mask).orientation
+        return card, (sample.image, to_png(mask, classes.palette(), orientation=orientation))
 
 
 def pack_on_ray(pack: Pack) -> list[Part]:
@@ -286,8 +333,9 @@ def _refuse_unusable(dataset: Dataset, card: DataCard) -> None:
         if not split.images:
             first = split.rejected[0]
             remedy = f"none of the {len(split.rejected)} pairs of split {name} can be used; {first.file} {first.reason}"
-            raise ConfigError("data", dataset.store.root, remedy)
-        remedy = f"none of the {split.images} masks of split {name} holds a labelled pixel; remove it or label it"
+            raise ConfigError("data", dataset.store.root, f"{remedy}; mend them, and give an empty --output")
+        remedy = f"none of the {split.images} masks of split {name} that can be used holds a labelled pixel"
+        remedy += "; remove it or label it, and give an empty --output"
         check(bool(split.pixels.any()), "data", dataset.store.root, remedy)
 
 

@@ -53,7 +53,7 @@ class Pairing:
 
     Attributes:
         masks: those that were found; a warning counts the ones that are of no image.
-        others: files of other formats, of which a warning tells.
+        others: files of other formats or names, of which a warning tells.
     """
 
     store: Store
@@ -87,10 +87,11 @@ class Pairing:
         else:
             self._again.append(pair.image)
 
-    def files(self, folder: str, suffixes: Collection[str]) -> Iterator[StoredObject]:
-        """List the files of some formats below a folder, and note the others."""
+    def files(self, folder: str, suffixes: Collection[str], *, ending: str = "") -> Iterator[StoredObject]:
+        """List the files of some formats below a folder, whose names have an ending, and note the others."""
         for item in self.store.list(folder):
-            if posixpath.splitext(item.key)[1].lower() in suffixes:
+            name, suffix = posixpath.splitext(item.key)
+            if suffix.lower() in suffixes and name.endswith(ending):
                 yield item
             else:
                 self.others.append(item.key)
@@ -122,12 +123,13 @@ class Pairing:
 
     def warn(self) -> None:
         """Log what is passed over: half-copied data sets and lists that were put together look like that."""
-        images = {pair.image: pair.mask for pairs in self.pairs.values() for pair in pairs}
-        shared = [mask for mask, count in Counter(images.values()).items() if count > 1]
+        pairs = {(pair.image, pair.mask) for split in self.pairs.values() for pair in split}
+        several, shared = (_repeated(paths) for paths in zip(*pairs, strict=True)) if pairs else ([], [])
         _warn("masks without an image: %d passed over (%s)", {item.key for item in self.masks} - self._used)
-        _warn("files of other formats: %d passed over (%s)", self.others)
+        _warn("files of other formats or names: %d passed over (%s)", self.others)
         _warn("images beside the folders of splits: %d passed over (%s)", (item.key for item in self._flat))
         _warn("images that a split names again: %d, taken once (%s)", self._again)
+        _warn("images with several masks: %d (%s); each mask makes a pair of its own", several)
         _warn("masks that several images share: %d (%s); make sure that each is drawn for its image", shared)
 
 
@@ -135,6 +137,10 @@ def _twins(image: StoredObject, files: str) -> ConfigError:
     # In ASCII, as names that differ in their form of Unicode look alike.
     named = files.encode("ascii", "backslashreplace").decode()
     return ConfigError("data", image.uri, f"its name leads to the {named}; rename or remove one")
+
+
+def _repeated(paths: Iterable[str]) -> list[str]:
+    return [path for path, count in Counter(paths).items() if count > 1]
 
 
 def _warn(text: str, paths: Iterable[str]) -> None:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -31,7 +31,8 @@ class RunRecord:
     Attributes:
         data: root of the data.
         classes: names of the classes, by id.
-        content: identify, as they were listed, the pairs of both splits, and the whole class table, by split.
+        content: identify, as they were listed, the pairs of both splits, and the whole class table, by split; a record
+            without it tells of no change.
         network: what the config's flags and its --init make of it.
         flags: the config's leaves, flat and without credentials.
     """
@@ -39,7 +40,7 @@ class RunRecord:
     run_id: str
     data: str
     classes: tuple[str, ...]
-    content: dict[str, str]
+    content: dict[str, str] = field(default_factory=dict)
     network: PSPNetConfig
     flags: dict[str, Any]
 

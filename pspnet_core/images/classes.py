@@ -126,6 +126,11 @@ class ClassTable:
         """Whether an id in a mask file is neither in ``ids`` nor the ignore id: perhaps a class that was forgotten."""
         return self.ids is not None and raw not in self.ids and raw != self.ignore
 
+    @property
+    def is_built_in(self) -> bool:
+        """Whether it is a built-in table, by whatever name: what such a table leaves out, it leaves out on purpose."""
+        return self in CLASS_TABLES.values()
+
     def palette(self) -> bytes:
         """Return the colours of ids 0 to 255 as 768 bytes ``RGBRGB...``; black where there is no class."""
         flat = bytes(channel for color in self.colors[:256] for channel in color)

@@ -24,7 +24,7 @@ from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
 from pspnet_core.errors import ImageError
 from pspnet_core.images import deep_grey, jpeg_scans, png_chunks
-from pspnet_core.images.orientation import TAG, orientation_of
+from pspnet_core.images.orientation import TAG, UPRIGHT, orientation_of
 
 # Pillow's own guard against decompression bombs warns at a fixed size and raises at twice that. The
 # `max_pixels` of the functions below replaces it: it is checked for every image, from the
@@ -65,17 +65,6 @@ _SIGNATURES = {
 # What Pillow says of files that are whole, but of a sort that it does not know, such as 12-bit JPEGs.
 _UNKNOWN_SORT = re.compile("cannot handle|unknown (pixel mode|data organi)|[Uu]nsupported|not (yet )?supported")
 
-# What to do with the pixels for each EXIF orientation; 1 is upright (CIPA DC-008, tag 274).
-_UPRIGHT: dict[int, Image.Transpose] = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
 # Numbers of a TIFF as they lie in the file, and as libtiff gives them: in the machine's own order.
 _NATIVE = {"F;32BF": "F;32NF", "F;32F": "F;32NF", "I;32BS": "I;32NS", "I;32S": "I;32NS"}
 _NATIVE |= {"I;16BS": "I;16NS", "I;16S": "I;16NS"}
@@ -93,6 +82,16 @@ class ImageFile(NamedTuple):
     data: bytes
     header: Image.Image
     orientation: int
+
+    @property
+    def told_orientation(self) -> int:
+        """The orientation that the file tells, also of a TIFF, whose pixels Pillow turns as it decodes them."""
+        told = _tags(self.header).get(TAG)
+        return (
+            told
+            if isinstance(told, int) and 1 <= told <= 8
+            else max(self.orientation, orientation_of(self.header.info))
+        )
 
     @property
     def nbytes(self) -> int:
@@ -369,7 +368,7 @@ def _swapped(size: tuple[int, int], orientation: int) -> tuple[int, int]:
 
 
 def _upright(image: Image.Image, orientation: int) -> NDArray[Any]:
-    turn = _UPRIGHT.get(orientation)
+    turn = UPRIGHT.get(orientation)
     return np.array(image if turn is None else image.transpose(turn))
 
 

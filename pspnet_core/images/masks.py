@@ -11,12 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from pspnet_core.images.orientation import STORED, TAG
+
 Ids = NDArray[np.integer]
 
 _MAX_ID = 65535
 
 
-def to_png(mask: Ids, palette: bytes | None = None, *, classes: int | None = None) -> bytes:
+def to_png(mask: Ids, palette: bytes | None = None, *, classes: int | None = None, orientation: int = 1) -> bytes:
     """Encode a mask as a single-channel PNG, compressed fast (level 1).
 
     Args:
@@ -25,6 +27,7 @@ def to_png(mask: Ids, palette: bytes | None = None, *, classes: int | None = Non
             written with these colours, and grey otherwise. A 16-bit PNG has no palette.
         classes: how many classes there may be, so that masks of one model are all of one depth
             whatever they show: 16 bits above 256 classes. By default the mask's own ids decide.
+        orientation: how the file is to hold the mask, which is upright, and what its EXIF then tells: 1 to 8.
 
     Returns:
         the file; 8 bits grey or palette, or 16 bits grey.
@@ -44,8 +47,13 @@ def to_png(mask: Ids, palette: bytes | None = None, *, classes: int | None = Non
     if palette is not None and not deep:
         # A short palette would make Pillow write fewer bits than the ids may need.
         image.putpalette(palette[:768].ljust(768, b"\0"))
+    told: dict[str, Image.Exif] = {}
+    if orientation != 1:
+        image = image.transpose(STORED[orientation])
+        told["exif"] = Image.Exif()
+        told["exif"][TAG] = orientation
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
+    image.save(buffer, "PNG", compress_level=1, **told)
     return buffer.getvalue()
 
 

@@ -11,7 +11,23 @@ import struct
 from collections.abc import Mapping
 from typing import Any
 
+from PIL import Image
+
 TAG = 0x0112
+
+UPRIGHT: dict[int, Image.Transpose] = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""What to do with stored pixels of each orientation to see them upright; 1 is upright."""
+
+STORED = {**UPRIGHT, 6: UPRIGHT[8], 8: UPRIGHT[6]}
+"""The other way round."""
 
 # The whole numbers that a tag may be written as, by type: bytes, shorts and longs, without and with a sign.
 _NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}

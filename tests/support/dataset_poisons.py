@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -78,6 +78,7 @@ class Told:
         error: pattern of the line that ends the start of training; empty where it starts.
         packing: pattern of the line that ends packing, or training on what was packed, where that is another one.
         warning: pattern of a line in the log.
+        silence: pattern that no line in the log has, neither of training nor of packing.
         masks: ``<split>/<key>`` -> class ids of the pairs that are there besides the neighbours, or in their place.
         flags: of training.
     """
@@ -85,6 +86,7 @@ class Told:
     error: str = ""
     packing: str = ""
     warning: str = ""
+    silence: str = ""
     masks: dict[str, Ids] = field(default_factory=dict)
     flags: dict[str, Any] = field(default_factory=dict)
 
@@ -201,13 +203,16 @@ def val_of_ignored_pixels(ground: Ground) -> Told:
     _everywhere(ground, ids(255), "val")
     return Told(
         error=r"val=val: none of its 2 masks holds a labelled pixel",
-        packing="none of the 2 masks of split val holds a labelled pixel; remove it or label it$",
+        packing="split=val: no labelled images there; splits found: train$",
     )
 
 
 def train_of_ignored_pixels(ground: Ground) -> Told:
     _everywhere(ground, ids(255), "train")
-    return Told(error=r"train=train: none of its 3 masks holds a labelled pixel", packing=NO_LABELS)
+    return Told(
+        error=r"train=train: none of its 3 masks holds a labelled pixel",
+        packing="split=train: no labelled images there; splits found: val$",
+    )
 
 
 def a_blank_mask(ground: Ground) -> Told:
@@ -239,6 +244,31 @@ def all_ids_left_out(ground: Ground) -> Told:
     ground.classes["ids"] = {"7": 0, "8": 1}
     error = "train=train: none of its 3 masks holds .*; the masks hold ids that the classes leave out: 0, 1; "
     return Told(error=error, packing=NO_LABELS)
+
+
+def _by_name(ground: Ground, mask: Ids, meant: Ids) -> None:
+    """Give all masks the raw ids of a built-in table, which ``classes.json`` names."""
+    ground.classes.clear()
+    ground.classes["table"] = "cityscapes-raw"
+    _everywhere(ground, mask, "train", "val")
+    ground.masks.update(dict.fromkeys(ground.masks, meant))
+
+
+def a_built_in_table(ground: Ground) -> Told:
+    """It leaves out 4 on purpose."""
+    _by_name(ground, ids(7, 8, 4), ids(0, 1, 255))
+    return Told(silence="classes leave out", flags={"absent_classes": True})
+
+
+def a_built_in_table_leaves_all_out(ground: Ground) -> Told:
+    _by_name(ground, ids(4), ids(255))
+    return Told(error="none of its 3 masks holds a labelled pixel$", packing=NO_LABELS)
+
+
+def an_id_beyond_a_built_in_table(ground: Ground) -> Told:
+    _by_name(ground, ids(7, 8), ids(0, 1))
+    ground.pair("train", "x", ids(7, 40))
+    return Told(error=r"x\.png: holds id 40; the classes allow 0\.\.33 and ignore 255", flags={"absent_classes": True})
 
 
 def sixteen_bits(ground: Ground) -> Told:
@@ -304,6 +334,21 @@ def turned_mask(ground: Ground) -> Told:
     return Told(masks={"train/x": upright.tolist()})
 
 
+def turned_mask_of_raw_ids(ground: Ground) -> Told:
+    """As the one before; packing writes the mask anew."""
+    ground.classes["ids"] = {"0": 0, "1": 1}
+    return replace(turned_mask(ground), silence="EXIF turns")
+
+
+def turned_tiff(ground: Ground) -> Told:
+    """Pillow turns its pixels as it decodes them."""
+    sink = io.BytesIO()
+    Image.fromarray(np.zeros((*SHAPE, 3), np.uint8)).save(sink, "TIFF", tiffinfo={0x0112: 3})
+    ground.put("images/train/x.tif", sink.getvalue())
+    ground.put("masks/train/x.png", to_png(np.array(ids(1))))
+    return Told(warning="images of split train that EXIF turns, unlike their masks: 1", masks={"train/x": ids(1)})
+
+
 def turned_image(ground: Ground) -> Told:
     """Its mask may be of the picture that is shown, or of the one in the file: both are of the same size."""
     ground.pair("train", "x", ids(1), image=png(Image.fromarray(np.zeros((*SHAPE, 3), np.uint8)), 3))
@@ -317,9 +362,10 @@ def folder_with_a_suffix(ground: Ground) -> Told:
 
 
 def image_of_another_format(ground: Ground) -> Told:
-    ground.put("images/train/x.heic", b"ftypheic")
-    ground.put("masks/train/x.png", to_png(np.array(ids(0))))
-    return Told(warning=r"files of other formats: 1 passed over \(images/train/x\.heic\)")
+    path = ground.where(ground.paths.image, "train", "x").replace(".png", ".heic")
+    ground.put(path, b"ftypheic")
+    ground.put(ground.where(ground.paths.mask, "train", "x"), to_png(np.array(ids(ground.paths.ids[0]))))
+    return Told(warning=rf"files of other formats or names: 1 passed over \({path}\)")
 
 
 # Names
@@ -437,9 +483,37 @@ GOOD = "in/a.png out/a.png\nin/b.png out/b.png\nin/c.png out/c.png\n"
 
 
 def a_list_that_nobody_asks_for(ground: Ground) -> Told:
-    ground.put("test.txt", b"in/gone.png out/gone.png\n")
-    ground.put("README.txt", b"These are lists.\n")
-    return Told(packing=r"README\.txt line 1: expected the path of an image")
+    ground.put("test.txt", b"in/a.png out/a.png\nin/d.png\n")
+    return Told(packing=r"test\.txt line 2: expected the path of an image.*; remove it, or correct the line$")
+
+
+def texts_that_are_no_lists(ground: Ground) -> Told:
+    """As hszhao/semseg has its test images, and what else lies about."""
+    ground.put("test.txt", b"in/a.png\n\nin/d.png\n")
+    ground.put("classes.txt", b"sky\nroad\n")
+    ground.put("README.txt", b"These are caf\xe9s.\n")
+    return Told()
+
+
+def a_list_of_images_alone(ground: Ground) -> Told:
+    ground.put("train.txt", b"in/a.png\nin/b.png\n")
+    line = r"train\.txt: names images without masks; remove it, or add"
+    return Told(error=line, packing="split=train: no labelled images there; splits found: val")
+
+
+def suffixes_that_tell_images_apart(ground: Ground) -> Told:
+    ground.pair("train", "1_png", ids(0))
+    ground.pair("train", "1_jpg", ids(1))
+    for suffix in ("png", "jpg"):
+        ground.put(f"in/1.{suffix}", photo(suffix))
+    ground.lists["train"][-2:] = ["in/1.png out/1_png.png", "in/1.jpg out/1_jpg.png"]
+    return Told(masks={"train/in/1.png": ids(0), "train/in/1.jpg": ids(1)})
+
+
+def both_forms_of_unicode_in_a_list(ground: Ground) -> Told:
+    ground.pair("train", COMPOSED, ids(0))
+    ground.pair("train", DECOMPOSED, ids(1))
+    return Told(masks={f"train/in/{COMPOSED}.png": ids(0), f"train/in/{DECOMPOSED}.png#2": ids(1)})
 
 
 # Layouts of their own
@@ -452,9 +526,25 @@ def dummies(ground: Ground) -> Told:
     return Told(error=line, packing="split=test: no labelled images there", flags={"val": "test"})
 
 
+def dummies_in_a_folder(ground: Ground) -> Told:
+    for number in range(3):
+        ground.pair("test", f"{number}", ids(255))
+    return Told()
+
+
 def dummies_that_nobody_asks_for(ground: Ground) -> Told:
     dummies(ground)
     return Told()
+
+
+def image_without_the_ending(ground: Ground) -> Told:
+    ground.put("leftImg8bit/train/x_leftImg8bit_blurred.png", photo("x"))
+    return Told(warning=r"formats or names: 1 passed over \(leftImg8bit/train/x_leftImg8bit_blurred\.png\)")
+
+
+def mask_of_another_format(ground: Ground) -> Told:
+    ground.put("SegmentationClass/x.bmp", photo("x"))
+    return Told(warning=r"formats or names: 1 passed over \(SegmentationClass/x\.bmp\)")
 
 
 def a_labelled_test(ground: Ground) -> Told:
@@ -474,6 +564,11 @@ def sbd_alone(ground: Ground) -> Told:
     )
 
 
+def a_readme_among_lists(ground: Ground) -> Told:
+    ground.put("ImageSets/Segmentation/README.txt", b"These are caf\xe9s.\n")
+    return Told()
+
+
 GREY = Image.fromarray(np.array(ids(0, 1), np.uint8))
 _MASK = r"cannot be read \(NotAMask: "
 POISONS: dict[str, tuple[str, Plant]] = {
@@ -489,13 +584,17 @@ POISONS: dict[str, tuple[str, Plant]] = {
             a_stray_id,
             an_id_left_out,
         ),
+        *(a_built_in_table, a_built_in_table_leaves_all_out, an_id_beyond_a_built_in_table),
         *(all_ids_left_out, sixteen_bits, scored_on_what_is_learnt),
-        *(palette_of_four_bits, turned_mask, turned_image, folder_with_a_suffix, image_of_another_format),
+        *(palette_of_four_bits, turned_mask, turned_mask_of_raw_ids, turned_image, turned_tiff, folder_with_a_suffix),
         *(splits_without_masks, split_with_half_its_masks, masks_missing, flat, flat_beside_splits, twin_masks),
-        both_forms_of_unicode,
+        *(both_forms_of_unicode, dummies_in_a_folder),
     )
 }
 POISONS |= {f"{each.__name__} in {name}": (name, each) for each in (capital_suffix, dots, folders) for name in PATHS}
+POISONS |= {
+    f"an image of another format in {name}": (name, image_of_another_format) for name in PATHS if name != "list"
+}
 POISONS |= {f"forms_of_unicode in {name}": (name, forms_of_unicode) for name in PATHS}
 POISONS |= {
     "a.jpg beside a.png": ("folder", twin_images("a.jpg")),
@@ -529,7 +628,11 @@ POISONS |= {
     "a list of two masks": (
         "list",
         lines(
-            GOOD + "in/a.png out/d.png\n", Told(error=r"in/a\.png: its name leads to the masks out/a\.png and out/d")
+            GOOD + "in/a.png out/d.png\n",
+            Told(
+                warning=r"images with several masks: 1 \(in/a\.png\); each mask makes a pair of its own",
+                masks={"train/in/a": ids(0, 1), "train/in/a#2": ids(0, 1)},
+            ),
         ),
     ),
     "a list of one mask": (
@@ -549,10 +652,29 @@ POISONS |= {
         "list",
         lines(GOOD + "in/A.png out/a.png\n", Told(error=r"train\.txt line 4: names in/A\.png, but there is no such")),
     ),
-    "an empty list": ("list", lines("\n\n", Told(error="split=train: no labelled images there; splits found: val"))),
+    "an empty list": (
+        "list",
+        lines(
+            "\n\n",
+            Told(
+                error=r"train\.txt: names no image, as UTF-8 text; remove it, or correct its lines$",
+                packing="split=train: no labelled images there; splits found: val",
+            ),
+        ),
+    ),
     "a list for nobody": ("list", a_list_that_nobody_asks_for),
+    **{
+        each.__name__: ("list", each)
+        for each in (
+            *(texts_that_are_no_lists, a_list_of_images_alone),
+            *(suffixes_that_tell_images_apart, both_forms_of_unicode_in_a_list),
+        )
+    },
     "dummies": ("cityscapes", dummies),
     "dummies for nobody": ("cityscapes", dummies_that_nobody_asks_for),
+    "an image without the ending": ("cityscapes", image_without_the_ending),
+    "a mask of another format": ("voc2012", mask_of_another_format),
     "a labelled test": ("cityscapes", a_labelled_test),
+    "a README among the lists of VOC2012": ("voc2012", a_readme_among_lists),
     "SBD alone": ("voc2012", sbd_alone),
 }

@@ -71,6 +71,7 @@ def test_a_poison_is_told_or_taken(name: str, start: Start, tmp_path: Path, capl
         return
     shards = flags | {"data": f"{tmp_path}/packed", "layout": "shards"}
     check(start(shards), "" if result["rejected"] else error, ground.masks if result["rejected"] else pairs)
+    assert not (told.silence and re.search(told.silence, caplog.text)), caplog.text
 
 
 def check(found: str | dict[str, Ids], error: str, pairs: dict[str, Ids]) -> None:

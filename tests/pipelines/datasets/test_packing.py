@@ -116,15 +116,42 @@ def test_a_split_without_a_good_pair_is_refused(data: Path, tmp_path: Path) -> N
     assert not (tmp_path / "out/card.json").exists()
 
 
+def test_a_split_without_labels_is_left_out(data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    for number in range(9, 12):
+        write_pair(data, "val", f"{number:02d}", np.full((5, 7), 9, np.uint8))
+    assert prepare(config(data, tmp_path / "out"), in_process)["splits"] == {"train": 9}
+    told = "none of the 3 masks of split val holds a labelled pixel; remove it or label it"
+    assert f"split val is left out: data={data}: {told}" in caplog.messages
+    # The only labels are those of a pair that cannot be used, which packing finds.
+    write_pair(data, "val", "10", np.zeros((5, 7), np.uint8), size=(70, 50))
+    with pytest.raises(ConfigError, match=r"none of the 2 masks .* that can be used .*, and give an empty --output$"):
+        prepare(config(data, tmp_path / "other"), in_process)
+
+
 def test_another_input_or_size_into_the_same_folder_is_refused(data: Path, tmp_path: Path) -> None:
     prepare(config(data, tmp_path / "out"), in_process)
     before = files(tmp_path / "out")
-    with pytest.raises(ConfigError, match=rf"^output=.*: holds shards of {data} \(layout folder, 1 MB each\)"):
+    with pytest.raises(ConfigError, match=r"^output=.*: holds shards of 1 MB, not 2; give an empty folder"):
         prepare(config(data, tmp_path / "out", shard=2), in_process)
     write_pair(data, "train", "new", np.zeros((5, 7), np.uint8))
-    with pytest.raises(ConfigError, match="give an empty folder"):
+    with pytest.raises(ConfigError, match=rf"holds shards of {data} \(layout folder\) as it was listed then; give an"):
         prepare(config(data, tmp_path / "out"), in_process)
     assert files(tmp_path / "out") == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 1}, r"out: holds shards that another version wrote \(format 1, now 2\); give an empty folder$"),
+        ({"shard": "many"}, r"plan\.json: is no plan \(shard: .*integer.*\); give an empty folder$"),
+    ],
+)
+def test_a_plan_of_another_sort_is_refused(change: dict[str, Any], message: str, data: Path, tmp_path: Path) -> None:
+    prepare(config(data, tmp_path / "out"), in_process)
+    plan = tmp_path / "out/plan.json"
+    plan.write_text(json.dumps(json.loads(plan.read_bytes()) | change))
+    with pytest.raises(ConfigError, match=message):
+        prepare(config(data, tmp_path / "out"), in_process)
 
 
 def test_an_input_that_changes_meanwhile_is_told(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,6 +21,7 @@ from PIL import Image, ImageOps
 from pspnet_core.errors import ImageError
 from pspnet_core.images import decoding as images
 from pspnet_core.images.decoding import IMAGE_SUFFIXES, Views, decode_image, decode_mask, decode_views, open_image
+from pspnet_core.images.orientation import UPRIGHT
 
 WIDTH, HEIGHT = 31, 22
 BOMB = 20_000
@@ -448,7 +449,7 @@ def test_a_mask_is_turned_as_an_image_is(mode: str, orientation: int) -> None:
     exif = Image.Exif()
     exif[ORIENTATION] = orientation
     found = decode_mask(_encode(stored, "PNG", exif=exif))
-    turn = images._UPRIGHT.get(orientation)
+    turn = UPRIGHT.get(orientation)
     shown = stored if turn is None else stored.transpose(turn)
     np.testing.assert_array_equal(found, np.array(shown))
     image = Image.fromarray(np.where(ids, 255, 0).astype(np.uint8))
@@ -486,7 +487,7 @@ def _ramp(height: int, width: int, orientation: int = 1) -> bytes:
     picture[..., 1] = np.linspace(0, 255, height)[:, None]
     stored = Image.fromarray(picture)
     if orientation > 1:
-        turn = images._UPRIGHT[orientation]
+        turn = UPRIGHT[orientation]
         back = {
             Image.Transpose.ROTATE_90: Image.Transpose.ROTATE_270,
             Image.Transpose.ROTATE_270: Image.Transpose.ROTATE_90,

@@ -13,7 +13,7 @@ from PIL import Image
 
 from pspnet_core.images import run_lengths
 from pspnet_core.images.classes import CAMVID
-from pspnet_core.images.decoding import decode_mask
+from pspnet_core.images.decoding import decode_mask, open_image
 from pspnet_core.images.masks import Ids, to_png
 
 DTYPES = [np.dtype(name) for name in ("uint8", "int16", "uint16", "int32", "int64", "uint64")]
@@ -41,9 +41,11 @@ def test_runs_give_the_mask_back(mask: Ids) -> None:
     assert back.dtype == (np.uint8 if mask.max() < 256 else np.uint16)
 
 
-@given(masks())
-def test_png_gives_the_mask_back(mask: Ids) -> None:
-    back = decode_mask(to_png(mask))
+@given(masks(), st.integers(1, 8), st.sampled_from([None, CAMVID.palette()]))
+def test_png_gives_the_mask_back(mask: Ids, orientation: int, palette: bytes | None) -> None:
+    data = to_png(mask, palette, orientation=orientation)
+    back = decode_mask(data)
+    assert open_image(data).orientation == orientation
     np.testing.assert_array_equal(back, mask)
     assert back.dtype == (np.uint8 if mask.max() < 256 else np.uint16)
 
