@@ -13,8 +13,21 @@ from typing import IO, Any, NamedTuple
 
 MOST_STEPS = 2_000_000
 """Weights and optimiser of a ResNet-152 take 150,000; the worst two millions take half a gigabyte."""
+LONGEST_NAME = 100
+"""Characters of a module's name, and of a name in it: a step joins two texts that may stand in the file once."""
+LONGEST_KEY = 1000
+"""Characters of a key: a step compares two keys."""
+_MOST_KEY = 2**32
+_ALONE = "where it was made, save its state_dict() alone"
 
-Key = str | bytes | int | float | None
+Key = str | bytes | int | None
+
+
+class UnsupportedError(ValueError):
+    """What a sound file may hold and is not read here, and the remedy."""
+
+    def __init__(self, what: str, remedy: str = _ALONE) -> None:
+        super().__init__(f"{what}; {remedy}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +72,12 @@ def read_pickle(file: IO[bytes]) -> Pickle:
     """Read one pickle of any protocol from where the file stands, to the pickle's end and no further.
 
     Raises:
-        Exception: of almost any kind, for bytes that are no pickle, or one of too many steps.
+        UnsupportedError: it has too many steps.
+        Exception: of almost any kind, for bytes that are no pickle.
     """
     machine = _Machine()
-    for count, (code, argument, _) in enumerate(pickletools.genops(file)):
-        if count == MOST_STEPS:
-            raise ValueError(f"a pickle of more than {MOST_STEPS} steps")
+    for code, argument, _ in pickletools.genops(file):
+        machine.count(1)
         if code.name == "STOP":
             break
         _STEPS[code.name](machine, argument)
@@ -73,17 +86,23 @@ def read_pickle(file: IO[bytes]) -> Pickle:
 
 def mapping(value: object) -> Mapping[Key, Any] | None:
     """The entries of a dict, or of an object that stands for one, such as an OrderedDict; else None."""
-    if isinstance(value, Made):
-        if value.path != "collections.OrderedDict":
-            return value.entries
-        pairs = value.arguments[0] if value.arguments else []  # which is how Python 2 writes the entries
-        return _keyed(pair for pair in pairs if len(pair) == 2) | (value.entries or {})
-    return value if isinstance(value, dict) else None
+    entries = value.entries if isinstance(value, Made) else value
+    return entries if isinstance(entries, dict) else None
 
 
 def _keyed(pairs: Iterable[Any]) -> dict[Key, Any]:
-    """A dict of those pairs whose key is cheap to hash: to hash tuples of tuples can take for ever."""
-    return {key: value for key, value in pairs if isinstance(key, Key)}
+    """A dict of those pairs whose key is cheap."""
+    return {key: value for key, value in pairs if _is_cheap(key)}
+
+
+def _is_cheap(key: object) -> bool:
+    """Whether a key takes no time to hash and to compare, and as many as one likes do not collide.
+
+    Tuples of tuples take for ever, long numbers and texts long; other numbers can be chosen to have one hash.
+    """
+    if isinstance(key, int):
+        return -_MOST_KEY < key < _MOST_KEY
+    return key is None or (isinstance(key, str | bytes) and len(key) <= LONGEST_KEY)
 
 
 def _pairs(items: list[Any]) -> Iterable[tuple[Any, Any]]:
@@ -98,6 +117,12 @@ class _Machine:
         self.below: list[list[Any]] = []
         self.memo: dict[int, Any] = {}
         self.references: list[Reference] = []
+        self.left = MOST_STEPS
+
+    def count(self, steps: int) -> None:
+        self.left -= steps
+        if self.left < 0:
+            raise UnsupportedError(f"a pickle of more than {MOST_STEPS} steps")
 
     def push(self, value: object) -> None:
         self.stack.append(value)
@@ -125,17 +150,30 @@ class _Machine:
         self.stack[-length:] = [tuple(self.stack[-length:])]
 
     def memorise(self, index: int) -> None:
+        if not _is_cheap(index):
+            raise ValueError("no place in the memo")
         self.memo[index] = self.stack[-1]
 
     def name(self, path: str) -> None:
         self.push(Name(path.replace(" ", ".")))
 
     def join(self, name: object, module: object) -> None:
-        self.name(f"{module}.{name}" if isinstance(module, str) and isinstance(name, str) else "")
+        texts = [text for text in (module, name) if isinstance(text, str) and len(text) <= LONGEST_NAME]
+        self.name(".".join(texts) if len(texts) == 2 else "")
 
     def call(self, arguments: object, called: object) -> None:
         path = called.path if isinstance(called, Name) else ""
-        self.push(Made(path, arguments if isinstance(arguments, tuple) else ()))
+        made = Made(path, arguments if isinstance(arguments, tuple) else ())
+        if path == "collections.OrderedDict":
+            made.entries = self.entries(*made.arguments[:1])
+        self.push(made)
+
+    def entries(self, pairs: object = ()) -> dict[Key, Any]:
+        """What an OrderedDict is made of, which is how Python 2 writes its entries."""
+        if not isinstance(pairs, list | tuple):
+            return {}
+        self.count(len(pairs))  # one list may be given to many
+        return _keyed(pair for pair in pairs if isinstance(pair, list | tuple) and len(pair) == 2)
 
     def call_named(self, named: object, arguments: object, called: object) -> None:
         """As ``call``; arguments by name are not kept."""

@@ -1,5 +1,6 @@
 """What a pickle holds besides tensors, as numbers, texts, lists and dicts; NumPy's numbers and arrays among them."""
 
+import logging
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -7,6 +8,8 @@ from typing import Any
 import numpy as np
 
 from pspnet_core.checkpoints.pickles import Key, Made, mapping
+
+log = logging.getLogger(__name__)
 
 MOST_ENTRIES = 500_000
 """Of all containers and arrays together: one container may stand in many places, and so may one text."""
@@ -17,18 +20,33 @@ MOST_AXES = 4
 DEPTH = 32
 
 
-def plain(value: object) -> Any:
-    """A pickle's object as plain values, with None in place of what is none.
+def plain(entries: Mapping[Key, object]) -> dict[Key, Any]:
+    """Entries of a pickle as plain values, with None in place of what is none; those that are too large are left out.
 
     Raises:
-        ValueError: there are more than ``MOST_ENTRIES``, or an array is damaged.
+        Exception: of almost any kind, when an array is damaged.
     """
-    return _Plain().convert(value)
+    found, large, left = dict[Key, Any](), list[Key](), MOST_ENTRIES
+    for key, value in entries.items():
+        converter = _Plain(left // 2)  # so that one that is too large leaves something to the others
+        try:
+            found[key] = converter.convert(value)
+        except _TooLargeError:
+            large.append(key)
+        left -= left // 2 - max(converter.left, 0)
+    if large:
+        names = ", ".join(str(key)[:100] for key in large[:6])
+        log.warning("of the metadata %d are too large and not read: %s", len(large), names)
+    return found
+
+
+class _TooLargeError(Exception):
+    """A value has more entries than it may."""
 
 
 class _Plain:
-    def __init__(self) -> None:
-        self.left = MOST_ENTRIES
+    def __init__(self, most: int) -> None:
+        self.left = most
 
     def convert(self, value: object, depth: int = 0) -> Any:
         if isinstance(value, str):
@@ -56,13 +74,13 @@ class _Plain:
         if not re.fullmatch(r"[biuf][1248]|U\d{1,4}", code) or len(shape) > MOST_AXES:
             return None
         array = np.frombuffer(_bytes(data), np.dtype(code).newbyteorder(kind.state[1])).reshape(shape, order=order)
-        self._count(array.size)
+        self._count(array.size * (1 + array.itemsize // TEXT))
         return array.tolist() if array.size else []  # of a billion rows of no columns, too
 
     def _count(self, entries: int) -> None:
         self.left -= entries
         if self.left < 0:
-            raise ValueError(f"more than {MOST_ENTRIES} entries beside the weights")
+            raise _TooLargeError
 
 
 def _scalar(made: Made) -> tuple[Any, ...]:

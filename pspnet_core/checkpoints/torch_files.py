@@ -12,7 +12,6 @@ Numbers are read for those tensors alone that are asked for, and what is read is
 """
 
 import contextlib
-import functools
 import io
 import itertools
 import math
@@ -29,14 +28,16 @@ from typing import IO, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from pspnet_core.checkpoints.pickles import Made, Reference, mapping, read_pickle
+from pspnet_core.checkpoints.pickles import Made, Reference, UnsupportedError, mapping, read_pickle
 
-LONGEST_READ = 2**26
-"""Bytes that are taken at once, because lengths come from the file. A zip directory of so many takes a gigabyte."""
+LARGEST_DIRECTORY = 2**26
+"""Bytes of a zip directory; one of so many takes a gigabyte."""
 _PIECE = 2**20
 _MOST_AXES = 16
 _TAR_MEMBERS = 16  # it has four
 _MOST = 2**48
+_LONGEST_KEY = 100
+_MOST_ARGUMENTS = 8  # of what makes a tensor or names a storage; one tuple may be given to many
 _MAGIC = 0x1950A86A20F9469CFC6C  # of the stream
 _TYPED: dict[str, torch.dtype] = {
     "Double": torch.float64,
@@ -74,14 +75,14 @@ class TensorSpec(NamedTuple):
         key: of its storage.
         dtype: type of its numbers.
         offset: place of the first number in the storage.
-        size: its shape.
+        shape: how many numbers it has along each axis.
         stride: how many numbers lie between neighbours along each axis.
     """
 
     key: str
     dtype: torch.dtype
     offset: int
-    size: tuple[int, ...]
+    shape: tuple[int, ...]
     stride: tuple[int, ...]
 
     def view(self, data: bytearray) -> Tensor:
@@ -90,13 +91,13 @@ class TensorSpec(NamedTuple):
         Raises:
             ValueError: it reaches beyond.
         """
-        if 0 in self.size:
-            return torch.empty(self.size, dtype=self.dtype)
+        if 0 in self.shape:
+            return torch.empty(self.shape, dtype=self.dtype)
         count = len(data) // self.dtype.itemsize
-        last = self.offset + sum((side - 1) * step for side, step in zip(self.size, self.stride, strict=True))
+        last = self.offset + sum((side - 1) * step for side, step in zip(self.shape, self.stride, strict=True))
         if last >= count:
             raise ValueError(f"a tensor of {last + 1} numbers, of which there are {count}")
-        return torch.frombuffer(data, dtype=self.dtype, count=count).as_strided(self.size, self.stride, self.offset)
+        return torch.frombuffer(data, dtype=self.dtype, count=count).as_strided(self.shape, self.stride, self.offset)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -115,7 +116,12 @@ class TorchFile:
     read: Callable[[str], bytearray]
     tensors: Mapping[str, TensorSpec] | None = None
 
-    def spec(self, value: object) -> TensorSpec | None:
+    def tensors_of(self, entries: Mapping[Any, object]) -> dict[str, TensorSpec]:
+        """The tensors among entries, by their names."""
+        named = ((name, value) for name, value in entries.items() if isinstance(name, str))
+        return {name: spec for name, value in named if (spec := self._spec(value))}
+
+    def _spec(self, value: object) -> TensorSpec | None:
         """The tensor that an object of ``content`` is; None for anything else, a sparse or quantised tensor too."""
         for _ in range(_MOST_AXES):  # a wrapper may hold itself
             if isinstance(value, Made) and value.path in _WRAPPERS:
@@ -123,7 +129,7 @@ class TorchFile:
         if isinstance(value, Reference) and self.tensors is not None:
             return self.tensors[_key(value.id)]
         if isinstance(value, Made) and value.path in _TENSORS:
-            return _TENSORS[value.path](*value.arguments)
+            return _TENSORS[value.path](*value.arguments[:_MOST_ARGUMENTS])
         return None
 
     def load(self, specs: Mapping[str, TensorSpec]) -> dict[str, Tensor]:
@@ -133,7 +139,7 @@ class TorchFile:
             ValueError: the file ends before they do, or they claim to be more than it is.
         """
         # Storages may overlap in a file and tensors in a storage, or repeat one number for ever.
-        self._check(sum(math.prod(spec.size) for spec in specs.values()))
+        self._check(sum(math.prod(spec.shape) for spec in specs.values()))
         storages, total = dict[str, bytearray](), 0
         for key in {spec.key: None for spec in specs.values()}:
             storages[key] = self.read(key)
@@ -152,9 +158,10 @@ def open_torch_file(path: Path) -> Iterator[TorchFile]:
 
     Raises:
         OSError: it cannot be read.
+        UnsupportedError: it is sound and not read here.
         Exception: of almost any kind, when it is no such file, or a damaged one.
     """
-    with path.open("rb") as plain, _Reader(plain) as file:
+    with path.open("rb") as plain, _Reader(plain, os.fstat(plain.fileno()).st_size) as file:
         start = file.read(512)
         file.seek(0)
         if start.startswith(b"PK\3\4"):
@@ -166,21 +173,22 @@ def open_torch_file(path: Path) -> Iterator[TorchFile]:
 
 
 class _Reader(io.BufferedReader):
-    """A file of which no more than ``LONGEST_READ`` is taken at once."""
+    """A file that reserves memory for no more than it has, whatever length it is asked for.
 
-    @functools.cached_property
-    def length(self) -> int:
-        """Of the file, in bytes."""
-        return os.fstat(self.fileno()).st_size
+    Attributes:
+        length: of the file, in bytes.
+        most: how many of them may be read at once.
+    """
+
+    def __init__(self, raw: Any, length: int) -> None:
+        super().__init__(raw)
+        self.length = self.most = length
 
     def read(self, size: int | None = -1, /) -> bytes:
-        data = super().read(LONGEST_READ + 1 if size is None or size < 0 else min(size, LONGEST_READ + 1))
-        if len(data) > LONGEST_READ:
-            raise ValueError(f"more than {LONGEST_READ} bytes at once")
+        data = super().read(self.most + 1 if size is None or size < 0 else min(size, self.most + 1))
+        if len(data) > self.most:
+            raise UnsupportedError(f"more than {self.most} bytes at once")
         return data
-
-    def readline(self, size: int | None = -1, /) -> bytes:
-        return super().readline(LONGEST_READ)
 
 
 def _take(file: IO[bytes], size: int) -> bytearray:
@@ -197,23 +205,24 @@ def _take(file: IO[bytes], size: int) -> bytearray:
 
 
 def _open_zip(file: _Reader) -> TorchFile:
+    file.most = min(file.length, LARGEST_DIRECTORY)
     archive = zipfile.ZipFile(file)
     names = archive.namelist()
     if any(name.endswith("/constants.pkl") for name in names):
-        raise ValueError("a TorchScript program")
+        raise UnsupportedError("a TorchScript program")
     [folder] = [name.removesuffix("data.pkl") for name in names if re.fullmatch(r"[^/]*/data\.pkl", name)]
 
     def member(name: str) -> IO[bytes]:
         entry = archive.getinfo(folder + name)
         if entry.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{name} is compressed")
+            raise UnsupportedError(f"a {name} that is compressed")
         if entry.CRC == 0:  # torch has an option to leave it out
             entry.CRC = None  # type: ignore[assignment]
         return archive.open(entry)
 
     if f"{folder}byteorder" in names:
         _check_order(member("byteorder").read(_PIECE) == b"little")
-    content = read_pickle(_Reader(member("data.pkl"))).content  # type: ignore[arg-type]
+    content = read_pickle(_Reader(member("data.pkl"), file.length)).content
     return TorchFile(
         content=content,
         length=file.length,
@@ -255,7 +264,7 @@ def _open_tar(file: _Reader) -> TorchFile:
 
 def _check_order(little: object) -> None:
     if not little:
-        raise ValueError("numbers of a big-endian machine")
+        raise UnsupportedError("numbers of a big-endian machine")
 
 
 def _pass_storage(file: _Reader, dtype: torch.dtype) -> tuple[int, int]:
@@ -295,14 +304,14 @@ def _number(value: object) -> int:
 
 
 def _key(value: object) -> str:
-    """An id; a tuple of tuples would take for ever to hash or to print."""
-    if not isinstance(value, str | int):
+    """An id; a tuple of tuples would take for ever to hash or to print, and a long text long to compare."""
+    if not isinstance(value, str | int) or len(key := str(value)) > _LONGEST_KEY:
         raise ValueError("no key")
-    return str(value)
+    return key
 
 
 def _storage(reference: Reference) -> StorageSpec:
-    _, kind, key, _, _, *view = reference.id
+    _, kind, key, _, _, *view = reference.id[:_MOST_ARGUMENTS]
     return StorageSpec(_key(key), _STORAGES[kind.path], _number(view[0][1]) if view and view[0] else 0)
 
 
@@ -313,6 +322,23 @@ def _tensor(storage: StorageSpec, offset: object, size: Sequence[object], stride
     return TensorSpec(storage.key, storage.dtype, storage.start + _number(offset), *view)
 
 
+def _check_plain(*metadata: object) -> None:
+    """Of a tensor: torch notes here that its numbers are to be negated or conjugated."""
+    if any(metadata):
+        remedy = "where it was made, save its state_dict() after resolve_neg() and resolve_conj() of its tensors"
+        raise UnsupportedError("a tensor whose numbers are to be negated or conjugated", remedy)
+
+
+def _rebuilt(storage: Reference, offset: Any, size: Any, stride: Any, *more: Any) -> TensorSpec:
+    _check_plain(*more[2:])
+    return _tensor(_storage(storage), offset, size, stride)
+
+
+def _rebuilt_typed(storage: Reference, offset: Any, size: Any, stride: Any, *more: Any) -> TensorSpec:
+    _check_plain(*more[3:])
+    return _tensor(_storage(storage)._replace(dtype=_DTYPES[more[2].path]), offset, size, stride)
+
+
 _WRAPPERS: dict[str, Callable[[Made], object]] = {
     "torch._utils._rebuild_parameter": lambda made: made.arguments[0],
     "torch._utils._rebuild_parameter_with_state": lambda made: made.arguments[0],
@@ -321,10 +347,8 @@ _WRAPPERS: dict[str, Callable[[Made], object]] = {
 }
 """What is called with a tensor, or with how to make one."""
 _TENSORS: dict[str, Callable[..., TensorSpec]] = {
-    "torch._utils._rebuild_tensor": lambda storage, *view: _tensor(_storage(storage), *view),
-    "torch._utils._rebuild_tensor_v2": lambda storage, *view: _tensor(_storage(storage), *view[:3]),
-    "torch._utils._rebuild_tensor_v3": lambda storage, *view: _tensor(
-        _storage(storage)._replace(dtype=_DTYPES[view[5].path]), *view[:3]
-    ),
+    "torch._utils._rebuild_tensor": _rebuilt,
+    "torch._utils._rebuild_tensor_v2": _rebuilt,
+    "torch._utils._rebuild_tensor_v3": _rebuilt_typed,
 }
 """What makes tensors."""

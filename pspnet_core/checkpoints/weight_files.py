@@ -10,14 +10,14 @@ import json
 import logging
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import safetensors.torch
 from torch import Tensor
 
-from pspnet_core.checkpoints.pickles import Made, mapping
+from pspnet_core.checkpoints.pickles import Key, Made, UnsupportedError, mapping
 from pspnet_core.checkpoints.plain_values import plain
 from pspnet_core.checkpoints.torch_files import open_torch_file
 from pspnet_core.errors import ConfigError
@@ -34,7 +34,8 @@ WRAPPERS = (*AVERAGES, "state_dict", "model", "model_state_dict")
 """Keys under which training programs keep weights, in the order of preference."""
 
 LONGEST_REASON = 200
-_DEPTH = 8
+TensorsOf = Callable[[Mapping[Any, Any]], dict[str, Any]]
+"""Tensors among entries, or what tells of them, by name; each has a ``shape``."""
 # DataParallel, Lightning and torch.compile, the last of which may have wrapped a part alone.
 _PREFIXES = re.compile(r"^(?:module\.|model\.|_orig_mod\.)+|(?<=\.)_orig_mod\.")
 
@@ -114,16 +115,11 @@ def _read(file: Path, source: str, key: str | None) -> WeightFile:
         if not stat.S_ISREG(file.stat().st_mode):
             raise ConfigError("source", source, "cannot be read (no plain file); give a file of weights")
         if file.suffix == ".safetensors":
-            return WeightFile(dict(_part(safetensors.torch.load_file(file), source, key)), {})
+            return WeightFile(_part(safetensors.torch.load_file(file), source, key, dict), {})
         with open_torch_file(file) as opened:
-            part = _part(opened.content, source, key)
-            specs = {
-                name: spec for name, value in part.items() if isinstance(name, str) and (spec := opened.spec(value))
-            }
-            if not specs:
-                raise ConfigError("source", source, f"holds no weights by name; its first keys: {first_keys(part)}")
-            meta = plain((mapping(opened.content) or {}).get("meta"))
-            return WeightFile(opened.load(specs), meta if isinstance(meta, dict) else {})
+            specs = _part(opened.content, source, key, opened.tensors_of)
+            meta = mapping((mapping(opened.content) or {}).get("meta"))
+            return WeightFile(opened.load(specs), plain(meta or {}))
 
 
 @contextlib.contextmanager
@@ -135,6 +131,8 @@ def _told(source: str) -> Iterator[None]:
         raise
     except OSError as error:
         raise ConfigError("source", source, f"cannot be read ({error.strerror}); give a file of weights") from error
+    except UnsupportedError as error:
+        raise ConfigError("source", source, f"holds {error}") from error
     except Exception as error:
         # Bytes that are no such file raise errors of many types.
         reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
@@ -143,8 +141,8 @@ def _told(source: str) -> Iterator[None]:
         ) from error
 
 
-def _part(content: object, source: str, key: str | None) -> Mapping[Any, Any]:
-    """The innermost entries that hold weights."""
+def _part(content: object, source: str, key: str | None, tensors_of: TensorsOf) -> dict[str, Any]:
+    """The weights: the tensors of the innermost part that has any."""
     entries = mapping(content)
     if entries is None:
         made = isinstance(content, Made) and f"an object of {content.path[:100] or 'a class'}"
@@ -155,13 +153,39 @@ def _part(content: object, source: str, key: str | None) -> Mapping[Any, Any]:
         keys, entries = first_keys(entries), mapping(entries.get(key))
         if entries is None:
             raise ConfigError("key", key, f"{source} has no part of that name; its first keys: {keys}")
-    for _ in range(_DEPTH):  # a dict may hold itself
-        parts = [name for name in WRAPPERS if mapping(entries.get(name))]
-        if not parts:
-            break
-        # mmengine, which also keeps a message hub, swaps the two: its state_dict is the average.
-        taken = "state_dict" if "state_dict" in parts and "message_hub" in entries else parts[0]
-        if len(parts) > 1:
-            log.info("the weights under %s are taken, of %s; see --key of convert", taken, ", ".join(parts))
-        entries = mapping(entries[taken]) or {}
-    return entries
+    found = _innermost(entries, tensors_of, set())
+    if found is None:
+        raise ConfigError("source", source, f"holds no weights by name; its first keys: {first_keys(entries)}")
+    for choice in found.choices:
+        log.info("the weights under %s are taken, of %s; see --key of convert", choice[0], ", ".join(choice))
+    return found.tensors
+
+
+class _Found(NamedTuple):
+    """Tensors by name, and the parts between which there was a choice on the way to them, the taken one first."""
+
+    tensors: dict[str, Any]
+    choices: list[list[str]]
+
+
+def _innermost(entries: Mapping[Any, Any], tensors_of: TensorsOf, seen: set[int]) -> _Found | None:
+    """The weights among entries or in parts of them; None where there are none, or where these have been seen."""
+    if id(entries) in seen:  # a dict may hold itself
+        return None
+    seen.add(id(entries))
+    parts = {name: part for name in _wrappers(entries) if (part := mapping(entries.get(name))) is not None}
+    inner = {name: _innermost(part, tensors_of, seen) for name, part in parts.items()}
+    found = {name: part for name, part in inner.items() if part is not None}
+    if found:
+        first = next(iter(found.values()))
+        return _Found(first.tensors, [list(found)] * (len(found) > 1) + first.choices)
+    tensors = tensors_of(entries)
+    # Settings and counters are numbers; a part has at least a tensor with an axis.
+    return _Found(tensors, []) if any(tensor.shape for tensor in tensors.values()) else None
+
+
+def _wrappers(entries: Mapping[Key, Any]) -> tuple[str, ...]:
+    """``WRAPPERS`` in the order of preference, of which a program may have its own."""
+    # mmengine, which keeps a message hub in training and its version always, swaps: its state_dict is the average.
+    swapped = "message_hub" in entries or "mmengine_version" in (mapping(entries.get("meta")) or {})
+    return ("state_dict", *WRAPPERS) if swapped else WRAPPERS

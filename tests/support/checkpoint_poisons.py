@@ -1,6 +1,6 @@
 """Files of weights that must neither run anything nor take memory or time, each a function and a row of ``POISONS``.
 
-``play`` converts files in a process of its own, whose memory is limited::
+``play`` converts files in a process of its own, whose memory and time for each are limited::
 
     python -m tests.support.checkpoint_poisons FILE...
 
@@ -17,6 +17,7 @@ import json
 import os
 import pickle
 import resource
+import signal
 import struct
 import subprocess
 import sys
@@ -28,6 +29,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +37,8 @@ from tests.support.checkpoint_shapes import CONFIG, mmseg_network, save, smp_net
 
 HEADROOM = 2**30
 """Bytes that a conversion may take."""
+SECONDS = 20
+"""Processor time that a conversion may take; the process ends there."""
 MARKER = "made"
 
 
@@ -120,8 +124,10 @@ def zipped(members: dict[str, bytes], kind: int = zipfile.ZIP_STORED) -> bytes:
     return sink.getvalue()
 
 
-def tensor(size: Any, stride: Any, offset: Any = 0, key: Any = "0", kind: str = "Float") -> bytes:
-    """The pickle of a tensor by what it claims, without the opcodes around."""
+def tensor(
+    size: Any, stride: Any, offset: Any = 0, key: Any = "0", kind: str = "Float", more: tuple[Any, ...] = ()
+) -> bytes:
+    """The pickle of a tensor by what it claims, without the opcodes around; ``more`` are arguments after the usual."""
 
     class Pickler(pickle.Pickler):
         def persistent_id(self, value: Any) -> Any:
@@ -129,7 +135,7 @@ def tensor(size: Any, stride: Any, offset: Any = 0, key: Any = "0", kind: str = 
 
     sink = io.BytesIO()
     hooks = OrderedDict[str, Any]()
-    Pickler(sink, 2).dump(Call(torch._utils._rebuild_tensor_v2, _STORAGE, offset, size, stride, False, hooks))
+    Pickler(sink, 2).dump(Call(torch._utils._rebuild_tensor_v2, _STORAGE, offset, size, stride, False, hooks, *more))
     return sink.getvalue()[2:-1]
 
 
@@ -137,6 +143,11 @@ def claiming(*claim: Any, told: str = "or a damaged one", **more: Any) -> Poison
     """A state dict of one tensor."""
     tree = b"\x80\x02}X\x01\x00\x00\x00a" + tensor(*claim, **more) + b"s."
     return Poison(write=lambda ground: ground.write(zipped({"data.pkl": tree, "data/0": bytes(400)})), told=told)
+
+
+def described(meta: Any) -> Poison:
+    """Metadata of sound weights: dropped."""
+    return Poison(write=lambda ground: ground.write({"state_dict": ground.state, "meta": {"x": meta}}))
 
 
 def nested(depth: int = 64) -> tuple[Any, ...]:
@@ -179,6 +190,13 @@ def _one_storage_for_all(ground: Ground) -> Path:
     sizes["decode_head.bottleneck.conv.weight"] = (4096, 512 + 4 * 128, 3, 3)
     numbers = torch.ones(2**20)
     return ground.write({name: numbers.as_strided(size, [0] * len(size)) for name, size in sizes.items()})
+
+
+def _one_tensor_for_all(ground: Ground) -> Path:
+    """Ten thousand names of one tensor, that is made with a million arguments."""
+    made = _TEXT + tensor((1,), (1,), more=(None,) * 10**6) + b"r\xff\0\0\0"
+    names = b"".join(b"X\x04\0\0\0%04dj\xff\0\0\0" % number for number in range(10_000))
+    return ground.write(zipped({"data.pkl": b"\x80\x02}(" + made + names + b"u.", "data/0": bytes(4)}))
 
 
 def _overlapping(ground: Ground) -> Path:
@@ -270,8 +288,11 @@ def odd(make: Callable[[Path], object], told: str) -> Poison:
 HELD = "holds an object of {}; its first keys: none; where it was made, save its state_dict"
 NONE = "holds no weights by name"
 DAMAGED = "is no file of weights, or a damaged one .*; download it again"
-STEPS = "a pickle of more than 2000000 steps"
+ALONE = "; where it was made, save its state_dict"
+STEPS = f"source=[^:]*: holds a pickle of more than 2000000 steps{ALONE}"
 _TEXT = b"X\x01\x00\x00\x00a"
+_COLLIDING = 2**61 - 1
+"""Python hashes all multiples of it to 0."""
 
 POISONS: dict[str, Poison] = {
     # What runs when a pickle is read.
@@ -305,14 +326,37 @@ POISONS: dict[str, Poison] = {
     "a key that takes for ever to hash": Poison(
         write=lambda ground: ground.write({**ground.state, "x": Call(OrderedDict, entries=[(nested(), 1)])})
     ),
+    "numbers of one hash": beside(
+        lambda ground: Call(OrderedDict, entries=[(number * _COLLIDING, 1) for number in range(60_000)])
+    ),
+    "places of one hash": raw(
+        b"]", b"".join(b"p%d\n" % (number * _COLLIDING) for number in range(60_000)), b".", told="no place in the memo"
+    ),
+    "a key of a long number": raw(
+        b"}\x8b", struct.pack("<I", 2**23), b"\x01" * 2**23, b"q\0000", b"h\0Ns" * 20_000, b".", told=NONE
+    ),
+    "keys of the same long text": raw(
+        b"}",
+        *(b"X" + struct.pack("<I", 2**23) + b"x" * 2**23 + b"q" + place + b"0" for place in (b"\0", b"\1")),
+        b"h\0Nsh\1Ns" * 60_000,
+        b".",
+        told=NONE,
+    ),
+    "names of a long text": raw(
+        b"X", struct.pack("<I", 2**20), b"x" * 2**20, b"q\0", b"h\0h\0\x93" * 3000, b".", told=NONE
+    ),
+    "pairs of one list": described([Call(OrderedDict, [[0, 1]] * 100_000)] * 5000),
+    "dicts of one list": raw(
+        *(b"](", b"N" * 10_000, b"e\x85q\0ccollections\nOrderedDict\nq\1", b"h\1h\0R" * 100_000, b"."), told=STEPS
+    ),
+    "arguments of one tensor": Poison(write=_one_tensor_for_all, told="is none of semseg"),
+    "an array of long texts": described([np.array(["x" * 9999])] * 200_000),
     "a dict that holds itself": Poison(write=_holding_itself, told=NONE),
     "names that take for ever to print": Poison(
-        write=lambda ground: ground.write({"state_dict": ground.state, "meta": {"CLASSES": nested()}}),
-        told="entries beside the weights",
+        write=lambda ground: ground.write({"state_dict": ground.state, "meta": {"CLASSES": nested()}})
     ),
     "names of half a gigabyte": Poison(
-        write=lambda ground: ground.write({"state_dict": ground.state, "meta": {"CLASSES": ["x" * 2**20] * 500}}),
-        told="entries beside the weights",
+        write=lambda ground: ground.write({"state_dict": ground.state, "meta": {"CLASSES": ["x" * 2**20] * 500}})
     ),
     # What claims to be large.
     "a tensor of 2^60": claiming((2**60,), (1,)),
@@ -337,7 +381,7 @@ POISONS: dict[str, Poison] = {
                 zipfile.ZIP_DEFLATED,
             )
         ),
-        told="data.pkl is compressed",
+        told=f"holds a data.pkl that is compressed{ALONE}",
     ),
     "a zip whose members overlap": Poison(write=_overlapping, told="or a damaged one"),
     "a zip of a large directory": Poison(write=_large_directory, told="bytes at once"),
@@ -348,7 +392,7 @@ POISONS: dict[str, Poison] = {
     ),
     "a program": Poison(
         write=lambda ground: ground.write(zipped({"data.pkl": b"N.", "constants.pkl": b"N."})),
-        told="a TorchScript program",
+        told=f"holds a TorchScript program{ALONE}",
     ),
     "a stream of 2^60": Poison(
         write=stream(
@@ -409,7 +453,7 @@ def make(name: str, folder: Path) -> Path:
 
 
 def play(files: Iterable[str]) -> None:
-    """Convert files with little memory, and print a line of JSON for each."""
+    """Convert files with little memory and time, and print a line of JSON for each."""
     from jobs.cli import main
     from pipelines.models.converting import ConvertConfig, convert
 
@@ -417,6 +461,7 @@ def play(files: Iterable[str]) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (used + HEADROOM, used + HEADROOM))
     for file in files:
         told, output = io.StringIO(), f"{Path(file).parent}/model"
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         with contextlib.redirect_stderr(told), contextlib.redirect_stdout(io.StringIO()):
             code = main(ConvertConfig, convert, ["--source", file, "--output", output])
         print(json.dumps([code, told.getvalue()]), flush=True)

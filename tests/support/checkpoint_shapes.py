@@ -253,7 +253,7 @@ class Shape:
 SHAPES: dict[str, Shape] = {
     "mmengine": Shape(content=mmengine, network=mmseg_network, told="class names of the metadata"),
     "mmengine-ema": Shape(
-        content=mmengine_ema, network=mmseg_network, told="under state_dict are taken, of ema_state_dict, state_dict"
+        content=mmengine_ema, network=mmseg_network, told="under state_dict are taken, of state_dict, ema_state_dict"
     ),
     "mmcv-ema": Shape(
         content=mmcv_ema, network=mmseg_network, save=save_stream, told="named ema_... are a second copy"

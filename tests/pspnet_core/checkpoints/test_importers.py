@@ -268,7 +268,7 @@ def _write_script(file: Path) -> None:
     [
         (lambda file: file.write_text("hello world, not weights"), "no file of weights, or a damaged one"),
         (_write_half, "no file of weights, or a damaged one"),
-        (_write_script, "no file of weights, or a damaged one"),
+        (_write_script, "holds a TorchScript program; where it was made"),
         (lambda file: file.write_bytes(pickle.dumps({"a": [1, 2]})), "no file of weights, or a damaged one"),
         (Path.mkdir, "cannot be read"),
         (lambda file: None, "cannot be read \\(No such file or directory\\)"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections import OrderedDict
 from collections.abc import Callable
@@ -82,6 +83,53 @@ def test_metadata_is_plain(tmp_path: Path) -> None:
         "dict": {"a": {"b": "c"}},
         "none": [None] * 7,
     }
+
+
+def test_metadata_that_is_too_large_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    losses = [[0.5] * 1000] * 1000
+    meta = {"before": 1, "losses": losses, "scores": losses, "config": "model = dict()" * 1000, "CLASSES": ("a", "b")}
+    torch.save({"meta": meta, "state_dict": {"a": torch.ones(1)}}, tmp_path / "x.pth")
+    with caplog.at_level(logging.WARNING):
+        found = read_weight_file(tmp_path / "x.pth")
+    assert found.weights["a"] == 1
+    assert found.meta == {"before": 1, "config": meta["config"], "CLASSES": ["a", "b"]}
+    assert caplog.messages == ["of the metadata 2 are too large and not read: losses, scores"]
+
+
+@pytest.mark.parametrize("write", [save, save_stream])
+def test_an_array_beside_the_weights_may_be_large(write: Callable[[Any, Path], None], tmp_path: Path) -> None:
+    write({"state_dict": {"a": torch.ones(1)}, "scores": np.zeros(2**26 + 1, np.uint8)}, tmp_path / "x.pth")
+    assert read_weight_file(tmp_path / "x.pth").weights["a"] == 1
+
+
+ONES, TWOS = {"a": torch.ones(1)}, {"a": torch.full((1,), 2.0)}
+PARTS: dict[str, dict[str, Any]] = {
+    "settings": {"model": {"arch": "pspnet", "classes": 21}, "model_state_dict": ONES},
+    "settings in parts": {"model_ema": {"state_dict": {"decay": 0.9}}, "model": {"state_dict": ONES}},
+    "counters": {"model_ema": {"decay": 0.9, "updates": torch.tensor(3)}, "model": ONES},
+    "a list": {"state_dict": ONES, "ema_state_dict": {"decay": 0.9, "shadow_params": [torch.ones(1)]}},
+    "numbers": {"state_dict": {0: torch.ones(1)}, "model": ONES},
+    "an average": {"state_dict": TWOS, "ema_state_dict": ONES},
+    "mmengine in training": {"message_hub": {}, "state_dict": ONES, "ema_state_dict": TWOS},
+    "mmengine": {"meta": {"mmengine_version": "0.10.4"}, "state_dict": ONES, "ema_state_dict": TWOS},
+}
+
+
+@pytest.mark.parametrize("name", PARTS)
+def test_a_part_with_weights_is_taken(name: str, tmp_path: Path) -> None:
+    torch.save(PARTS[name], tmp_path / "x.pth")
+    found = read_weight_file(tmp_path / "x.pth").weights
+    assert {name: value.tolist() for name, value in found.items()} == {"a": [1.0]}
+
+
+@pytest.mark.parametrize("value", [torch.ones(2) * 1j, torch.ones(2, dtype=torch.cfloat)])
+def test_numbers_of_another_sign_are_refused(value: Tensor, tmp_path: Path) -> None:
+    for name, lazy in {"conj": value.conj(), "neg": value.conj().imag}.items():
+        torch.save({name: lazy}, tmp_path / f"{name}.pth")
+        with pytest.raises(ConfigError, match=r"holds a tensor whose numbers are to be negated .* after resolve_neg"):
+            read_weight_file(tmp_path / f"{name}.pth")
+        torch.save({name: lazy.resolve_conj().resolve_neg()}, tmp_path / f"{name}.pth")
+        assert torch.equal(read_weight_file(tmp_path / f"{name}.pth").weights[name], lazy)
 
 
 def test_a_key_chooses_a_copy(tmp_path: Path) -> None:
