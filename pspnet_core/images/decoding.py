@@ -132,8 +132,8 @@ def decode_image(file: bytes | ImageFile, *, max_pixels: int = MAX_PIXELS) -> ND
 
     Whatever the file holds becomes RGB: palettes and CMYK are converted, grey is repeated, alpha is
     dropped, 16-bit grey is scaled by 1/257, and of an animation the first frame is taken. Floats are
-    fractions of white where none is above 1, and else clipped to 0 to 255. The orientation that EXIF or
-    XMP tells is applied. Thread safe; the codecs release the GIL.
+    fractions of white where no more than 1 % are above 2, and else clipped to 0 to 255. The orientation
+    that EXIF or XMP tells is applied. Thread safe; the codecs release the GIL.
 
     Args:
         file: the whole file, or what ``open_image`` made of it.
