@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from pspnet_core.errors import ImageError
 from pspnet_core.images import decoding as images
@@ -238,6 +238,27 @@ CUT_ELSEWHERE = ["gif", "webp", "tiff", "tiff lzw"]
 def test_a_cut_file(name: str, share: float) -> None:
     data = SAMPLES[name]
     assert _kind(data[: max(9, int(len(data) * share))]) == "Truncated"
+
+
+@pytest.mark.parametrize("lacking", [2, 30])
+@pytest.mark.parametrize("sort", ["jpeg", "jpeg progressive", "jpeg cmyk"])
+def test_a_jpeg_without_an_end_is_decoded_twice_and_no_more(
+    sort: str, lacking: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, data = SAMPLES[sort], SAMPLES[sort][:-lacking]
+    assert open_image(data).nbytes == open_image(whole).nbytes + 4 * WIDTH * HEIGHT
+    expected, decoded, load = decode_image(whole), list[object](), ImageFile.ImageFile.load
+
+    def counting(file: ImageFile.ImageFile) -> object:
+        decoded.extend(file.tile)
+        return load(file)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counting)
+    if lacking == 2:
+        np.testing.assert_array_equal(decode_image(data), expected)
+    else:
+        assert _kind(data) == "Truncated"
+    assert len(decoded) == (2 if lacking == 2 else 4)  # which are two decoders
 
 
 def _jpeg_bomb() -> bytes:
