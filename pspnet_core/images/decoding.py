@@ -34,6 +34,8 @@ Image.MAX_IMAGE_PIXELS = None
 # subsampled colours. A switch of the same sort.
 TiffImagePlugin.READ_LIBTIFF = True
 
+_TILE = (322, 323)  # tags of a TIFF: width and height of its tiles
+
 T = TypeVar("T")
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
@@ -48,6 +50,9 @@ _MOST_SCANNED = 4_000_000_000
 _PIXEL_BYTES, _CONVERTED_BYTES, _WEBP_BYTES, _OTHER_BYTES = 11, 15, 21, 4
 """Bytes per pixel while an image is decoded: 4 in Pillow and twice 3 of the array; 4 more where it is converted; WebP's
 decoder hands over two copies of 4, and keeps 2 of its own; a JPEG without an end is compared with another picture."""
+
+_TILE_BYTES = 8
+"""Bytes per pixel of a TIFF's tile: four bands of 16 bits."""
 
 _ROWS = 256
 """Rows of pictures that are compared at a time."""
@@ -101,7 +106,8 @@ class ImageFile(NamedTuple):
         width, height = self.header.size
         per_pixel = _PIXEL_BYTES if self.header.mode in ("1", "L", "P", "RGB") else _CONVERTED_BYTES
         per_pixel += _OTHER_BYTES * _has_no_end(self)
-        return (_WEBP_BYTES if self.header.format == "WEBP" else per_pixel) * width * height
+        pixels = (_WEBP_BYTES if self.header.format == "WEBP" else per_pixel) * width * height
+        return pixels + _TILE_BYTES * _tile_pixels(self.header)
 
 
 def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
@@ -120,8 +126,9 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError("Unreadable", f"an image of {width} x {height} pixels")
-    if width * height > max_pixels:
-        raise ImageError("TooLarge", f"{width} x {height} pixels; at most {max_pixels} are decoded")
+    if max(width * height, _tile_pixels(image)) > max_pixels:
+        tile = f" in tiles of {_tile_pixels(image)}" * bool(_tile_pixels(image))
+        raise ImageError("TooLarge", f"{width} x {height} pixels{tile}; at most {max_pixels} are decoded")
     if "progressive" in image.info:
         scans = data.count(jpeg_scans.SCAN)
         if scans > min(jpeg_scans.MOST_SCANS, max(16, _MOST_SCANNED // (width * height))):
@@ -404,6 +411,12 @@ def _raw_mode(image: Image.Image) -> str:
 def _tags(image: Image.Image) -> Mapping[int, Any]:
     """Return the tags of a TIFF; none of another picture."""
     return getattr(image, "tag_v2", {})
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Return how many pixels a tile of a TIFF has, each of which is decoded whole; 0 where there are none."""
+    width, height = (_tags(image).get(tag) for tag in _TILE)
+    return max(0, width * height) if isinstance(width, int) and isinstance(height, int) else 0
 
 
 def _orientation(image: Image.Image) -> int:

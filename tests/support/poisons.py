@@ -360,6 +360,9 @@ IMAGES: dict[str, Poison] = {
     "a cut image": image("cut.jpg", photo(1)[:-200], "Truncated: "),
     "a signature alone": image("begins.png", b"\x89PNG\r\n\x1a\n", "Truncated: "),
     "a huge claim": image("claims.png", png(2**31 - 1, 2**31 - 1), "TooLarge: "),
+    "a tile of 900 million pixels": image(
+        "tile.tif", sound_images.tiled(30_000, sound_images.inflating(900 * 2**20)), "TooLarge: .* in tiles of"
+    ),
     "no pixels": image("none.png", png(10, 10), "Truncated: "),
     "a scan again and again": image("scans.jpg", scans(2000), "TooLarge: .* scans"),
     "text without end": image("text.png", sound_images.SOUND["png text without end"]().data, ""),

@@ -345,6 +345,21 @@ def tiff(pixels: NDArray[Any], photometric: int, *, order: Order = "<", big: boo
     return _tiff_of(b"".join(parts), tags, order, big)
 
 
+def tiled(side: int, content: bytes) -> bytes:
+    """A TIFF of grey in one square tile, which may be larger than the image."""
+    tags: Tags = {
+        256: (3, [WIDTH]), 257: (3, [HEIGHT]), 258: (3, [8]), 259: (3, [8]), 262: (3, [1]), 277: (3, [1]),
+        322: (4, [side]), 323: (4, [side]), 324: (4, [8]), 325: (4, [len(content)]),
+    }  # fmt: skip
+    return _tiff_of(content, tags, "<", False)
+
+
+def _one_tile(side: int) -> bytes:
+    grey = np.zeros((side, side), np.uint8)
+    grey[:HEIGHT, :WIDTH] = GREY
+    return tiled(side, zlib.compress(grey.tobytes()))
+
+
 def _tiff_of(content: bytes, tags: Tags, order: str, big: bool) -> bytes:
     """Header, content, and a directory with its longer values behind it."""
     mark, place, count, room = (b"II", "Q", "Q", 8) if big else (b"II", "I", "H", 4)
@@ -418,6 +433,9 @@ TIFFS: Mapping[str, Callable[[], Sound]] = {
     "floats up to 1, others huge, untold": lambda: Sound(_partly(3e38, ""), _third(255)),
     "floats, and others are no data": lambda: Sound(_partly(9999, level=1), _third(0)),
     "floats, and their no data is no number": lambda: Sound(_partly(7, "x", level=1), _third(7)),
+    "a tile": lambda: Sound(_one_tile(48), spread(GREY)),
+    "a tile of many pixels": lambda: Sound(tiled(30_000, inflating(2**20)), kind="TooLarge"),
+    "a strip of more rows than there are": lambda: Sound(tiff(RGB, 2, tags={278: (4, [2**31])}), RGB),
     "big": lambda: Sound(tiff(RGB, 2, big=True), RGB),
     "big, of the other order": lambda: Sound(tiff(RGB, 2, big=True, order=">"), kind="Unreadable"),
     "a compression that nobody knows": lambda: Sound(tiff(RGB, 2, tags={259: (3, [34712])}), kind="Unreadable"),

@@ -21,6 +21,7 @@ from PIL import Image, ImageFile, ImageOps
 from pspnet_core.errors import ImageError
 from pspnet_core.images import decoding as images
 from pspnet_core.images.decoding import IMAGE_SUFFIXES, Views, decode_image, decode_mask, decode_views, open_image
+from tests.support import sound_images
 
 WIDTH, HEIGHT = 31, 22
 BOMB = 20_000
@@ -259,6 +260,13 @@ def test_a_jpeg_without_an_end_is_decoded_twice_and_no_more(
     else:
         assert _kind(data) == "Truncated"
     assert len(decoded) == (2 if lacking == 2 else 4)  # which are two decoders
+
+
+def test_a_tile_counts_though_it_is_larger_than_its_image() -> None:
+    data = sound_images.tiled(1008, b"")
+    assert open_image(data, max_pixels=1008**2).nbytes > 1008**2
+    with pytest.raises(ImageError, match="TooLarge"):
+        open_image(data, max_pixels=1008**2 - 1)
 
 
 def _jpeg_bomb() -> bytes:
