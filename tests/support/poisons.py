@@ -403,6 +403,10 @@ ARCHIVES: dict[str, Poison] = {
     "large headers that describe one member": archive(
         "chain.tgz", gzip.compress((header("x", 2**19, tarfile.GNUTYPE_LONGNAME) + b"x" * 2**19) * 9, 1)
     ),
+    "a long name for all": archive(
+        "name-for-all.tgz",
+        gzip.compress(header("x", 131_085, tarfile.XGLTYPE) + b"131085 path=" + b"p" * 2**17 + b"\n" + bytes(499)),
+    ),
     "headers that describe all": archive(
         "shared.tgz", gzip.compress((header("x", 9, tarfile.XGLTYPE) + b"9 a=bcde\n".ljust(512, b"\0")) * 9000, 1)
     ),
