@@ -46,13 +46,18 @@ LONGEST_NAME = 1024
 """Characters of a member's name, as of a key of S3."""
 LONGEST_HEADER = 2**20
 """Bytes of headers that describe the next member, such as a long name."""
+LONGEST_EXTENDED = 2**25
+"""Bytes of an extended header, which may hold a file's attributes, such as what a Mac keeps with it."""
 LONGEST_SHARED = 2**16
-"""Bytes of headers that describe all members that follow; each of these gets a copy."""
+"""Bytes of what headers say of all members that follow; each of these gets a copy."""
 LONGEST_MAP = 2**26
 """Bytes of the map of a sparse file."""
-_DESCRIBING = (*tarfile.GNU_TYPES[:2], tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE)
-_RECORD = re.compile(rb"([0-9]{1,9}) [^=\n]+=")
-_MANY_DIGITS = re.compile(rb"[0-9]{100}")
+_LONGEST = dict.fromkeys((tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE), LONGEST_EXTENDED)
+_LONGEST |= dict.fromkeys((tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK), LONGEST_HEADER)
+"""By the type of a header that describes others."""
+_RECORD = re.compile(rb"([0-9]{1,9}) ([^=]+)=")
+_USED = re.compile(rb"path|linkpath|size|GNU\.sparse\.(name|size|realsize|major|minor)")
+"""Keywords that say where a member lies, and what it is."""
 _OVERRUNS = (RecursionError, OverflowError, MemoryError)
 """What reading headers raises that are chained, or claim absurd sizes."""
 
@@ -261,20 +266,19 @@ class _Header(tarfile.TarInfo):
                 raise  # the mark that ends an archive
             raise tarfile.ReadError(f"{error} in place of a header") from error
         # Of a header that describes the next one, all that follows would be read as that, or all memory be filled.
-        if header.size < 0 or (header.type in _DESCRIBING and header.size > LONGEST_HEADER):
+        if not 0 <= header.size <= _LONGEST.get(header.type, header.size):
             raise tarfile.ReadError(f"a header of {header.size} bytes")
         return header
 
-    def _proc_member(self, archive: "_Archive") -> tarfile.TarInfo:
-        if self.type in _DESCRIBING:
-            archive.count(self)
-        member: tarfile.TarInfo = super()._proc_member(archive)  # type: ignore[misc]
+    def _proc_gnulong(self, archive: "_Archive") -> tarfile.TarInfo:
+        archive.count(self.size)
+        member: tarfile.TarInfo = super()._proc_gnulong(archive)  # type: ignore[misc]
         return member
 
     def _proc_pax(self, archive: "_Archive") -> tarfile.TarInfo:
         stream = archive.fileobj
-        records = stream.read(self._block(self.size))  # type: ignore[attr-defined]
-        _check_records(records)
+        records = _used(stream.read(self._block(self.size)), archive.pax_headers)  # type: ignore[attr-defined]
+        archive.count(len(records), is_shared=self.type == tarfile.XGLTYPE)
         archive.fileobj = _Again(records, stream)
         try:
             member: tarfile.TarInfo = super()._proc_pax(archive)  # type: ignore[misc]
@@ -299,8 +303,10 @@ class _Header(tarfile.TarInfo):
         return self
 
     def _proc_gnusparse_10(self, member: tarfile.TarInfo, *_: object) -> None:
-        """As ``_proc_sparse``; here the map is a part of the content, which is skipped as a whole."""
+        """As ``_proc_sparse``; here the map is a part of the content, which is skipped as a whole, or of the header."""
         member.sparse = b""
+
+    _proc_gnusparse_00 = _proc_gnusparse_10
 
 
 class _Archive(tarfile.TarFile):
@@ -308,17 +314,16 @@ class _Archive(tarfile.TarFile):
 
     Attributes:
         described: bytes of headers that describe the next member.
-        shared: bytes of those that describe all that follow.
     """
 
     tarinfo = _Header
-    described = shared = 0
+    described = 0
 
-    def count(self, header: tarfile.TarInfo) -> None:
-        """Count a header that describes others; raises ReadError for one too many."""
-        self.described += header.size
-        self.shared += header.size * (header.type == tarfile.XGLTYPE)
-        if self.described > LONGEST_HEADER or self.shared > LONGEST_SHARED:
+    def count(self, size: int, *, is_shared: bool = False) -> None:
+        """Count a header that describes the next member, or all that follow; raises ReadError for one too many."""
+        self.described += size
+        shared = size + sum(len(key) + len(value) for key, value in self.pax_headers.items()) if is_shared else 0
+        if self.described > LONGEST_HEADER or shared > LONGEST_SHARED:
             raise tarfile.ReadError("too many headers that describe others")
 
 
@@ -337,19 +342,27 @@ class _Again:
         return getattr(self.stream, name)
 
 
-def _check_records(records: bytes) -> None:
-    """Raise ReadError for an extended header of damaged records, with which ``tarfile`` may take hours or all memory.
+def _used(records: bytes, shared: Mapping[str, str]) -> bytes:
+    """Return those records of an extended header that are made use of; ``shared`` is what former ones say of all.
 
     A record is ``<its length> <keyword>=<value>`` and a line break (POSIX.1-2008, pax).
+
+    Raises:
+        ReadError: damaged ones, with which ``tarfile`` may take hours or all memory.
     """
-    place = 0
+    place, used = 0, bytearray()
+    is_binary = shared.get("hdrcharset") == "BINARY"
     while place < len(records) and records[place]:
-        match = _RECORD.match(records, place)
+        match, start = _RECORD.match(records, place), place
         place += int(match[1]) if match else 0
         if not match or place < match.end() or records[place - 1 : place] != b"\n":
             raise tarfile.ReadError("a damaged extended header")
-    if _MANY_DIGITS.search(records):
-        raise tarfile.ReadError("an extended header with a number of many digits")
+        if match[2] == b"hdrcharset":
+            is_binary = records[match.end() : place - 1] == b"BINARY"
+        elif _USED.fullmatch(match[2]):
+            used += records[start:place]
+    # There has to be one, and in front, since ``tarfile`` looks for it from each digit of what comes before.
+    return (b"21 hdrcharset=BINARY\n" if is_binary else b"20 hdrcharset=UTF-8\n") + used + b"\0"
 
 
 class _Ending:

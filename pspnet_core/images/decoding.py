@@ -9,10 +9,8 @@ codecs do not know), ``Truncated`` (begins like an image, but the file ends earl
 
 from __future__ import annotations
 
-import hashlib
 import io
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -36,6 +34,8 @@ Image.MAX_IMAGE_PIXELS = None
 # subsampled colours. A switch of the same sort.
 TiffImagePlugin.READ_LIBTIFF = True
 
+_TILE = (322, 323)  # tags of a TIFF: width and height of its tiles
+
 T = TypeVar("T")
 
 IMAGE_SUFFIXES: frozenset[str] = frozenset({".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif"})
@@ -47,9 +47,15 @@ MAX_PIXELS = 100_000_000
 _MOST_SCANNED = 4_000_000_000
 """Scans of a progressive JPEG times its pixels: each takes the time of a whole image."""
 
-_PIXEL_BYTES, _CONVERTED_BYTES, _WEBP_BYTES = 11, 15, 21
+_PIXEL_BYTES, _CONVERTED_BYTES, _WEBP_BYTES, _OTHER_BYTES = 11, 15, 21, 4
 """Bytes per pixel while an image is decoded: 4 in Pillow and twice 3 of the array; 4 more where it is converted; WebP's
-decoder hands over two copies of 4, and keeps 2 of its own."""
+decoder hands over two copies of 4, and keeps 2 of its own; a JPEG without an end is compared with another picture."""
+
+_TILE_BYTES = 8
+"""Bytes per pixel of a TIFF's tile: four bands of 16 bits."""
+
+_ROWS = 256
+"""Rows of pictures that are compared at a time."""
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF")
 
@@ -98,7 +104,9 @@ class ImageFile(NamedTuple):
         """Most bytes that decoding it takes at a time: the codec's, the picture's and the array's."""
         width, height = self.header.size
         per_pixel = _PIXEL_BYTES if self.header.mode in ("1", "L", "P", "RGB") else _CONVERTED_BYTES
-        return (_WEBP_BYTES if self.header.format == "WEBP" else per_pixel) * width * height
+        per_pixel += _OTHER_BYTES * _has_no_end(self)
+        pixels = (_WEBP_BYTES if self.header.format == "WEBP" else per_pixel) * width * height
+        return pixels + _TILE_BYTES * _tile_pixels(self.header)
 
 
 def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
@@ -117,8 +125,9 @@ def open_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> ImageFile:
     width, height = image.size
     if width < 1 or height < 1:
         raise ImageError("Unreadable", f"an image of {width} x {height} pixels")
-    if width * height > max_pixels:
-        raise ImageError("TooLarge", f"{width} x {height} pixels; at most {max_pixels} are decoded")
+    if max(width * height, _tile_pixels(image)) > max_pixels:
+        tile = f" in tiles of {_tile_pixels(image)}" * bool(_tile_pixels(image))
+        raise ImageError("TooLarge", f"{width} x {height} pixels{tile}; at most {max_pixels} are decoded")
     if "progressive" in image.info:
         scans = data.count(jpeg_scans.SCAN)
         if scans > min(jpeg_scans.MOST_SCANS, max(16, _MOST_SCANNED // (width * height))):
@@ -131,8 +140,8 @@ def decode_image(file: bytes | ImageFile, *, max_pixels: int = MAX_PIXELS) -> ND
 
     Whatever the file holds becomes RGB: palettes and CMYK are converted, grey is repeated, alpha is
     dropped, 16-bit grey is scaled by 1/257, and of an animation the first frame is taken. Floats are
-    fractions of white where none is above 1, and else clipped to 0 to 255. The orientation that EXIF or
-    XMP tells is applied. Thread safe; the codecs release the GIL.
+    fractions of white where no more than 1 % are above 2, and else clipped to 0 to 255. The orientation
+    that EXIF or XMP tells is applied. Thread safe; the codecs release the GIL.
 
     Args:
         file: the whole file, or what ``open_image`` made of it.
@@ -267,23 +276,29 @@ def _header(data: bytes) -> tuple[bytes, Image.Image]:
 
 def _even_without_end(decode: Callable[[ImageFile], T], file: ImageFile) -> T:
     """Decode a file; of a JPEG the mark of its end may be missing."""
-    try:
-        return decode(file)
-    except ImageError as error:
-        data = file.data.removesuffix(jpeg_scans.END[:1])
-        is_jpeg = error.kind == "Truncated" and file.header.format in jpeg_scans.FORMATS
-        if not is_jpeg or data.endswith(jpeg_scans.END):
-            raise
-        ended, noisy = jpeg_scans.with_ends(data)
-        again = open_image(ended, max_pixels=sys.maxsize)  # it has passed already
-        if not jpeg_scans.has_all_scans(again.header, data) or _digest(ended) != _digest(noisy):
-            raise
-    return decode(again)
+    return decode(_ended(file) if _has_no_end(file) else file)
 
 
-def _digest(data: bytes) -> bytes:
-    with _codec("Truncated", "the pixels cannot be decoded"):
-        return hashlib.blake2b(Image.open(io.BytesIO(data), formats=jpeg_scans.FORMATS).tobytes()).digest()
+def _has_no_end(file: ImageFile) -> bool:
+    return file.header.format in jpeg_scans.FORMATS and not jpeg_scans.has_end(file.header, file.data)
+
+
+def _ended(file: ImageFile) -> ImageFile:
+    """Load a JPEG without the mark of its end, of which no pixel may be missing."""
+    ended, noisy = (_header(data)[1] for data in jpeg_scans.with_ends(file.data.removesuffix(jpeg_scans.END[:1])))
+    is_whole = jpeg_scans.has_all_scans(ended, file.data)
+    if is_whole:
+        _load(ended)
+        _load(noisy)
+    if not is_whole or not _are_same(ended, noisy):
+        raise ImageError("Truncated", "the pixels cannot be decoded: the file ends early")
+    return file._replace(header=ended)
+
+
+def _are_same(one: Image.Image, other: Image.Image) -> bool:
+    """Return whether the pixels of two pictures are the same, some rows at a time, the last ones first."""
+    boxes = [(0, top, one.width, min(top + _ROWS, one.height)) for top in range(0, one.height, _ROWS)]
+    return all(one.crop(box).tobytes() == other.crop(box).tobytes() for box in reversed(boxes))
 
 
 def _plain_jpeg(file: ImageFile) -> NDArray[np.uint8] | None:
@@ -395,6 +410,12 @@ def _raw_mode(image: Image.Image) -> str:
 def _tags(image: Image.Image) -> Mapping[int, Any]:
     """Return the tags of a TIFF; none of another picture."""
     return getattr(image, "tag_v2", {})
+
+
+def _tile_pixels(image: Image.Image) -> int:
+    """Return how many pixels a tile of a TIFF has, each of which is decoded whole; 0 where there are none."""
+    width, height = (_tags(image).get(tag) for tag in _TILE)
+    return max(0, width * height) if isinstance(width, int) and isinstance(height, int) else 0
 
 
 def _orientation(image: Image.Image) -> int:

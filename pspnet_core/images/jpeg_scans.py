@@ -66,6 +66,11 @@ def _scan_headers(header: Image.Image, data: bytes) -> Iterator[bytes]:
         at = data.find(SCAN, at + 2)
 
 
+def has_end(header: Image.Image, data: bytes) -> bool:
+    """Return whether the mark of an end is anywhere behind the start of a JPEG's scan."""
+    return data.endswith(END) or data.rfind(END) >= start_of_scan(header)
+
+
 def with_ends(data: bytes) -> tuple[bytes, bytes]:
     """Return a JPEG with an end, and with noise before it; the pixels of both are the same where none is missing."""
     return data + END, data + _NOISE + END

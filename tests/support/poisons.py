@@ -360,6 +360,9 @@ IMAGES: dict[str, Poison] = {
     "a cut image": image("cut.jpg", photo(1)[:-200], "Truncated: "),
     "a signature alone": image("begins.png", b"\x89PNG\r\n\x1a\n", "Truncated: "),
     "a huge claim": image("claims.png", png(2**31 - 1, 2**31 - 1), "TooLarge: "),
+    "a tile of 900 million pixels": image(
+        "tile.tif", sound_images.tiled(30_000, sound_images.inflating(900 * 2**20)), "TooLarge: .* in tiles of"
+    ),
     "no pixels": image("none.png", png(10, 10), "Truncated: "),
     "a scan again and again": image("scans.jpg", scans(2000), "TooLarge: .* scans"),
     "text without end": image("text.png", sound_images.SOUND["png text without end"]().data, ""),
@@ -399,6 +402,10 @@ ARCHIVES: dict[str, Poison] = {
     "a number without end": archive("digits.tgz", gzip.compress(records(b"1"), 1)),
     "large headers that describe one member": archive(
         "chain.tgz", gzip.compress((header("x", 2**19, tarfile.GNUTYPE_LONGNAME) + b"x" * 2**19) * 9, 1)
+    ),
+    "a long name for all": archive(
+        "name-for-all.tgz",
+        gzip.compress(header("x", 131_085, tarfile.XGLTYPE) + b"131085 path=" + b"p" * 2**17 + b"\n" + bytes(499)),
     ),
     "headers that describe all": archive(
         "shared.tgz", gzip.compress((header("x", 9, tarfile.XGLTYPE) + b"9 a=bcde\n".ljust(512, b"\0")) * 9000, 1)

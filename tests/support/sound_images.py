@@ -210,13 +210,28 @@ def chunk(name: bytes, content: bytes, *, wrong: bool = False) -> bytes:
 def png(*extra: bytes, behind: bytes = b"", wrong: bytes = b"", pixels: NDArray[Any] = RGB) -> bytes:
     """The picture as a PNG of 8 or 16 bits, with chunks in front of its pixels and behind them."""
     depth, color = 8 * pixels.itemsize, {2: 0, 3: 2}[pixels.ndim]
-    rows = b"".join(b"\0" + row.astype(pixels.dtype.newbyteorder(">")).tobytes() for row in pixels)
     parts = [
         chunk(b"IHDR", struct.pack(">IIBBBBB", WIDTH, HEIGHT, depth, color, 0, 0, 0), wrong=wrong == b"IHDR"),
         *extra,
-        chunk(b"IDAT", zlib.compress(rows), wrong=wrong == b"IDAT"),
+        chunk(b"IDAT", _deflated(pixels), wrong=wrong == b"IDAT"),
     ]
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts) + behind + chunk(b"IEND", b"", wrong=wrong == b"IEND")
+
+
+def _deflated(pixels: NDArray[Any] = RGB) -> bytes:
+    return zlib.compress(b"".join(b"\0" + row.astype(pixels.dtype.newbyteorder(">")).tobytes() for row in pixels))
+
+
+def _with_pixels(content: bytes) -> bytes:
+    """The PNG with other content of its pixels, each byte of which is a chunk, with a wrong checksum."""
+    parts = b"".join(chunk(b"IDAT", content[at : at + 1], wrong=True) for at in range(len(content)))
+    return png().replace(chunk(b"IDAT", _deflated()), parts)
+
+
+def _with_damage(place: int) -> bytes:
+    content = bytearray(_deflated())
+    content[place] ^= 2
+    return _with_pixels(bytes(content))
 
 
 def inflating(size: int) -> bytes:
@@ -272,7 +287,10 @@ PNGS: Mapping[str, Callable[[], Sound]] = {
     "a wrong checksum of an unknown chunk": lambda: Sound(png(chunk(b"abCd", b"a", wrong=True)), RGB),
     "a wrong checksum of the end": lambda: Sound(png(wrong=b"IEND"), RGB),
     "a wrong checksum of the header": lambda: Sound(png(wrong=b"IHDR"), kind="Truncated"),
-    "a wrong checksum of the pixels": lambda: Sound(png(wrong=b"IDAT"), kind="Truncated"),
+    "a wrong checksum of the pixels": lambda: Sound(png(wrong=b"IDAT"), RGB),
+    "a wrong checksum of damaged pixels": lambda: Sound(_with_damage(300), kind="Truncated"),
+    "a wrong checksum of damaged last pixels": lambda: Sound(_with_damage(-12), kind="Truncated"),
+    "a wrong checksum of pixels without end": lambda: Sound(_with_pixels(_deflated()[:-4]), kind="Truncated"),
     "a needed chunk that nobody knows": lambda: Sound(png(chunk(b"CgBI", b"\x50\0\x20\2")), kind="Unreadable"),
     "no end": lambda: Sound(png()[:-12], RGB),
     "cut behind the pixels": lambda: Sound(png(behind=chunk(b"tEXt", bytes(99)))[:-40], RGB),
@@ -303,7 +321,7 @@ PNGS: Mapping[str, Callable[[], Sound]] = {
 Order = Literal["<", ">"]
 ORDERS: tuple[Order, ...] = ("<", ">")
 Tags = dict[int, tuple[int, list[int]]]
-_TYPES = {1: "B", 3: "H", 4: "I", 16: "Q"}
+_TYPES = {1: "B", 2: "B", 3: "H", 4: "I", 16: "Q"}
 
 
 def tiff(pixels: NDArray[Any], photometric: int, *, order: Order = "<", big: bool = False, **more: Any) -> bytes:
@@ -325,6 +343,21 @@ def tiff(pixels: NDArray[Any], photometric: int, *, order: Order = "<", big: boo
         284: (3, [2 if planes else 1]), 339: (3, [kind] * bands), **more.get("tags", {}),
     }  # fmt: skip
     return _tiff_of(b"".join(parts), tags, order, big)
+
+
+def tiled(side: int, content: bytes) -> bytes:
+    """A TIFF of grey in one square tile, which may be larger than the image."""
+    tags: Tags = {
+        256: (3, [WIDTH]), 257: (3, [HEIGHT]), 258: (3, [8]), 259: (3, [8]), 262: (3, [1]), 277: (3, [1]),
+        322: (4, [side]), 323: (4, [side]), 324: (4, [8]), 325: (4, [len(content)]),
+    }  # fmt: skip
+    return _tiff_of(content, tags, "<", False)
+
+
+def _one_tile(side: int) -> bytes:
+    grey = np.zeros((side, side), np.uint8)
+    grey[:HEIGHT, :WIDTH] = GREY
+    return tiled(side, zlib.compress(grey.tobytes()))
 
 
 def _tiff_of(content: bytes, tags: Tags, order: str, big: bool) -> bytes:
@@ -393,6 +426,16 @@ TIFFS: Mapping[str, Callable[[], Sound]] = {
     "floats of 64 bits": lambda: Sound(tiff(_FLOATS.astype(np.float64), 1), kind="Unreadable"),
     "floats of 16 bits": lambda: Sound(tiff(_FLOATS.astype(np.float16), 1), kind="Unreadable"),
     "floats, RGB": lambda: Sound(tiff(RGB.astype(np.float32), 2), kind="Unreadable"),
+    "floats up to 1, and one above": lambda: Sound(tiff(_shining(1.02), 1), _pixel(255)),
+    "floats up to 1, and one of 3": lambda: Sound(tiff(_shining(3), 1), _pixel(255)),
+    "floats up to 1, others are no data": lambda: Sound(_partly(9999), _third(0)),
+    "floats up to 1, others are no data of 2": lambda: Sound(_partly(2), _third(0)),
+    "floats up to 1, others huge, untold": lambda: Sound(_partly(3e38, ""), _third(255)),
+    "floats, and others are no data": lambda: Sound(_partly(9999, level=1), _third(0)),
+    "floats, and their no data is no number": lambda: Sound(_partly(7, "x", level=1), _third(7)),
+    "a tile": lambda: Sound(_one_tile(48), spread(GREY)),
+    "a tile of many pixels": lambda: Sound(tiled(30_000, inflating(2**20)), kind="TooLarge"),
+    "a strip of more rows than there are": lambda: Sound(tiff(RGB, 2, tags={278: (4, [2**31])}), RGB),
     "big": lambda: Sound(tiff(RGB, 2, big=True), RGB),
     "big, of the other order": lambda: Sound(tiff(RGB, 2, big=True, order=">"), kind="Unreadable"),
     "a compression that nobody knows": lambda: Sound(tiff(RGB, 2, tags={259: (3, [34712])}), kind="Unreadable"),
@@ -415,6 +458,33 @@ TIFFS: Mapping[str, Callable[[], Sound]] = {
     "orientation as XMP": lambda: Sound(tiff(RGB, 2, tags={700: (1, list(XMP))}), TURNED),
 }
 _ALPHA: Tags = {338: (3, [2])}
+
+
+def _shining(corner: float) -> NDArray[np.float32]:
+    """Fractions of white, of which one is another."""
+    values = (_FLOATS / 255).astype(np.float32)
+    values[0, 0] = corner
+    return values
+
+
+def _pixel(corner: int) -> Pixels:
+    grey = GREY.copy()
+    grey[0, 0] = corner
+    return spread(grey)
+
+
+def _partly(value: float, told: str | None = None, *, level: float = 255) -> bytes:
+    """Floats of which a third is a value for missing data, as GDAL's tag tells it."""
+    values = _FLOATS / np.float32(level)
+    values[: HEIGHT // 3] = value
+    text = list(f"{value if told is None else told}\0".encode())
+    return tiff(values, 1, tags={42113: (2, text)})
+
+
+def _third(level: int) -> Pixels:
+    grey = GREY.copy()
+    grey[: HEIGHT // 3] = level
+    return spread(grey)
 
 
 def _inks() -> Pixels:

@@ -81,6 +81,69 @@ def test_doubled_members_are_told(tmp_path: Path, kind: str, caplog: pytest.LogC
     assert caplog.messages == [f"{tmp_path}/{kind}: s/1.jpg more than once; the first of each name is taken"]
 
 
+def record(keyword: bytes, value: bytes) -> bytes:
+    """A record of an extended header, of which the length counts its own digits."""
+    rest = b" " + keyword + b"=" + value + b"\n"
+    length = len(rest) + 1
+    while length != len(rest) + len(str(length)):
+        length = len(rest) + len(str(length))
+    return str(length).encode() + rest
+
+
+def extended(*records: bytes, kind: bytes = tarfile.XHDTYPE) -> bytes:
+    """An extended header of these records."""
+    info, content = tarfile.TarInfo("x"), b"".join(records)
+    info.size, info.type = len(content), kind
+    return info.tobuf(tarfile.USTAR_FORMAT) + content + bytes(-len(content) % tarfile.BLOCKSIZE)
+
+
+def member(name: str, data: bytes = b"x") -> bytes:
+    """A member of an archive, without the mark of an end."""
+    info = tarfile.TarInfo(name)
+    info.size = len(data)
+    return info.tobuf(tarfile.GNU_FORMAT) + data + bytes(-len(data) % tarfile.BLOCKSIZE)
+
+
+SAID = {
+    "a path of many digits": [extended(record(b"path", b"7" * 110 + b".jpg")) + member("x")],
+    "an attribute of many digits": [extended(record(b"SCHILY.xattr.user.x", b"8" * 9000))],
+    "a comment of zeros": [extended(record(b"comment", b"0" * 100))],
+    "a time of many digits": [extended(record(b"mtime", b"1." + b"0" * 120))],
+    "an attribute with a line break": [extended(record(b"LIBARCHIVE.xattr.user.a\nb", b"YWJj"))],
+    "what a Mac keeps with a file": [extended(record(b"LIBARCHIVE.xattr.com.apple.ResourceFork", b"A" * 3 * 2**20))],
+    "the map of a sparse file": [
+        extended(record(b"GNU.sparse.size", b"9"), record(b"GNU.sparse.map", b"0,0," * 2**19 + b"0,0"))
+        + member("s.jpg")
+    ],
+    "commits": [extended(record(b"comment", b"%040x" % n), kind=tarfile.XGLTYPE) + member(".git") for n in range(1500)],
+    "one thing for all, in turn": [extended(record(b"linkpath", b"l" * 900), kind=tarfile.XGLTYPE) + member(".x")] * 90,
+}
+
+
+@pytest.mark.parametrize("kind", ["x.tar", "x.tgz"])
+@pytest.mark.parametrize("name", SAID)
+def test_what_is_said_of_members_does_not_end_an_archive(tmp_path: Path, name: str, kind: str) -> None:
+    data = b"".join([member("0.jpg"), *SAID[name], member("1.jpg"), member("2.jpg"), bytes(1024)])
+    (tmp_path / kind).write_bytes(data if kind == "x.tar" else gzip.compress(data, 1))
+    digits = ["7" * 110 + ".jpg"] * (name == "a path of many digits")
+    expected = {f"{kind}/{name}": b"x" for name in ["0.jpg", *digits, "1.jpg", "2.jpg"]}
+    assert outcomes("webdataset", listed(tmp_path)) == expected
+
+
+@pytest.mark.parametrize("is_shared", [False, True])
+@pytest.mark.parametrize("charset", [b"BINARY", b"ISO-IR 10646 2000 UTF-8", b""])
+def test_names_of_either_charset(tmp_path: Path, charset: bytes, is_shared: bool) -> None:
+    told, path = record(b"hdrcharset", charset), record(b"path", "ü.jpg".encode())
+    header = extended(told, kind=tarfile.XGLTYPE) + extended(path) if is_shared else extended(path, told)
+    (tmp_path / "x.tar").write_bytes(header + member("x") + bytes(1024))
+    assert keys(tmp_path) == ["x.tar/ü.jpg"]
+
+
+def test_a_name_of_a_million_digits_takes_no_time(tmp_path: Path) -> None:
+    (tmp_path / "x.tar").write_bytes(extended(record(b"path", b"7" * 10**6)) + member("x") + member("1.jpg"))
+    assert keys(tmp_path) == ["x.tar/1.jpg"]
+
+
 def damaged(kind: str, how: str) -> bytes:
     """An archive of 20 members, whole up to the fifth at least."""
     whole = tar(members(20), "x.tar")

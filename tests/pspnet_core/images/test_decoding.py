@@ -16,12 +16,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from PIL import Image, ImageOps
+from PIL import Image, ImageFile, ImageOps
 
 from pspnet_core.errors import ImageError
 from pspnet_core.images import decoding as images
 from pspnet_core.images.decoding import IMAGE_SUFFIXES, Views, decode_image, decode_mask, decode_views, open_image
 from pspnet_core.images.orientation import UPRIGHT
+from tests.support import sound_images
 
 WIDTH, HEIGHT = 31, 22
 BOMB = 20_000
@@ -239,6 +240,34 @@ CUT_ELSEWHERE = ["gif", "webp", "tiff", "tiff lzw"]
 def test_a_cut_file(name: str, share: float) -> None:
     data = SAMPLES[name]
     assert _kind(data[: max(9, int(len(data) * share))]) == "Truncated"
+
+
+@pytest.mark.parametrize("lacking", [2, 30])
+@pytest.mark.parametrize("sort", ["jpeg", "jpeg progressive", "jpeg cmyk"])
+def test_a_jpeg_without_an_end_is_decoded_twice_and_no_more(
+    sort: str, lacking: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, data = SAMPLES[sort], SAMPLES[sort][:-lacking]
+    assert open_image(data).nbytes == open_image(whole).nbytes + 4 * WIDTH * HEIGHT
+    expected, decoded, load = decode_image(whole), list[object](), ImageFile.ImageFile.load
+
+    def counting(file: ImageFile.ImageFile) -> object:
+        decoded.extend(file.tile)
+        return load(file)
+
+    monkeypatch.setattr(ImageFile.ImageFile, "load", counting)
+    if lacking == 2:
+        np.testing.assert_array_equal(decode_image(data), expected)
+    else:
+        assert _kind(data) == "Truncated"
+    assert len(decoded) == (2 if lacking == 2 else 4)  # which are two decoders
+
+
+def test_a_tile_counts_though_it_is_larger_than_its_image() -> None:
+    data = sound_images.tiled(1008, b"")
+    assert open_image(data, max_pixels=1008**2).nbytes > 1008**2
+    with pytest.raises(ImageError, match="TooLarge"):
+        open_image(data, max_pixels=1008**2 - 1)
 
 
 def _jpeg_bomb() -> bytes:
