@@ -10,7 +10,7 @@ STAMP := .venv/.stamp
 # Demo and tests start what they need themselves: a Ray cluster that happens to run on this machine, or a
 # tracking server that this shell happens to know, must not see their data.
 demo test test-all poison fuzz mutants: export RAY_ADDRESS := local
-ifneq ($(MAKECMDGOALS),nightly)
+ifeq ($(filter nightly,$(MAKECMDGOALS)),)
 unexport MLFLOW_TRACKING_URI
 unexport MLFLOW_REGISTRY_URI
 endif
@@ -19,7 +19,7 @@ endif
 # they were written: `value` keeps make from expanding what looks like its own variables and functions.
 SOURCE ?= images
 DATE ?= today
-ifeq ($(MAKECMDGOALS),nightly)
+ifneq ($(filter nightly,$(MAKECMDGOALS)),)
 NIGHTLY := INPUT OUTPUT MODEL SOURCE DATE SINCE ARGS
 export $(NIGHTLY)
 $(foreach name,$(NIGHTLY),$(eval override $(name) := $$(value $(name))))

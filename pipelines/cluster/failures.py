@@ -9,6 +9,7 @@ from ray import exceptions
 from ray.data.exceptions import ExecutionTimeoutError
 from ray.exceptions import RayActorError, RayError, RayTaskError
 
+from pipelines.process.redaction import redacted
 from pspnet_core.errors import PspnetError
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,12 @@ REASONS: Mapping[type[Exception], str] = {
     ExecutionTimeoutError: f"no result for hours: something on the cluster is stuck; {AGAIN}",
 }
 """What an error of Ray's means; the first kind that fits counts."""
+
+_REFUSALS: Mapping[re.Pattern[str], str] = {
+    re.compile(r"(?i)token|unauthenticated"): "it asks for a token: set RAY_AUTH_MODE=token, and RAY_AUTH_TOKEN to its",
+    re.compile(r"(?i)version mismatch"): "install the cluster's versions of Ray and Python on this machine",
+}
+"""What to do about the text of a refusal to let a job in, where its class says nothing; the first that fits counts."""
 
 _ADVICE = re.compile(r"\nFailed to [^\n]* after \d+/\d+ attempts \(total backoff .*", re.DOTALL)
 """What Ray Data appends to the text of what a stage raises."""
@@ -59,11 +66,23 @@ def plain(error: BaseException) -> PspnetError:
     cause.args = tuple(_ADVICE.sub("", each) if isinstance(each, str) else each for each in cause.args)
     if isinstance(cause, PspnetError):
         return cause
-    reason = next((reason for kind, reason in REASONS.items() if isinstance(cause, kind)), None)
+    reason = _reason(cause)
     if reason and not _says_more(cause):
         return ClusterFailed(reason)
     log.error("the program failed on a worker", exc_info=error)
     return ClusterFailed(f"the program failed on a worker: {_last_line(cause)}")
+
+
+def refusal(error: BaseException) -> str:
+    """Why a cluster lets a job not in, and what to do; empty where the error tells of no refusal."""
+    if reason := _reason(error):
+        return reason
+    text = str(error)
+    return next((f"{redacted(text)}; {remedy}" for known, remedy in _REFUSALS.items() if known.search(text)), "")
+
+
+def _reason(error: BaseException) -> str | None:
+    return next((reason for kind, reason in REASONS.items() if isinstance(error, kind)), None)
 
 
 def _cause(error: BaseException) -> BaseException:

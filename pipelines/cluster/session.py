@@ -14,12 +14,13 @@ from typing import Any
 import ray
 from ray._private import ray_constants, services
 from ray._private.ray_logging import global_worker_stdstream_dispatcher
+from ray._raylet import AuthenticationTokenLoader, Config  # type: ignore[attr-defined]  # not in its stubs
 from ray.exceptions import RayError
 
-from pipelines.cluster.failures import in_plain_words
+from pipelines.cluster.failures import in_plain_words, refusal
 from pipelines.cluster.machine import machine_cpus
 from pipelines.process.redaction import first_line, redacted
-from pspnet_core.errors import ConfigError, Terminated, printable
+from pspnet_core.errors import ConfigError, PspnetError, Terminated, printable
 
 log = logging.getLogger(__name__)
 KEEP_IDLE = ("RAY_idle_worker_killing_time_threshold_ms", "600000")
@@ -30,6 +31,8 @@ written, at a second or two of CPU time each."""
 LONGEST_FOLDER = 28
 """Bytes of the folder below which Ray may put its sockets, whose paths the system bounds."""
 SHORT_FOLDER = "/tmp"
+SPILLING = "RAY_object_spilling_directory"
+"""Ray's variable for where objects go that memory has no room for."""
 
 LOOPBACK = {name: "lo0" if sys.platform == "darwin" else "lo" for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME")}
 """Variables for the environment of a Ray of one machine: where training's workers talk to each other."""
@@ -63,40 +66,33 @@ def ray_session() -> Iterator[None]:
 def own_ray(**options: Any) -> Iterator[None]:
     """Start a Ray for this process alone, and end it on leaving.
 
-    It listens on loopback, asks for a token that no file holds, and keeps its files in a private folder, which goes
-    with it unless an error may need its logs.
+    It listens on loopback, asks for a token that no file holds, whatever the environment says of tokens, and keeps its
+    files in private folders, which go with it unless an error may need its logs.
 
     Args:
         options: for ``ray.init``.
 
     Raises:
-        ConfigError: there is no folder for it.
+        ConfigError: there is no folder for it, or it cannot start on this machine.
     """
     for variable in (KEEP_IDLE, *LOOPBACK.items()):
         os.environ.setdefault(*variable)
-    os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))  # stays, as Ray remembers it
     # In a runtime environment the hook would cost the processes that Ray has ready, and so seconds.
     os.environ.setdefault(ray_constants.WORKER_PROCESS_SETUP_HOOK_ENV_VAR, HOOK)
-    # Ray warns of its asking for a token.
-    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
-    folder = make_folder()
-    with _loopback():
-        # Not the folder itself, which Ray would open to everybody.
-        _init(address="local", include_dashboard=False, _temp_dir=os.path.join(folder, "r"), **options)
-    failed = False
-    try:
-        yield
-    except (ConfigError, Terminated):
-        raise
-    except Exception:
-        failed = True
-        raise
-    finally:
-        ray.shutdown()
-        if failed:
-            log.info("Ray's logs are in %s", folder)
-        else:
-            shutil.rmtree(folder, ignore_errors=True)  # processes that end may still write their last lines
+    with _own_token(), _folders() as (folder, spilling):
+        try:
+            with _starting(), _loopback():
+                # Not the folder itself, which Ray would open to everybody.
+                _init(
+                    address="local",
+                    include_dashboard=False,
+                    _temp_dir=os.path.join(folder, "r"),
+                    object_spilling_directory=spilling,
+                    **options,
+                )
+            yield
+        finally:
+            ray.shutdown()
 
 
 @contextlib.contextmanager
@@ -111,6 +107,10 @@ def _connected() -> Iterator[None]:
 
 def _names_cluster() -> bool:
     """Whether Ray would connect to a cluster instead of starting one."""
+    given = os.environ.get("RAY_ADDRESS", "")
+    if "://" in given:  # Ray Client, through which neither training's nor labelling's driver works
+        remedy = "submit the job with `ray job submit`, or give HOST:6379 on a machine of the cluster (docs/cluster.md)"
+        raise ConfigError("RAY_ADDRESS", redacted(given), remedy)
     with _refused():
         address: Any = None  # as of ray.init
         return services.canonicalize_bootstrap_address(address) is not None
@@ -123,8 +123,49 @@ def _refused() -> Iterator[None]:
         yield
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         address = os.environ.get("RAY_ADDRESS", "")
-        remedy = f"cannot connect ({first_line(error)}); start that cluster, or unset it"
-        raise ConfigError("RAY_ADDRESS", address, remedy) from error
+        remedy = (
+            "start that cluster, or unset it" if address else "set it to local, or `ray stop` the one on this machine"
+        )
+        remedy = refusal(error) or f"cannot connect ({first_line(error)}); {remedy}"
+        raise ConfigError("RAY_ADDRESS", redacted(address), remedy) from error
+
+
+@contextlib.contextmanager
+def _starting() -> Iterator[None]:
+    """A ConfigError for a machine on which Ray does not start: it raises errors of all kinds."""
+    try:
+        yield
+    except PspnetError:
+        raise
+    except Exception as error:
+        remedy = "give the machine more memory, enlarge /dev/shm, or set RAY_TMPDIR to a folder with room"
+        address = os.environ.get("RAY_ADDRESS", "")
+        raise ConfigError("RAY_ADDRESS", address, f"no Ray starts here ({first_line(error)}); {remedy}") from error
+
+
+@contextlib.contextmanager
+def _own_token() -> Iterator[None]:
+    """Have a Ray that is started ask for a token that only this process and its children know."""
+    # Ray warns of its asking for a token.
+    logging.getLogger("ray._private.authentication.authentication_token_setup").setLevel(logging.ERROR)
+    own = {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    before = {name: os.environ.get(name) for name in own}
+    os.environ |= own
+    _read_token_anew()
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
+        _read_token_anew()
+
+
+def _read_token_anew() -> None:
+    """Ray remembers what the environment said of tokens."""
+    Config.initialize("")
+    AuthenticationTokenLoader.instance().reset_cache()
 
 
 def _init(**options: Any) -> None:
@@ -132,9 +173,11 @@ def _init(**options: Any) -> None:
     global_worker_stdstream_dispatcher.remove_handler(_escape.__name__)
     global_worker_stdstream_dispatcher.add_handler(_escape.__name__, _escape)  # before the one that prints them
     handler = signal.getsignal(signal.SIGTERM)
-    ray.init(logging_level=logging.WARNING, **options)
-    if callable(handler):
-        signal.signal(signal.SIGTERM, handler)
+    try:
+        ray.init(logging_level=logging.WARNING, **options)
+    finally:
+        if callable(handler):
+            signal.signal(signal.SIGTERM, handler)
 
 
 def _escape(batch: dict[str, Any]) -> None:
@@ -155,20 +198,41 @@ def _loopback() -> Iterator[None]:
         ray_constants.ENABLE_RAY_CLUSTER = before
 
 
-def make_folder() -> str:
-    """A new private folder for a Ray; not below a ``TMPDIR`` that is too long for it, as batch systems have them.
+@contextlib.contextmanager
+def _folders() -> Iterator[tuple[str, str | None]]:
+    """Private folders for a Ray: its own, and one for objects that it spills where those shall not lie in that.
+
+    Batch systems give folders for temporary files that are too long for sockets. So only the sockets and logs go
+    elsewhere then, as ``/tmp`` may be small. An error that may need the logs keeps them.
 
     Raises:
-        ConfigError: no folder of at most ``LONGEST_FOLDER`` bytes can be written.
+        ConfigError: no folder can be made.
     """
-    given = "RAY_TMPDIR" if "RAY_TMPDIR" in os.environ else "TMPDIR"
-    folder = os.environ.get(given) or tempfile.gettempdir()
-    if given == "TMPDIR" and len(os.fsencode(folder)) > LONGEST_FOLDER:
-        folder = SHORT_FOLDER
-    remedy = f"set RAY_TMPDIR to a folder of at most {LONGEST_FOLDER} bytes that can be written"
-    if len(os.fsencode(folder)) > LONGEST_FOLDER:
-        raise ConfigError(given, folder, f"too long for Ray's sockets; {remedy}")
+    given = "RAY_TMPDIR" if os.environ.get("RAY_TMPDIR") else "TMPDIR"
+    place = os.path.abspath(os.environ.get(given) or tempfile.gettempdir())
+    is_long = len(os.fsencode(place)) > LONGEST_FOLDER
+    made: list[str] = []
+    kept = None
     try:
-        return tempfile.mkdtemp(prefix="ray-", dir=folder)
+        for parent in [place, SHORT_FOLDER] if is_long else [place]:
+            made.append(_make_folder(parent, given))
+        yield made[-1], os.environ.get(SPILLING, made[0]) if is_long else None
+    except (ConfigError, Terminated):
+        raise
+    except Exception:
+        kept = made[-1]
+        log.info("Ray's logs are in %s", kept)
+        raise
+    finally:
+        for folder in made:
+            if folder != kept:
+                shutil.rmtree(folder, ignore_errors=True)  # processes that end may still write their last lines
+
+
+def _make_folder(parent: str, given: str) -> str:
+    try:
+        os.makedirs(parent, mode=0o700, exist_ok=True)  # a batch system may leave that to its jobs
+        return tempfile.mkdtemp(prefix="ray-", dir=parent)
     except OSError as error:
+        remedy = f"set RAY_TMPDIR to one of at most {LONGEST_FOLDER} bytes that can be written"
         raise ConfigError(given, os.environ.get(given, ""), f"Ray needs a folder ({error}); {remedy}") from error

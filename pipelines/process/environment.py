@@ -88,20 +88,24 @@ def data_folder() -> Path:
 
 @functools.cache
 def _tell_of(folder: Path) -> None:
+    lasts = "" if folder.parent == _known_private_folder() else ", which is new for each job"
     log.warning(
-        "there is no home folder that can be written: runs and models are kept in %s; set HOME, or "
+        "there is no home folder that can be written: runs and models are kept in %s%s; set HOME, or "
         "MLFLOW_TRACKING_URI, to keep them elsewhere",
         folder,
+        lasts,
     )
 
 
 def private_folder() -> Path:
-    """A folder under TMPDIR that nobody else may look into, the same each time unless somebody has put another there.
+    """A folder under TMPDIR that nobody else may look into, the same each time.
+
+    It is new each time where that one is somebody else's, or TMPDIR shows other owners or modes than were set.
 
     Raises:
         FileNotFoundError: no temporary folder can be written.
     """
-    folder = Path(tempfile.gettempdir(), f"{PRIVATE}{os.getuid()}")
+    folder = _known_private_folder()
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
@@ -109,6 +113,10 @@ def private_folder() -> Path:
         return _unique_private_folder()
     mine = stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not stat.S_IMODE(found.st_mode) & 0o077
     return folder if mine else _unique_private_folder()
+
+
+def _known_private_folder() -> Path:
+    return Path(tempfile.gettempdir(), f"{PRIVATE}{os.getuid()}")
 
 
 @functools.cache
@@ -135,12 +143,12 @@ def _private_folder_or_root() -> Path:
 
 
 def _home() -> Path | None:
-    """The home folder; None where there is none."""
+    """The home folder; None where there is none. It may be ``/``, where containers mount ``/.aws`` and the like."""
     try:
         home = Path.home()
     except RuntimeError:  # neither HOME nor an entry in /etc/passwd
         return None
-    return home if home.is_dir() and home != Path("/") else None
+    return home if home.is_dir() and os.environ.get("HOME") != "" else None
 
 
 def _reach_loopback_directly() -> None:

@@ -1,5 +1,6 @@
 """Errors of MLflow: outages, which pass, and refusals, which do not, with a remedy for each."""
 
+import errno
 import re
 import socket
 import ssl
@@ -20,10 +21,15 @@ ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
 _MAY_PASS = {408, 409, 425, 429}
 """Answers 4xx that another attempt may not get: time-outs, conflicts, too many requests."""
 
+_REFUSED = {*range(300, 500)} - _MAY_PASS
+
 _MISTAKES = (PspnetError, TypeError, ValueError, AttributeError, LookupError, FileNotFoundError)
 """Errors of the program or its user; a ``PspnetError`` has been explained already."""
 
-_CLIENTS = {"mlflow", "requests", "urllib3", "botocore", "sqlalchemy"}
+_STORES = {"botocore", "boto3", "s3transfer"}
+"""Packages that send files to an object store by themselves, without the server."""
+
+_CLIENTS = {"mlflow", "requests", "urllib3", "sqlalchemy", *_STORES}
 """Packages whose errors are raised while they handle those of what they use."""
 
 _UNKNOWN = "INTERNAL_ERROR"
@@ -49,6 +55,22 @@ class Failure:
         """Whether an error of this class is among the causes."""
         return any(isinstance(cause, kind) for cause in self.causes)
 
+    def says(self, pattern: str) -> bool:
+        """Whether one of the causes has such a text."""
+        return any(re.search(pattern, str(cause)) for cause in self.causes)
+
+    def is_of_store(self) -> bool:
+        """Whether an object store, and not the server, has failed or refused."""
+        return any(_package(cause) in _STORES for cause in self.causes)
+
+    def lacks_credentials(self) -> bool:
+        """Whether an object store's client has found no credentials, or none that it can use."""
+        return any(_CREDENTIALS.search(type(cause).__name__) for cause in self.causes)
+
+    def is_of_file(self, *codes: int) -> bool:
+        """Whether a file or folder here has failed so, not a socket."""
+        return any(isinstance(each, OSError) and each.errno in codes and each.filename for each in self.causes)
+
 
 class Kind(NamedTuple):
     """A kind of failure: how it is known, what a user may do, and whether another attempt may go better."""
@@ -62,8 +84,19 @@ def _answered(*statuses: int) -> Callable[[Failure], bool]:
     return lambda failure: failure.status in statuses
 
 
+_CREDENTIALS = re.compile("Credential|ProfileNotFound|(?:Auth|SSO|Login)Token|TokenRetrieval")
+"""In the names of classes of errors, of S3's clients and others."""
+
+_STORE = "or start the server with --artifacts-destination, so that it sends the files itself"
+
 KINDS: tuple[Kind, ...] = (
     Kind(lambda failure: failure.has(ImportError), "install {missing} on this machine"),
+    Kind(
+        lambda failure: failure.says(
+            r"certificate (?:has expired|is not yet valid)|certificate is not valid for|hostname .* doesn't match"
+        ),
+        "renew its certificate, or reach it by the name that the certificate was made for",
+    ),
     Kind(
         lambda failure: "CERTIFICATE_VERIFY_FAILED" in failure.text or failure.has(ssl.SSLCertVerificationError),
         "its certificate cannot be verified: set REQUESTS_CA_BUNDLE, or MLFLOW_TRACKING_SERVER_CERT_PATH for MLflow "
@@ -73,6 +106,39 @@ KINDS: tuple[Kind, ...] = (
     Kind(
         lambda failure: "Invalid url" in failure.text or "unsupported URI" in failure.text,
         "check MLFLOW_TRACKING_URI: it is no address of a server or database",
+    ),
+    Kind(
+        lambda failure: failure.lacks_credentials(),
+        f"give this machine credentials of the artifact store (AWS_PROFILE, AWS_ACCESS_KEY_ID and so on), {_STORE}",
+    ),
+    Kind(
+        lambda failure: failure.is_of_store() and failure.status == 404,
+        f"there is no such bucket: correct the experiment's artifact location, {_STORE}",
+    ),
+    Kind(
+        lambda failure: failure.is_of_store() and failure.status in _REFUSED,
+        f"the artifact store refuses it: let these credentials write there, or give others, {_STORE}",
+    ),
+    Kind(
+        lambda failure: failure.is_of_store() and failure.status is None,
+        f"the artifact store does not answer: check MLFLOW_S3_ENDPOINT_URL, {_STORE}",
+        True,
+    ),
+    Kind(
+        lambda failure: failure.says("No space left on device|Disk quota exceeded|database or disk is full"),
+        "make room on that disk",
+        True,
+    ),
+    Kind(
+        lambda failure: (
+            failure.is_of_file(errno.EACCES, errno.EPERM, errno.EROFS)
+            or failure.says("readonly database|unable to open database file")
+        ),
+        "let this user write there, or set MLFLOW_TRACKING_URI to another place",
+    ),
+    Kind(
+        lambda failure: failure.status == 407 or failure.says("Tunnel connection failed: 40[37]"),
+        "the proxy refuses to lead there: put its user and password into https_proxy, or set NO_PROXY to this host",
     ),
     Kind(
         lambda failure: "ProxyError" in failure.text, "the proxy does not lead there: set NO_PROXY to this host", True
@@ -156,8 +222,12 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
     """An error and what it was raised for, outermost first; not what its caller was handling when the call began."""
     while error is not None:
         yield error
-        is_of_client = type(error).__module__.partition(".")[0] in _CLIENTS and not error.__suppress_context__
+        is_of_client = _package(error) in _CLIENTS and not error.__suppress_context__
         error = error.__cause__ or (error.__context__ if is_of_client else None)
+
+
+def _package(error: BaseException) -> str:
+    return type(error).__module__.partition(".")[0]
 
 
 def _own_status(error: BaseException) -> int | None:

@@ -15,7 +15,10 @@ from tests.support.odd_machines import MACHINES, Machine, has_namespaces, label_
 KEYS = ["a.jpg", "b.png", "weiß-ñ.jpg"]
 
 
-@pytest.mark.parametrize("machine", MACHINES.values(), ids=MACHINES)
+WHERE = "" if has_namespaces() else ", whose root can be written"
+
+
+@pytest.mark.parametrize("machine", MACHINES.values(), ids=[f"{name}{WHERE}" for name in MACHINES])
 def test_a_job_on_an_odd_machine(machine: Machine, scene_model: Path, tmp_path: Path) -> None:
     if machine.alone and not has_namespaces():
         pytest.skip("this user may not make a root that cannot be written")

@@ -246,12 +246,12 @@ def make_nightly(folder: Path, variables: dict[str, str], *arguments: str) -> su
     command = [
         "make",
         "--no-print-directory",
+        "--silent",
         "-o",
         ".venv/.stamp",
-        "nightly",
         f"BIN={folder}",
         "STAMP=.venv/.stamp",
-        *arguments,
+        *(arguments if "nightly" in arguments else ("nightly", *arguments)),
     ]
     return subprocess.run(command, cwd=ROOT, env=inherited | variables, text=True, capture_output=True)
 
@@ -295,6 +295,13 @@ def test_make_nightly_hands_every_value_on_as_it_is(value: str, by: str, tmp_pat
         found = nightly(tmp_path, {}, *(f"{name}={value}" for name in given))
     assert found == [f"--{name.lower()}={value}" for name in given]
     assert not (tmp_path / "evil").exists()
+
+
+@pytest.mark.parametrize("goals", [("setup", "nightly"), ("nightly", "setup")])
+def test_make_nightly_does_the_same_beside_another_goal(goals: tuple[str, ...], tmp_path: Path) -> None:
+    given = [f"{name}=a$b" for name in ("INPUT", "OUTPUT", "MODEL")]
+    flags = ["--input=a$b", "--output=a$b", "--model=a$b", "--source=images", "--date=today"]
+    assert nightly(tmp_path, {}, *goals, *given) == flags
 
 
 def test_what_args_holds_is_cut_at_blanks_and_nothing_else(tmp_path: Path) -> None:

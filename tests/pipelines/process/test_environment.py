@@ -42,7 +42,7 @@ def bare(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[pytest.Mon
     yield monkeypatch
 
 
-@pytest.mark.parametrize("home", ["", "/", "/nowhere", "{file}"])
+@pytest.mark.parametrize("home", ["", "/nowhere", "{file}"])
 def test_a_home_that_is_none_becomes_a_private_folder(home: str, bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     os.environ["HOME"] = home.format(file=tmp_path / "file")
@@ -50,6 +50,18 @@ def test_a_home_that_is_none_becomes_a_private_folder(home: str, bare: pytest.Mo
     place = Path(os.environ["HOME"])
     assert (place.parent, stat.S_IMODE(place.stat().st_mode)) == (tmp_path, 0o700)
     assert place == private_folder()  # the next command finds it again
+
+
+@pytest.mark.parametrize("home", ["/", "/usr"])
+def test_a_home_that_cannot_be_written_stays_for_its_settings(
+    home: str, bare: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Containers mount credentials there: ``/.aws``, ``/.netrc``."""
+    os.environ["HOME"] = home
+    bare.setattr(os, "access", lambda *_: False)
+    complete_environment()
+    assert os.environ["HOME"] == home
+    assert {os.environ[name] for name in ("XDG_CACHE_HOME", "MPLCONFIGDIR")} == {str(private_folder())}
 
 
 def test_a_home_that_can_be_written_stays(bare: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -76,7 +88,7 @@ def plant_open_folder(place: Path) -> None:
 
 @pytest.mark.parametrize("plant", [plant_link, plant_file, plant_open_folder])
 def test_a_private_folder_that_somebody_has_put_there_is_not_used(
-    plant: Callable[[Path], None], bare: pytest.MonkeyPatch, tmp_path: Path
+    plant: Callable[[Path], None], bare: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Its name is known, and anybody may write to ``/tmp``."""
     environment._unique_private_folder.cache_clear()
@@ -84,6 +96,8 @@ def test_a_private_folder_that_somebody_has_put_there_is_not_used(
     folder = private_folder()
     assert folder.name != f"pspnet-{os.getuid()}"
     assert (folder.parent, stat.S_IMODE(folder.lstat().st_mode)) == (tmp_path, 0o700)
+    os.environ["HOME"] = str(folder)
+    assert f"kept in {data_folder()}, which is new for each job; set HOME, or MLFLOW_TRACKING_URI, " in caplog.text
     environment._unique_private_folder.cache_clear()
 
 

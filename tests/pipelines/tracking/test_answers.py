@@ -1,11 +1,19 @@
 """Errors of a server: a refusal ends the call at once, in one line with a remedy; only an outage is waited for."""
 
+import errno
 import json
+import os
+import ssl
 import uuid
 from collections.abc import Iterator
 
 import pytest
-from botocore.exceptions import ClientError
+import sqlalchemy.exc
+from boto3.exceptions import S3UploadFailedError
+from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, PartialCredentialsError
+from mlflow.exceptions import MlflowException
+from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
+from requests.exceptions import ProxyError, SSLError
 
 from pipelines.tracking import background_run as background_module
 from pipelines.tracking.answers import may_pass, remedy_of, status_of
@@ -165,13 +173,81 @@ def test_a_module_that_is_missing_is_named() -> None:
         Server(uri="postgresql+pg8000://me:secret1@127.0.0.1:9/mlflow").call(lambda client: client.get_run(RUN))
 
 
-def test_a_refusing_bucket_differs_from_an_absent_one() -> None:
-    def denied(status: int) -> ClientError:
-        answer = {"Error": {"Code": "x"}, "ResponseMetadata": {"HTTPStatusCode": status}}
-        return ClientError(answer, "PutObject")
+def refused(status: int) -> ClientError:
+    """By an object store."""
+    answer = {"Error": {"Code": "x"}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    return ClientError(answer, "PutObject")
 
-    assert (status_of(denied(403)), may_pass(denied(403))) == (403, False)
-    assert may_pass(denied(503))
+
+def raised(error: Exception, *causes: Exception) -> Exception:
+    """An error that was raised while the causes were handled, the innermost last."""
+    if causes:
+        error.__context__ = raised(*causes)
+    return error
+
+
+def of_system(code: int, file: str | None = "/mlflow/a.png") -> OSError:
+    return OSError(code, os.strerror(code), file)
+
+
+def of_database(text: str) -> Exception:
+    """As MLflow's SQL store raises it."""
+    error = MlflowException(text, error_code=TEMPORARILY_UNAVAILABLE)
+    error.__cause__ = sqlalchemy.exc.OperationalError("INSERT", {}, Exception(text))
+    return error
+
+
+def of_certificate(text: str) -> Exception:
+    reason = ssl.SSLCertVerificationError(f"[SSL: CERTIFICATE_VERIFY_FAILED] certificate verify failed: {text}")
+    return raised(SSLError(f"Max retries exceeded (Caused by SSLError({reason!r}))"), reason)
+
+
+def of_proxy(status: int) -> Exception:
+    reason = OSError(f"Tunnel connection failed: {status} Refused")
+    return raised(ProxyError(f"Max retries exceeded (Caused by ProxyError({reason!r}))"), reason)
+
+
+OF_STORE = "artifact store"
+NO_ROOM, NOT_ALLOWED = "make room on that disk", "let this user write there"
+OTHER_NAME, PROXY = "renew its certificate, or reach it by the name", "the proxy refuses to lead there: put its user"
+OTHERS: list[tuple[Exception, str, bool]] = [
+    (NoCredentialsError(), f"give this machine credentials of the {OF_STORE} (AWS_PROFILE", False),
+    (PartialCredentialsError(provider="env", cred_var="x"), f"give this machine credentials of the {OF_STORE}", False),
+    (refused(403), f"the {OF_STORE} refuses it: let these credentials write there", False),
+    (raised(S3UploadFailedError("failed"), refused(403)), f"the {OF_STORE} refuses it: ", False),
+    (raised(S3UploadFailedError("failed"), refused(404)), "there is no such bucket: ", False),
+    (raised(S3UploadFailedError("failed"), refused(503)), "it is busy, or starts", True),
+    (
+        raised(EndpointConnectionError(endpoint_url="http://x"), ConnectionRefusedError("refused")),
+        f"the {OF_STORE} does not answer: check MLFLOW_S3_ENDPOINT_URL",
+        True,
+    ),
+    (of_system(errno.ENOSPC), NO_ROOM, True),
+    (of_system(errno.EDQUOT), NO_ROOM, True),
+    (of_database("database or disk is full"), NO_ROOM, True),
+    (of_system(errno.EACCES), NOT_ALLOWED, False),
+    (of_system(errno.EROFS), NOT_ALLOWED, False),
+    (of_system(errno.EACCES, None), "start it, or set MLFLOW_TRACKING_URI to another", True),  # a firewall's
+    (of_database("attempt to write a readonly database"), NOT_ALLOWED, False),
+    (of_database("unable to open database file"), NOT_ALLOWED, False),
+    (of_database("database is locked"), "it is busy, or starts", True),
+    (of_certificate("certificate has expired"), OTHER_NAME, False),
+    (of_certificate("certificate is not yet valid"), OTHER_NAME, False),
+    (of_certificate("Hostname mismatch, certificate is not valid for 'mlflow'."), OTHER_NAME, False),
+    (of_certificate("IP address mismatch, certificate is not valid for '10.0.0.1'."), OTHER_NAME, False),
+    (of_certificate("self-signed certificate"), "its certificate cannot be verified: set", False),
+    (of_proxy(407), PROXY, False),
+    (of_proxy(403), PROXY, False),
+    (of_proxy(502), "the proxy does not lead there: set NO_PROXY", True),
+]
+"""Errors that are not the server's: the remedy, and whether to wait."""
+
+
+@pytest.mark.parametrize(("error", "remedy", "passes"), OTHERS, ids=[str(error)[-60:] for error, *_ in OTHERS])
+def test_what_is_not_the_servers_has_a_remedy_of_its_own(error: Exception, remedy: str, passes: bool) -> None:
+    assert remedy_of(error).startswith(remedy)
+    assert may_pass(error) == passes
+    assert status_of(refused(403)) == 403
 
 
 def test_what_the_caller_was_handling_is_no_answer_of_the_servers() -> None:
