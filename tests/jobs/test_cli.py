@@ -292,15 +292,16 @@ def test_what_a_job_raises(error: BaseException, code: int, line: str, capfd: py
     assert capfd.readouterr() == ("", line + "\n")
 
 
-def test_a_fault_of_the_program_shows_its_traceback(capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_fault_of_the_program_is_logged_with_its_traceback(
+    capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
     def fail(config: SampleConfig) -> Mapping[str, object]:
         raise RuntimeError("not foreseen")
 
     assert main(SampleConfig, fail, ["--fence=x"]) == 1
-    out, err = capfd.readouterr()
-    assert out == ""
-    assert err.startswith("Traceback")
-    assert err.endswith("RuntimeError: not foreseen\n")
+    assert capfd.readouterr().out == ""
+    assert caplog.messages == ["the program failed"]
+    assert caplog.text.rstrip().endswith("RuntimeError: not foreseen")
 
 
 def test_the_line_is_json_whatever_the_values_are() -> None:

@@ -33,6 +33,8 @@ from tests.support.servers import ServerError, free_ports, request, started, wai
 
 STOP_SECONDS = 3  # an orderly end takes longer than anybody wants to wait, and its files survive a kill
 REGION = "us-east-1"
+MOST_VOLUMES = 10_000
+"""Each bucket takes some, which are small files; as many as the disk has room for full ones would not last."""
 ROLES: Mapping[str, list[str]] = {
     "admin": ["Admin", "Read", "Write", "List", "Tagging"],
     "reader": ["Read", "List"],
@@ -120,7 +122,12 @@ def _command(folder: Path, sockets: Path, config: Path, ports: list[int]) -> lis
         *(_weed(), f"-logdir={folder}", "server", f"-dir={data}", "-ip=127.0.0.1", "-ip.bind=127.0.0.1"),
         *(f"-master.port={master}", f"-master.port.grpc={master_grpc}"),
         *("-master.telemetry=false", "-master.volumeSizeLimitMB=64"),
-        *(f"-volume.port={volume}", f"-volume.port.grpc={volume_grpc}", "-volume.max=0", "-volume.preStopSeconds=0"),
+        *(
+            f"-volume.port={volume}",
+            f"-volume.port.grpc={volume_grpc}",
+            f"-volume.max={MOST_VOLUMES}",
+            "-volume.preStopSeconds=0",
+        ),
         *(f"-filer.port={filer}", f"-filer.port.grpc={filer_grpc}", f"-filer.localSocket={sockets}/filer"),
         *("-s3", f"-s3.port={s3}", f"-s3.port.grpc={s3_grpc}", "-s3.port.iceberg=0", "-s3.port.lance=0"),
         *(f"-s3.config={config}", f"-s3.localSocket={sockets}/s3"),

