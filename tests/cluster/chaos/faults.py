@@ -283,6 +283,9 @@ def _all_too_large(round: Round) -> None:
 def _retry_killed(round: Round) -> Deed:
     """The driver of a retry; the same retry twice at once; then the command without it, which finds nothing to do."""
     _all_too_large(round)
+    # What is no image even so tells how often it was tried.
+    bad = {key: error.partition(":")[0] for key, error in round.arena.poisoned.items() if error}
+    round.outcome |= bad
     rule = round.holding(**round.random.choice([READING, WRITING, RECORDING]))
     yield
     round.held(rule)
