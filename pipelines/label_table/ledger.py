@@ -18,7 +18,7 @@ import functools
 import itertools
 import logging
 import secrets
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Annotated
@@ -149,15 +149,14 @@ class Ledger:
         there = set(self._there(plan, missing))
         return [chunk for chunk in missing if chunk not in there]
 
-    def _there(self, plan: Plan, chunks: Iterable[int]) -> list[int]:
+    def _there(self, plan: Plan, chunks: Sequence[int]) -> list[int]:
         """Those of some chunks that are there when they are asked for."""
 
         def is_there(chunk: int) -> bool:
             return self.store.exists(self.paths.chunk(plan.date, plan.number, chunk))
 
         with ThreadPoolExecutor(THREADS) as pool:
-            some = list(chunks)
-            return [chunk for chunk, there in zip(some, pool.map(is_there, some), strict=True) if there]
+            return [chunk for chunk, there in zip(chunks, pool.map(is_there, chunks), strict=True) if there]
 
     def pending(self, listing: Listing) -> pa.Table:
         """The rows of a listing that are not labelled yet, by key: as many as one plan may hold.
@@ -171,16 +170,15 @@ class Ledger:
         """``uri, etag`` of every row of the label table, also of those of the last plans that no listing shows yet."""
         index = LabelIndex(self.store, self.paths)
         yield from index.images()
-        latest = self.latest_plan()
-        for number in range(latest.number if latest else -1, -1, -1):
-            plan = self.read_plan(number)
+        plan = self.latest_plan()
+        while plan:
             there = self._there(plan, _unlisted(plan, index.listed))
             for chunk in there:
                 with contextlib.suppress(ObjectMissing):  # deleted meanwhile
-                    path = self.paths.chunk(plan.date, number, chunk)
+                    path = self.paths.chunk(plan.date, plan.number, chunk)
                     yield from read_label_file(self.store, path, VERSION.names).cast(VERSION).to_batches()
-            if not there:  # what is older has been listed, too
-                return
+            # Where all were listed, what is older was, too.
+            plan = self.read_plan(plan.number - 1) if there and plan.number else None
 
     def unlisted(self, listing: Listing) -> int:
         """How many images of a plan that is open are not in the listing (any more)."""
