@@ -19,7 +19,7 @@ The rules of segmenting, whose attempts end only in success or in the death of a
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from pspnet_core.errors import ImageError, PspnetError
@@ -65,6 +65,35 @@ class Attempt:
     reason: str = ""
 
 
+@dataclass(kw_only=True)
+class _Case:
+    """What is known of a chunk that is being segmented.
+
+    Attributes:
+        attempts: so far, the one under way included.
+        announced: the image that its process works on alone.
+        good, to_blame: as of ``Attempt``.
+        reason: why the process of this attempt is about to end.
+        known: images that were good or to blame when the last attempt began.
+        in_vain: attempts one at a time in a row that told nothing of any image.
+    """
+
+    attempts: int = 0
+    announced: int | None = None
+    good: set[int] = field(default_factory=set)
+    to_blame: dict[int, ImageError] = field(default_factory=dict)
+    reason: ImageError | None = None
+    known: int = 0
+    in_vain: int = 0
+
+    def count_in_vain(self, *, is_alone: bool) -> None:
+        """Count an attempt that labels images one at a time, from the last one that told something."""
+        known = len(self.good) + len(self.to_blame)
+        if is_alone:
+            self.in_vain = self.in_vain + 1 if known == self.known else 1
+        self.known = known
+
+
 class ChunkStates:
     """What the coordinator holds, by number of chunk; its methods are called one after another."""
 
@@ -78,14 +107,8 @@ class ChunkStates:
     def renew(self) -> None:
         """Forget all chunks: from now on their numbers stand for others."""
         self.reads: Counter[int] = Counter()
-        self.attempts: Counter[int] = Counter()
+        self.cases: defaultdict[int, _Case] = defaultdict(_Case)  # of chunks that are being segmented
         self.writes: Counter[int] = Counter()
-        self.announced: dict[int, int] = {}
-        self.good: defaultdict[int, set[int]] = defaultdict(set)
-        self.to_blame: defaultdict[int, dict[int, ImageError]] = defaultdict(dict)
-        self.reasons: dict[int, ImageError] = {}
-        self.known: Counter[int] = Counter()  # images that are good or to blame, as of the last attempt
-        self.in_vain: Counter[int] = Counter()  # attempts one at a time in a row that told nothing
         self.stages: dict[int, str] = {}
 
     def start(self, actor: str) -> int:
@@ -107,66 +130,50 @@ class ChunkStates:
 
     def ended(self, chunk: int) -> int:
         """Attempts at segmenting a chunk so far."""
-        return self.attempts[chunk]
+        return self.cases[chunk].attempts if chunk in self.cases else 0
 
     def begin(self, chunk: int) -> Attempt:
         """A chunk is about to be segmented. An image that was announced ended the process of the last attempt."""
         self.reads.pop(chunk, None)
-        reason = self.reasons.pop(chunk, None)
-        if chunk in self.announced:
-            self.blame(
-                chunk, self.announced.pop(chunk), reason or ImageError("Crashed", "labelling it alone ends the process")
-            )
-        self.attempts[chunk] += 1
         self.stages[chunk] = "segment"
-        number = self.attempts[chunk]
-        self._count_in_vain(chunk)
-        too_many = max(self.in_vain[chunk] - self.alone, number - self.together - self.all_alone)
+        case = self.cases[chunk]
+        reason, case.reason = case.reason, None
+        if case.announced is not None:
+            case.to_blame[case.announced] = reason or ImageError("Crashed", "labelling it alone ends the process")
+            case.announced = None
+        case.attempts += 1
+        is_alone = case.attempts > self.together
+        case.count_in_vain(is_alone=is_alone)
+        too_many = max(case.in_vain - self.alone, case.attempts - self.together - self.all_alone)
         return Attempt(
-            number=number,
-            is_alone=number > self.together,
+            number=case.attempts,
+            is_alone=is_alone,
             gives_up=too_many > 0,
-            good=frozenset(self.good[chunk] if too_many <= 1 else ()),
-            to_blame=dict(self.to_blame[chunk]),
+            good=frozenset(case.good if too_many <= 1 else ()),
+            to_blame=dict(case.to_blame),
             reason=reason.message if reason else "",
         )
 
-    def _count_in_vain(self, chunk: int) -> None:
-        """Count an attempt that labels images one at a time, from the last one that told something."""
-        known = len(self.good[chunk]) + len(self.to_blame[chunk])
-        if self.attempts[chunk] > self.together:
-            self.in_vain[chunk] = self.in_vain[chunk] + 1 if known == self.known[chunk] else 1
-        self.known[chunk] = known
-
     def blame(self, chunk: int, image: int, error: ImageError) -> None:
         """An image is known to end processes, or to take too long; the error is its row's."""
-        self.to_blame[chunk][image] = error
+        self.cases[chunk].to_blame[image] = error
 
     def explain(self, chunk: int, reason: ImageError) -> None:
         """Keep why the process of this attempt is about to end."""
-        self.reasons[chunk] = reason
+        self.cases[chunk].reason = reason
 
     def announce(self, chunk: int, image: int | None) -> None:
         """Note that the chunk's process now works on this image alone, or on none, and has survived the last one."""
-        survivor = self.announced.pop(chunk, None)
-        if survivor is not None:
-            self.good[chunk].add(survivor)
-        if image is not None and chunk in self.attempts:  # else it began before this object was made, and is not known
-            self.announced[chunk] = image
+        case = self.cases.get(chunk)
+        if case is None or not case.attempts:  # it began before this object was made, and is not known
+            return
+        if case.announced is not None:
+            case.good.add(case.announced)
+        case.announced = image
 
     def done(self, chunk: int) -> None:
         """A chunk has been segmented: its attempts are forgotten."""
-        known: dict[int, Any]
-        for known in (
-            self.attempts,
-            self.announced,
-            self.good,
-            self.to_blame,
-            self.reasons,
-            self.known,
-            self.in_vain,
-        ):
-            known.pop(chunk, None)
+        self.cases.pop(chunk, None)
         if chunk in self.stages:  # else the driver has it already
             self.stages[chunk] = "write"
 
